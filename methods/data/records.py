@@ -1,0 +1,174 @@
+"""Images and labels as the rest of labelwise sees them: typed, read-only, images as uint8."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IntArray = NDArray[np.int64]
+
+
+class Images(ABC):
+    """Many images of one size, addressed by position."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, index: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] on the CPU, channels_last, for int64 positions [B]."""
+
+
+class ArrayImages(Images):
+    """Images in memory: one uint8 array [N, H, W, C], possibly read-only and shared between processes."""
+
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        assert array.ndim == 4 and array.dtype == np.uint8, (array.shape, array.dtype)
+        self.array = array
+        with warnings.catch_warnings():
+            # Shared arrays are read-only and torch warns of that; nothing here ever writes to them.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            self._tensor = torch.from_numpy(array)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, h, w, c = self.array.shape
+        return c, h, w
+
+    def __len__(self) -> int:
+        return int(self.array.shape[0])
+
+    def take(self, index: Tensor) -> Tensor:
+        return self._tensor[index].permute(0, 3, 1, 2)
+
+    def __reduce__(self) -> tuple[type[ArrayImages], tuple[NDArray[np.uint8]]]:
+        return ArrayImages, (self.array,)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with what is known about them.
+
+    Attributes:
+        images: the images.
+        label: int64 [N], -1 where unlabelled.
+        classes: class names; ``label`` counts into them.
+        group: int64 [N] (alphabet, domain), or None.
+        groups: group names.
+        tokens: int64 [N, L] captions as token ids, or None.
+        captions: captions as text, or ().
+        names: file names relative to the source, or ().
+        flip: whether a mirrored image keeps its meaning; False for characters and digits.
+    """
+
+    images: Images
+    label: IntArray
+    classes: tuple[str, ...]
+    group: IntArray | None = None
+    groups: tuple[str, ...] = ()
+    tokens: IntArray | None = None
+    captions: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    flip: bool = True
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data specification holds: training images, and test images where it brings its own."""
+
+    train: ImageSet
+    test: ImageSet | None = None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Positions in an ``ImageSet`` with their labels: a part of the label budget, or a test set.
+
+    Attributes:
+        data: the images.
+        index: int64 [n], positions in ``data``.
+        label: int64 [n], 0 .. len(data.classes) - 1.
+    """
+
+    data: ImageSet
+    index: IntArray
+    label: IntArray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """All that a method may see: every training image, and the training part of the label budget.
+
+    Attributes:
+        images: the pool, labelled and unlabelled.
+        label: int64 [N], -1 where the label is hidden (unlabelled, validation, beyond the budget).
+        classes: number of classes.
+        mean, std: per channel, of the pool in [0, 1].
+        group: int64 [N] or None.
+        tokens: int64 [N, L] or None.
+        flip: whether a mirrored image keeps its meaning.
+    """
+
+    images: Images
+    label: IntArray
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    group: IntArray | None = None
+    tokens: IntArray | None = None
+    flip: bool = True
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A study's data, divided: what methods see, what chooses, and what is opened at the end.
+
+    Attributes:
+        train: what methods see.
+        labelled: the training part of the label budget (classification) or all images of the training classes (few-shot).
+        validation: the validation part of the budget, or all images of the validation classes (few-shot).
+        test: the test images; the orchestrator alone opens them, once.
+        holdout: whether ``test`` was taken from the training data because there was no test set.
+    """
+
+    train: TrainData
+    labelled: Labelled
+    validation: Labelled
+    test: Labelled
+    holdout: bool
+
+    def budget(self) -> Labelled:
+        """Every label the study may use: training and validation part together."""
+        return Labelled(
+            self.labelled.data,
+            np.concatenate([self.labelled.index, self.validation.index]),
+            np.concatenate([self.labelled.label, self.validation.label]),
+        )
+
+
+def channel_statistics(images: Images, sample: int = 4096) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel in [0, 1], from at most ``sample`` evenly spaced images."""
+    index = torch.linspace(0, len(images) - 1, min(len(images), sample)).round().long()
+    x = images.take(index).float().div_(255)
+    std, mean = torch.std_mean(x, dim=(0, 2, 3), correction=0)
+    return tuple(mean.tolist()), tuple(std.clamp_min(1e-3).tolist())
