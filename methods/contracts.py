@@ -61,6 +61,7 @@ class Optimizer:
         warmup: share of the stage with linear warm-up.
         schedule: ``cosine`` to zero, or ``constant`` after the warm-up.
         betas: of adamw.
+        clip: largest global gradient norm, or None.
     """
 
     kind: Literal["adamw", "sgd"]
@@ -69,6 +70,7 @@ class Optimizer:
     warmup: float = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,6 @@ class Context:
         data: training images and the labels a method may know.
         encoder: which encoder the study trains, and its starting weights.
         world: the workers; ``world.device`` is where the learner will live (the loop moves it there).
-        steps: this stage's steps at the study's top rung.
         seed: of this training; parameters are already seeded when a learner is built.
         previous: the learner of the stage before, trained; None in the first stage.
     """
@@ -100,7 +101,6 @@ class Context:
     data: TrainData
     encoder: EncoderSpec
     world: World
-    steps: int
     seed: int
     previous: Learner | None = None
 
