@@ -234,9 +234,7 @@ def check_inside(domain: Domain, legal: Domain, where: str) -> None:
 def knobs(config: type) -> dict[str, Knob]:
     """The knobs that a ``Config`` class declares, in order of declaration; dependants follow what they depend on."""
     found = {
-        f.name: dataclasses.replace(f.metadata[_KEY], name=f.name)
-        for f in dataclasses.fields(config)
-        if _KEY in f.metadata
+        f.name: dataclasses.replace(f.metadata[_KEY], name=f.name) for f in dataclasses.fields(config) if _KEY in f.metadata
     }
     ordered: dict[str, Knob] = {}
     for name in found:

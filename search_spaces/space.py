@@ -1,0 +1,252 @@
+"""The conditional space of a study: the method is a choice, its knobs exist only under it, and a knob may open others.
+
+The builder is handed the methods' ``Config`` classes; it imports no method. Names in Optuna are ``method`` and
+``method.knob``. Three transforms keep Optuna's scales honest and stand in the name: ``m.1-momentum`` (searched as
+log(1 - x)), ``m.log2(batch_size)`` (powers of two), ``m.temperature@normalise=False`` (a variant's own range).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
+
+from search_spaces.domains import (
+    Choice,
+    Domain,
+    Float,
+    Int,
+    Knob,
+    KnobError,
+    UserError,
+    Value,
+    check_inside,
+    knobs,
+    nearest,
+)
+
+METHOD = "method"
+
+Override = Domain | Value
+"""What a study may put in a knob's place: a range to search, or a value to fix."""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One configuration: a method and its active knobs' values."""
+
+    method: str
+    values: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A knob under a condition, as Optuna sees it."""
+
+    name: str
+    domain: Domain
+
+    def distribution(self) -> BaseDistribution:
+        d = self.domain
+        if isinstance(d, Choice):
+            return CategoricalDistribution(d.options)
+        if isinstance(d, Int):
+            if d.power_of_two:
+                powers = d.powers()
+                return IntDistribution(powers[0].bit_length() - 1, powers[-1].bit_length() - 1)
+            return IntDistribution(d.low, d.high, log=d.log)
+        if d.log1m:
+            return FloatDistribution(1 - d.high, 1 - d.low, log=True)
+        return FloatDistribution(d.low, d.high, log=d.log)
+
+    def decode(self, raw: Any) -> Value:
+        d = self.domain
+        if isinstance(d, Int) and d.power_of_two:
+            return 2 ** int(raw)
+        if isinstance(d, Float) and d.log1m:
+            return min(max(1 - float(raw), d.low), d.high)
+        return raw  # type: ignore[no-any-return]
+
+    def encode(self, value: Value) -> Any:
+        """The value moved into the domain where it lies outside: the nearest end, or the first option."""
+        d = self.domain
+        if isinstance(d, Choice):
+            return value if d.contains(value) else d.options[0]
+        assert isinstance(value, int | float)
+        inside = min(max(value, d.low), d.high)
+        if isinstance(d, Int):
+            if d.power_of_two:
+                return min(d.powers(), key=lambda p: abs(p - inside)).bit_length() - 1
+            return int(inside)
+        return 1 - inside if d.log1m else float(inside)
+
+
+class Space:
+    """All configurations that a study may try.
+
+    Args:
+        configs: method name -> its ``Config`` class.
+        overrides: ``method.knob`` or ``*.knob`` (any pattern) -> a domain to search instead, or a value to fix. The most
+            specific pattern wins: an exact name before a pattern, a later pattern before an earlier one.
+    Raises:
+        KnobError: a name matches no knob, or a value or range leaves the knob's legal range.
+    """
+
+    def __init__(self, configs: Mapping[str, type], overrides: Mapping[str, Override] | None = None) -> None:
+        if not configs:
+            raise UserError("a space needs at least one method, got none")
+        self.configs = dict(configs)
+        self.knobs: dict[str, dict[str, Knob]] = {name: knobs(config) for name, config in configs.items()}
+        self._overrides = self._resolve(overrides or {})
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(self.configs)
+
+    def _resolve(self, overrides: Mapping[str, Override]) -> dict[str, Override]:
+        known = [f"{m}.{k}" for m, ks in self.knobs.items() for k in ks]
+        resolved: dict[str, Override] = {}
+        for pattern in sorted(overrides, key=lambda p: p in known):
+            matched = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
+            if not matched:
+                method = pattern.split(".", 1)[0]
+                pool = [n for n in known if n.startswith(method + ".")] or known
+                raise KnobError(f"search.{pattern} matches no knob of the study's methods{nearest(pattern, pool)}")
+            for name in matched:
+                method, knob_name = name.split(".", 1)
+                resolved[name] = _checked(overrides[pattern], self.knobs[method][knob_name], f"search.{pattern}")
+        return resolved
+
+    def override(self, method: str, knob: str) -> Override | None:
+        return self._overrides.get(f"{method}.{knob}")
+
+    def _axis(self, method: str, item: Knob, chosen: Mapping[str, Value]) -> _Axis | Value:
+        """The knob's axis under the values chosen so far, or the value that it is fixed to."""
+        override = self.override(method, item.name)
+        variant = item.variant(chosen)
+        name = f"{method}.{item.name}"
+        if override is not None and not isinstance(override, Float | Int | Choice):
+            return override
+        domain = override if override is not None else variant.search if variant else item.search
+        if domain is None:
+            return variant.default if variant else item.default
+        if override is None and variant is not None:
+            name += f"@{variant.when.knob}={'|'.join(map(str, variant.when.values))}"
+        if isinstance(domain, Float) and domain.log1m:
+            name = name.replace(f".{item.name}", f".1-{item.name}")
+        if isinstance(domain, Int) and domain.power_of_two:
+            name = name.replace(f".{item.name}", f".log2({item.name})")
+        return _Axis(name, domain)
+
+    def suggest(self, trial: Trial) -> Suggestion:
+        """Asks Optuna for one configuration, define-by-run."""
+        method = str(trial.suggest_categorical(METHOD, self.methods)) if len(self.methods) > 1 else self.methods[0]
+        chosen: dict[str, Value] = {}
+        for name, item in self.knobs[method].items():
+            if not item.active(chosen):
+                continue
+            axis = self._axis(method, item, chosen)
+            chosen[name] = axis.decode(_ask(trial, axis)) if isinstance(axis, _Axis) else axis
+        return Suggestion(method, chosen)
+
+    def defaults(self, method: str) -> Suggestion:
+        """The method's first trial: every knob's default, moved into the study's range where it lies outside."""
+        chosen: dict[str, Value] = {}
+        for name, item in self.knobs[method].items():
+            if not item.active(chosen):
+                continue
+            axis = self._axis(method, item, chosen)
+            variant = item.variant(chosen)
+            default = variant.default if variant else item.default
+            chosen[name] = axis.decode(axis.encode(default)) if isinstance(axis, _Axis) else axis
+        return Suggestion(method, chosen)
+
+    def parameters(self, suggestion: Suggestion) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+        """The suggestion as Optuna's parameters and distributions: to enqueue it, or to add it as an ended trial.
+
+        Values outside the study's range keep the parameter out: the trial then informs the search by its other knobs.
+        """
+        params: dict[str, Any] = {}
+        distributions: dict[str, BaseDistribution] = {}
+        if len(self.methods) > 1:
+            params[METHOD], distributions[METHOD] = suggestion.method, CategoricalDistribution(self.methods)
+        chosen: dict[str, Value] = {}
+        for name, item in self.knobs[suggestion.method].items():
+            if name not in suggestion.values:
+                continue
+            value = suggestion.values[name]
+            axis = self._axis(suggestion.method, item, chosen)
+            chosen[name] = value
+            if isinstance(axis, _Axis) and axis.domain.contains(value):
+                params[axis.name], distributions[axis.name] = axis.encode(value), axis.distribution()
+        return params, distributions
+
+
+def _checked(override: Override, item: Knob, where: str) -> Override:
+    if isinstance(override, Float | Int | Choice):
+        check_inside(override, item.legal, where)
+        return override
+    return item.check(override, where)
+
+
+def parse_override(raw: object, item: Knob | None, where: str) -> Override:
+    """A study file's entry as a domain or a value: ``0.5``, ``{low: , high: , log: }``, ``{choices: [...]}`` or a list.
+
+    ``item`` gives the scale where the entry names none, so narrowing a range keeps searching it as its method declared.
+    """
+    if isinstance(raw, Float | Int | Choice):
+        return raw
+    if isinstance(raw, list | tuple):
+        return Choice(raw)
+    if not isinstance(raw, Mapping):
+        if not isinstance(raw, bool | int | float | str):
+            raise KnobError(f"{where} must be a value, a list of choices or a range with low and high, got {raw!r}")
+        return raw
+    return _parse_range(dict(raw), item, where)
+
+
+def _parse_range(raw: dict[str, Any], item: Knob | None, where: str) -> Domain:
+    if "choices" in raw:
+        extra = set(raw) - {"choices"}
+        if extra or not isinstance(raw["choices"], Sequence) or isinstance(raw["choices"], str):
+            raise KnobError(f"{where} with choices must be {{choices: [a, b, ...]}}, got {raw!r}")
+        return Choice(raw["choices"])
+    allowed = ("low", "high", "log", "log1m", "power_of_two")
+    for key in raw:
+        if key not in allowed:
+            raise KnobError(f"{where}.{key} is not a part of a range{nearest(key, allowed)}")
+    missing = [key for key in ("low", "high") if key not in raw]
+    if missing:
+        raise KnobError(f"{where} needs low and high, but {missing[0]} is missing in {raw!r}")
+    for key in ("low", "high"):
+        if isinstance(raw[key], bool) or not isinstance(raw[key], int | float):
+            raise KnobError(f"{where}.{key} must be a number, got {raw[key]!r}")
+    declared = item.search or item.legal if item else None
+    whole = isinstance(declared, Int) if declared else all(isinstance(raw[k], int) for k in ("low", "high"))
+    switches = {key: bool(raw[key]) for key in ("log", "log1m", "power_of_two") if key in raw}
+    try:
+        if whole:
+            if not switches and isinstance(declared, Int):
+                switches = {"log": declared.log, "power_of_two": declared.power_of_two}
+            return Int(int(raw["low"]), int(raw["high"]), **switches)
+        if not switches and isinstance(declared, Float):
+            switches = {"log": declared.log, "log1m": declared.log1m}
+        return Float(float(raw["low"]), float(raw["high"]), **switches)
+    except TypeError as error:
+        raise KnobError(f"{where} has a scale that its knob cannot have ({error})") from error
+    except KnobError as error:
+        raise KnobError(f"{where}: {error}") from error
+
+
+def _ask(trial: Trial, axis: _Axis) -> Any:
+    d = axis.distribution()
+    if isinstance(d, CategoricalDistribution):
+        return trial.suggest_categorical(axis.name, d.choices)
+    if isinstance(d, IntDistribution):
+        return trial.suggest_int(axis.name, d.low, d.high, log=d.log)
+    assert isinstance(d, FloatDistribution)
+    return trial.suggest_float(axis.name, d.low, d.high, log=d.log)
