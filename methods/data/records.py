@@ -57,6 +57,15 @@ class ArrayImages(Images):
 
 
 @dataclass(frozen=True)
+class Attribute:
+    """A further fact about every image (font, size, position): ``index`` int64 [N] counts into ``values``."""
+
+    name: str
+    values: tuple[str, ...]
+    index: IntArray
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """Images with what is known about them.
 
@@ -70,6 +79,8 @@ class ImageSet:
         captions: captions as text, or ().
         names: file names relative to the source, or ().
         flip: whether a mirrored image keeps its meaning; False for characters and digits.
+        caption_labels: whether captions tell the class, so that they are hidden wherever the label is.
+        attributes: further facts about every image, or ().
     """
 
     images: Images
@@ -81,6 +92,8 @@ class ImageSet:
     captions: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     flip: bool = True
+    caption_labels: bool = False
+    attributes: tuple[Attribute, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,10 +101,16 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Source:
-    """What a data specification holds: training images, and test images where it brings its own."""
+    """What a data specification holds: training images, and test images where it brings its own.
+
+    Attributes:
+        train, test: the images.
+        notes: what a person should know of the loading, a sentence each (files left out, parts put together).
+    """
 
     train: ImageSet
     test: ImageSet | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,7 +177,8 @@ class Split:
     holdout: bool
 
     def budget(self) -> Labelled:
-        """Every label the study may use: training and validation part together."""
+        """Every label the study may use: training and validation part together (classification only)."""
+        assert self.labelled.data is self.validation.data, "few-shot parts hold different classes and are never put together"
         return Labelled(
             self.labelled.data,
             np.concatenate([self.labelled.index, self.validation.index]),

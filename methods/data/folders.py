@@ -1,0 +1,322 @@
+"""Folders and zips of images as a ``Source``: class folders, or a ``labels.csv``.
+
+Class folders (a wrapping folder around any of these is looked through):
+
+- ``class/file``: one folder a class;
+- ``alphabet/character/file``, where every file lies that deep: class ``alphabet/character``, group ``alphabet``;
+- ``train/...`` and ``test/...`` of either kind; ``val/...`` joins ``train`` because labelwise draws its own validation part;
+- ``unlabelled/...`` beside the classes or beside ``train``: images without label, in any arrangement.
+
+``labels.csv`` with the columns ``file,label[,group][,caption]``: ``file`` counts from the csv's folder, a blank label means
+unlabelled, and every image outside an ``unlabelled/`` folder has a row. Files that are not images are ignored and counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from methods.data.decode import (
+    Bad,
+    Files,
+    FolderFiles,
+    Header,
+    OnBadImage,
+    Size,
+    StreamedImages,
+    ZipFiles,
+    choose_shape,
+    decode_all,
+    is_image,
+    scan,
+)
+from methods.data.records import ArrayImages, Images, ImageSet, Source
+from methods.data.views import renumber, select, tokenize
+from search_spaces.domains import UserError
+
+TRAIN = frozenset(("train", "training"))
+TEST = frozenset(("test", "testing"))
+VALIDATION = frozenset(("val", "valid", "validation"))
+UNLABELLED = frozenset(("unlabelled", "unlabeled"))
+CSV = "labels.csv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image file and what its place or its csv row says of it; a blank label means unlabelled."""
+
+    name: str
+    label: str = ""
+    group: str = ""
+    caption: str = ""
+    test: bool = False
+
+
+def open_files(path: Path) -> Files:
+    """The files of a folder or zip.
+
+    Raises:
+        UserError: there is nothing there, or it is neither.
+    """
+    if path.is_dir():
+        return FolderFiles(path)
+    if path.suffix.lower() == ".zip" and path.is_file():
+        return ZipFiles(path)
+    if path.exists():
+        raise UserError(
+            f"images come as a folder, a .zip or an .npz, but {path} is none of these; put the images into a folder"
+        )
+    raise UserError(f"{path} must exist, but it does not; check the path")
+
+
+def load_files(
+    path: Path, size: Size | None, channels: int | None, on_bad_image: OnBadImage, memory_limit: int, flip: bool | None
+) -> Source:
+    """A folder or zip of labelled images; see the module's docstring.
+
+    Raises:
+        UserError: nothing readable, no labels, images and csv rows that do not match, corrupt images (with ``refuse``).
+    """
+    files = open_files(path)
+    names = files.names()
+    images = [name for name in names if is_image(name)]
+    if not images:
+        what = f"{len(names)} other files" if names else "nothing"
+        raise UserError(f"{path} must hold images (png, jpg, bmp, gif, webp, tiff, ppm), but it holds {what}; check the path")
+    tables = [name for name in names if PurePosixPath(name).name.lower() == CSV]
+    table = min(tables, key=lambda name: name.count("/"), default=None)
+    rows, notes = _rows_of_csv(files, table, images) if table else _rows_of_folders(path, images)
+    others = len(names) - len(images) - len(tables)
+    if others:
+        notes.append(f"{others} files in {path} that are not images were ignored")
+    return _assemble(files, rows, notes, size, channels, on_bad_image, memory_limit, flip)
+
+
+def load_pictures(
+    path: str | Path, shape: tuple[int, int, int], on_bad_image: OnBadImage = "refuse"
+) -> tuple[ImageSet, tuple[str, ...]]:
+    """All images of a folder, zip or single file without regard to labels, in a model's (C, H, W); and notes.
+
+    Raises:
+        UserError: no images, or corrupt ones (with ``refuse``).
+    """
+    path = Path(path)
+    if path.is_file() and is_image(path.name):
+        files: Files = FolderFiles(path.parent)
+        names = [path.name]
+    else:
+        files = open_files(path)
+        names = [name for name in files.names() if is_image(name)]
+    if not names:
+        raise UserError(f"{path} must hold images (png, jpg, bmp, gif, webp, tiff, ppm), but it holds none; check the path")
+    source = _assemble(files, [Row(name) for name in names], [], shape[1:], shape[0], on_bad_image, 2**62, None)
+    return source.train, source.notes
+
+
+def _unwrapped(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Each name's parts without the folders that wrap everything (a folder of files is never a wrapping)."""
+    paths = [PurePosixPath(name).parts for name in names]
+    while len({p[0] for p in paths}) == 1 and all(len(p) > 2 for p in paths):
+        paths = [p[1:] for p in paths]
+    return paths
+
+
+def _rows_of_folders(path: Path, names: Sequence[str]) -> tuple[list[Row], list[str]]:
+    paths = _unwrapped(names)
+    tops = {p[0].lower() for p in paths if len(p) > 1}
+    split = bool(tops & TRAIN)
+    # Without a train folder, test/class/file beside class/file is still a test part.
+    deep_test = all(len(p) > 2 for p in paths if p[0].lower() in TEST)
+    tested = split or (deep_test and any(len(p) == 2 and p[0].lower() not in TEST | UNLABELLED for p in paths))
+    parts: dict[str, list[tuple[str, tuple[str, ...]]]] = {"train": [], "test": [], "unlabelled": []}
+    validation = 0
+    for name, p in zip(names, paths, strict=True):
+        top = p[0].lower() if len(p) > 1 else ""
+        inner = p[1].lower() if len(p) > 2 and split else ""
+        if top in UNLABELLED or (top in TRAIN and inner in UNLABELLED):
+            parts["unlabelled"].append((name, p))
+        elif tested and top in TEST:
+            parts["test"].append((name, p[1:]))
+        elif split and (top in TRAIN or top in VALIDATION):
+            validation += top in VALIDATION
+            parts["train"].append((name, p[1:]))
+        else:
+            parts["train"].append((name, p))
+    labelled = parts["train"] + parts["test"]
+    stray = [name for name, p in labelled if len(p) < 2]
+    if len(stray) == len(labelled):
+        raise UserError(
+            f"{path} must hold one folder a class or a {CSV}, but it holds neither; sort the images into class folders"
+        )
+    if stray:
+        raise UserError(
+            f"every image in {path} must lie in a class folder, but {len(stray)} do not, first {stray[0]};"
+            " move them into a class folder or into unlabelled/"
+        )
+    grouped = all(len(p) > 2 for _, p in labelled)
+    rows = [Row(name, *_class_of(p, grouped)) for name, p in parts["train"]]
+    rows += [Row(name, *_class_of(p, grouped), test=True) for name, p in parts["test"]]
+    rows += [Row(name) for name, _ in parts["unlabelled"]]
+    notes = (
+        [f"{validation} images of a validation folder count as training images; the label budget draws its own"]
+        if validation
+        else []
+    )
+    return rows, notes
+
+
+def _class_of(parts: tuple[str, ...], grouped: bool) -> tuple[str, str]:
+    return (f"{parts[0]}/{parts[1]}", parts[0]) if grouped else (parts[0], "")
+
+
+def _rows_of_csv(files: Files, table: str, names: Sequence[str]) -> tuple[list[Row], list[str]]:
+    where = f"{files.path}/{table}"
+    records = _read_csv(files, table, where)
+    base = PurePosixPath(table).parent
+    prefix = "" if str(base) == "." else f"{base}/"
+    known = set(names)
+    rows: dict[str, Row] = {}
+    missing: list[str] = []
+    for line, record in records:
+        file = record.get("file", "").replace("\\", "/").removeprefix("./")
+        name = prefix + file
+        if name not in known:
+            missing.append(f"{file or 'a blank file'} in line {line}")
+        elif name in rows:
+            raise UserError(f"{where} must name every file once, but {file} comes again in line {line}; remove one of the rows")
+        else:
+            rows[name] = Row(name, record.get("label", ""), record.get("group", ""), record.get("caption", ""))
+    if missing:
+        raise UserError(
+            f"every row of {where} must name an image, but {len(missing)} do not, first {missing[0]}; correct the file column"
+        )
+    rest = [name for name in names if name not in rows]
+    loose = [n for n in rest if not UNLABELLED & {p.lower() for p in PurePosixPath(n.removeprefix(prefix)).parts[:-1]}]
+    if loose:
+        raise UserError(
+            f"every image must have a row in {where}, but {len(loose)} have none, first {loose[0]};"
+            " add rows with a blank label, or move them into unlabelled/"
+        )
+    return [*rows.values(), *(Row(name) for name in rest)], []
+
+
+def _read_csv(files: Files, table: str, where: str) -> list[tuple[int, dict[str, str]]]:
+    data = files.read(table)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} must be UTF-8 text, but byte {error.start} is not; save it as CSV UTF-8") from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [cell.strip().lower() for cell in next(reader, [])]
+        if not {"file", "label"} <= set(header):
+            raise UserError(
+                f"{where} must start with the columns file,label, got {','.join(header) or 'nothing'}; add a header row"
+            )
+        records = []
+        for cells in reader:
+            if len(cells) > len(header):
+                raise UserError(
+                    f"line {reader.line_num} of {where} must have {len(header)} cells, got {len(cells)}; quote cells with commas"
+                )
+            if any(cell.strip() for cell in cells):
+                records.append((reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=False))))
+    except csv.Error as error:
+        raise UserError(
+            f"{where} must be a comma-separated table, but line {reader.line_num} is not ({error}); mend it"
+        ) from error
+    return records
+
+
+def _assemble(
+    files: Files,
+    rows: Sequence[Row],
+    notes: list[str],
+    size: Size | None,
+    channels: int | None,
+    on_bad_image: OnBadImage,
+    memory_limit: int,
+    flip: bool | None,
+) -> Source:
+    headers = scan(files, [row.name for row in rows])
+    bad = [h for h in headers if isinstance(h, Bad)]
+    good = [h for h in headers if isinstance(h, Header)]
+    rows = [row for row, h in zip(rows, headers, strict=True) if isinstance(h, Header)]
+    if bad and (on_bad_image == "refuse" or not good):
+        _refuse(files, bad, len(headers))
+    shape = choose_shape(good, size, channels)
+    names = [row.name for row in rows]
+    images: Images
+    if len(rows) * int(np.prod(shape)) > memory_limit:
+        images = StreamedImages(files, names, shape)
+        notes.append(f"the images take more than {memory_limit / 2**30:.1f} GiB, so they are decoded while training")
+    else:
+        array, broken = decode_all(files, names, shape)
+        if broken:
+            bad += broken
+            if on_bad_image == "refuse" or len(broken) == len(rows):
+                _refuse(files, bad, len(headers))
+            lost = {b.name for b in broken}
+            kept = [i for i, name in enumerate(names) if name not in lost]
+            array, rows = array[kept], [rows[i] for i in kept]
+        images = ArrayImages(array)
+    if bad:
+        notes.append(f"{len(bad)} corrupt images were left out: {', '.join(b.name for b in bad)}")
+    if flip is None:
+        # 1-bit images are characters or drawings, whose mirror image is another character.
+        flip = not all(h.mode == "1" for h in good)
+    everything = _image_set(images, rows, flip)
+    return _divide(everything, rows, tuple(notes))
+
+
+def _refuse(files: Files, bad: Sequence[Bad], total: int) -> None:
+    first = min(bad, key=lambda b: b.name)
+    raise UserError(
+        f"every image in {files.path} must be readable, but {len(bad)} of {total} are not, first {first.name} ({first.reason});"
+        " remove them or set on_bad_image to skip"
+    )
+
+
+def _image_set(images: Images, rows: Sequence[Row], flip: bool) -> ImageSet:
+    classes = _sorted({row.label for row in rows if row.label})
+    groups = _sorted({row.group for row in rows if row.group})
+    number = {name: k for k, name in enumerate(classes)}
+    of_group = {name: k for k, name in enumerate(groups)}
+    captions = tuple(row.caption for row in rows) if any(row.caption for row in rows) else ()
+    told = [row.label.lower() in row.caption.lower() for row in rows if row.label and row.caption]
+    return ImageSet(
+        images=images,
+        label=np.array([number.get(row.label, -1) for row in rows], dtype=np.int64),
+        classes=classes,
+        group=np.array([of_group.get(row.group, -1) for row in rows], dtype=np.int64) if groups else None,
+        groups=groups,
+        tokens=tokenize(captions) if captions else None,
+        captions=captions,
+        names=tuple(row.name for row in rows),
+        flip=flip,
+        # Captions that mostly spell out the class are labels and are hidden with them.
+        caption_labels=bool(told) and sum(told) > len(told) / 2,
+    )
+
+
+def _divide(data: ImageSet, rows: Sequence[Row], notes: tuple[str, ...]) -> Source:
+    test = np.array([row.test for row in rows], dtype=bool)
+    if not test.any():
+        return Source(data, None, notes)
+    parts = [select(data, np.flatnonzero(rows_)) for rows_ in (~test, test)]
+    classes = [_sorted({data.classes[k] for k in np.unique(p.label) if k >= 0}) for p in parts]
+    train = renumber(parts[0], classes[0])
+    return Source(train, renumber(parts[1], classes[0] if set(classes[1]) <= set(classes[0]) else classes[1]), notes)
+
+
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    """In alphabetical order; numbers by value where all are numbers."""
+    found = list(names)
+    if all(name.isdecimal() for name in found):
+        return tuple(sorted(found, key=lambda name: (int(name), name)))
+    return tuple(sorted(found))

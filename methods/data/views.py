@@ -1,0 +1,167 @@
+"""Images seen through an index: parts, joins and rotations that copy nothing until they are taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.data.records import ArrayImages, Attribute, Images, ImageSet, IntArray
+from search_spaces.domains import UserError
+
+
+class SubsetImages(Images):
+    """Chosen positions of other images, in the order given."""
+
+    def __init__(self, base: Images, index: IntArray) -> None:
+        if isinstance(base, SubsetImages):
+            base, index = base.base, base.index[index]
+        self.base = base
+        self.index = np.ascontiguousarray(index, dtype=np.int64)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.base.shape
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, index: Tensor) -> Tensor:
+        return self.base.take(torch.from_numpy(self.index[index.numpy()]))
+
+
+class JoinedImages(Images):
+    """Several sets of images of one shape, one after the other."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        assert parts
+        assert len({part.shape for part in parts}) == 1, [part.shape for part in parts]
+        self.parts = tuple(parts)
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.parts[0].shape
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def take(self, index: Tensor) -> Tensor:
+        out = torch.empty((len(index), *self.shape), dtype=torch.uint8, memory_format=torch.channels_last)
+        part = np.searchsorted(self.starts, index.numpy(), side="right") - 1
+        for number in np.unique(part):
+            rows = torch.from_numpy(np.flatnonzero(part == number))
+            out[rows] = self.parts[number].take(index[rows] - int(self.starts[number]))
+        return out
+
+
+class RotatedImages(Images):
+    """Square images four times over: positions 0 .. N-1 as they are, then all turned by 90, 180 and 270 degrees."""
+
+    def __init__(self, base: Images) -> None:
+        _, height, width = base.shape
+        if height != width:
+            raise UserError(
+                f"rotations as new classes need square images, got {width}x{height}; set size or leave rotations off"
+            )
+        self.base = base
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.base.shape
+
+    def __len__(self) -> int:
+        return 4 * len(self.base)
+
+    def take(self, index: Tensor) -> Tensor:
+        out = self.base.take(index % len(self.base)).clone(memory_format=torch.channels_last)
+        turns = index // len(self.base)
+        for turn in (1, 2, 3):
+            rows = (turns == turn).nonzero().flatten()
+            if len(rows):
+                out[rows] = out[rows].rot90(turn, dims=(2, 3))
+        return out
+
+
+def select(data: ImageSet, index: IntArray) -> ImageSet:
+    """The images at these positions with everything known about them; classes and groups keep their numbers."""
+    return dataclasses.replace(
+        data,
+        images=SubsetImages(data.images, index),
+        label=data.label[index],
+        group=None if data.group is None else data.group[index],
+        tokens=None if data.tokens is None else data.tokens[index],
+        captions=tuple(data.captions[i] for i in index) if data.captions else (),
+        names=tuple(data.names[i] for i in index) if data.names else (),
+        attributes=tuple(dataclasses.replace(a, index=a.index[index]) for a in data.attributes),
+    )
+
+
+def renumber(data: ImageSet, classes: Sequence[str]) -> ImageSet:
+    """The same images with labels that count into ``classes``; images of other classes become unlabelled."""
+    number = {name: k for k, name in enumerate(classes)}
+    new = np.array([number.get(name, -1) for name in data.classes] + [-1], dtype=np.int64)
+    return dataclasses.replace(data, label=new[data.label], classes=tuple(classes))
+
+
+def join(parts: Sequence[ImageSet]) -> ImageSet:
+    """Several image sets as one; classes and groups of the same name become one.
+
+    Raises:
+        UserError: the images differ in shape.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    shapes = {part.images.shape for part in parts}
+    if len(shapes) > 1:
+        found = ", ".join(f"{w}x{h} with {c} channels" for c, h, w in sorted(shapes))
+        raise UserError(f"images that are put together need one shape, got {found}; set size")
+    classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
+    images: Images
+    if all(isinstance(part.images, ArrayImages) for part in parts):
+        images = ArrayImages(np.concatenate([part.images.array for part in parts if isinstance(part.images, ArrayImages)]))
+    else:
+        images = JoinedImages([part.images for part in parts])
+    captions = tuple(c for part in parts for c in (part.captions or ("",) * len(part)))
+    captioned = any(captions)
+    groups = tuple(dict.fromkeys(name for part in parts for name in part.groups))
+    grouped = all(part.group is not None for part in parts)
+    shared = [a.name for a in parts[0].attributes if all(a.name in {b.name for b in part.attributes} for part in parts)]
+    return ImageSet(
+        images=images,
+        label=np.concatenate([renumber(part, classes).label for part in parts]),
+        classes=classes,
+        group=np.concatenate([_regroup(part, groups) for part in parts]) if grouped else None,
+        groups=groups if grouped else (),
+        tokens=tokenize(captions) if captioned else None,
+        captions=captions if captioned else (),
+        names=tuple(n for part in parts for n in part.names) if all(part.names for part in parts) else (),
+        flip=all(part.flip for part in parts),
+        caption_labels=any(part.caption_labels for part in parts),
+        attributes=tuple(_join_attribute(name, parts) for name in shared),
+    )
+
+
+def _regroup(part: ImageSet, groups: tuple[str, ...]) -> IntArray:
+    assert part.group is not None
+    number = np.array([groups.index(name) for name in part.groups] + [-1], dtype=np.int64)
+    return number[part.group]
+
+
+def _join_attribute(name: str, parts: Sequence[ImageSet]) -> Attribute:
+    found = [next(a for a in part.attributes if a.name == name) for part in parts]
+    values = tuple(dict.fromkeys(v for a in found for v in a.values))
+    return Attribute(name, values, np.concatenate([np.array([values.index(v) for v in a.values])[a.index] for a in found]))
+
+
+def tokenize(captions: Sequence[str]) -> IntArray:
+    """int64 [N, L]: one token a word, numbered from 1 in alphabetical order; 0 pads and marks a missing caption."""
+    words = [caption.lower().split() for caption in captions]
+    number = {word: k for k, word in enumerate(sorted({w for row in words for w in row}), start=1)}
+    tokens = np.zeros((len(words), max(map(len, words), default=0)), dtype=np.int64)
+    for row, caption in zip(tokens, words, strict=True):
+        row[: len(caption)] = [number[word] for word in caption]
+    return tokens
