@@ -40,6 +40,11 @@ class Draws:
         """An independent stream over the same rows, a fixed function of this stream's seed and ``name``."""
         return Draws(seed_of(self.seed, name), self.total, self.rows, self.device)
 
+    def per(self, n: int) -> Draws:
+        """The same stream with n rows for each of these: one row per image where these are one row per task of n images."""
+        rows = slice(self.rows.start * n, self.rows.stop * n)
+        return Draws(seed_of(self.seed, "per", n), self.total * n, rows, self.device)
+
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32 [b, *shape], uniform in [low, high)."""
         x = torch.rand(self.total, *shape, generator=self.generator, device=self.device)[self.rows]

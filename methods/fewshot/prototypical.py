@@ -1,0 +1,73 @@
+"""Prototypical networks: classify by the nearest class mean in a learned embedding.
+
+Snell, Swersky & Zemel 2017, https://arxiv.org/abs/1703.05175. Shapes: T tasks, N ways, K shots, Q queries, D embedding.
+
+Deviations from the paper:
+- a step may hold several episodes (``tasks``), whose batch normalisation statistics are shared;
+- AdamW with a cosine schedule in place of Adam with stepwise halving;
+- a temperature divides the squared distances (1 in the paper), and cosine similarity may take their place;
+- images are augmented; rotations as new classes are a knob and are drawn once per class of an episode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from methods.batch import Feeds, Step
+from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
+from methods.parts.distances import DISTANCES, class_means, similarity_logits
+from methods.parts.encoders import Encoder
+from methods.parts.episodes import EpisodeViews, EpisodicConfig, episode_loss, training_shape
+from search_spaces.domains import Choice, Float, Variant, When, knob
+
+
+@dataclass(frozen=True)
+class Config(EpisodicConfig):
+    distance: str = knob(
+        "euclidean", Choice(DISTANCES), doc="squared euclidean distance, or cosine similarity", source="Snell 2017"
+    )
+    temperature: float = knob(
+        1.0, Float(0.1, 100.0, log=True), legal=Float(1e-4, 1e5), doc="divides the similarities", source="Snell 2017: 1",
+        variants=(Variant(When("distance", "cosine"), 0.1, Float(0.01, 1.0, log=True)),),
+    )  # fmt: skip
+
+
+class Prototypical(MetricLearner):
+    """The encoder and nothing else: prototypes are means of its embeddings."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__()
+        self.config = config
+        self.shape = training_shape(config, context)
+        self.views = EpisodeViews(config, context)
+        self.f = context.new_encoder()
+
+    def feeds(self) -> Feeds:
+        return Feeds(episodes=self.shape)
+
+    def loss(self, step: Step) -> Loss:
+        episodes = self.views(step.from_episodes())
+        return episode_loss(self.query_logits(episodes), episodes)
+
+    def compare(self, support: Tensor, support_label: Tensor, query: Tensor, ways: int) -> Tensor:
+        prototypes = class_means(support, support_label, ways)  # [t, N, D]
+        return similarity_logits(query, prototypes, self.config.distance, self.config.temperature)  # [t, Q, N]
+
+    def encoder(self) -> Encoder:
+        return self.f
+
+    def optimizer(self) -> Optimizer:
+        return Optimizer("adamw", lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+
+METHOD = Method(
+    name="prototypical",
+    family="fewshot",
+    paper="Snell, Swersky & Zemel 2017, arXiv:1703.05175",
+    summary="class means in a learned embedding, softmax over negative distances",
+    config=Config,
+    learner=Prototypical,
+    uses_labels=True,
+)

@@ -1,0 +1,114 @@
+"""What the few-shot methods share: the knobs of a training episode, its fit to the data, and its augmentation.
+
+Shapes: T tasks, N ways, K shots, Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from methods.batch import Draws, Episodes, EpisodeShape
+from methods.contracts import Context, Loss, SharedConfig, TrainingError
+from methods.parts.augment import rotate_quarter
+from search_spaces.domains import SWITCH, Choice, Float, Int, knob
+
+RECIPES = Choice(("weak", "crop_flip", "simclr", "strong"))
+
+
+@dataclass(frozen=True)
+class EpisodicConfig(SharedConfig):
+    """Knobs of every method trained on episodes. lr is used as it stands: a step counts tasks, not images."""
+
+    lr: float = knob(
+        1e-3, Float(1e-4, 1e-2, log=True), legal=Float(1e-8, 100), unit="per step", doc="learning rate of AdamW",
+        source="Snell 2017",
+    )  # fmt: skip
+    batch_size: int = 0  # Not a knob here: the size of a step is tasks x ways x (shots + queries).
+    ways: int = knob(
+        20, Int(5, 60), legal=Int(2, 1000), unit="classes", source="Snell 2017",
+        doc="classes of a training episode; at most as many as the data offers are taken",
+    )  # fmt: skip
+    shots: int = knob(
+        1, Int(1, 5), legal=Int(1, 100), unit="images", doc="support images per class in training", source="Snell 2017"
+    )
+    queries: int = knob(
+        5, Int(1, 15), legal=Int(1, 100), unit="images", source="Snell 2017",
+        doc="query images per class in training; fewer where the data has fewer",
+    )  # fmt: skip
+    tasks: int = knob(
+        2, Int(1, 8), legal=Int(1, 1024), unit="tasks", doc="episodes per step, all workers together", source="Finn 2017"
+    )
+    recipe: str = knob("weak", RECIPES, doc="augmentation recipe of support and query images", source="CATALOGUE")
+    rotations: bool = knob(
+        False, SWITCH, doc="training classes turned by 90, 180 and 270 degrees are classes of their own", source="Santoro 2016"
+    )
+
+
+def fit_shape(config: EpisodicConfig, counts: Sequence[int]) -> EpisodeShape:
+    """The training episode nearest to the configured one that the data can fill.
+
+    ``counts`` are the labelled images of each class. Ways are clipped to the classes with at least two images; then queries,
+    and after them shots, to the images that so many classes have. (Evaluation episodes are never clipped.)
+
+    Raises:
+        TrainingError: fewer than two classes with at least two labelled images.
+    """
+    usable = sorted((n for n in counts if n >= 2), reverse=True)
+    if len(usable) < 2:
+        raise TrainingError(
+            f"training episodes need at least 2 classes with 2 labelled images each, got {len(usable)}; give more labels"
+        )
+    ways = min(config.ways, len(usable))
+    room = usable[ways - 1]
+    queries = min(config.queries, max(1, room - config.shots))
+    shots = min(config.shots, room - queries)
+    return EpisodeShape(config.tasks, ways, shots, queries)
+
+
+def training_shape(config: EpisodicConfig, context: Context) -> EpisodeShape:
+    """``fit_shape`` for the labels that the method may know."""
+    label = context.data.label
+    return fit_shape(config, np.bincount(label[label >= 0], minlength=1).tolist())
+
+
+class EpisodeViews:
+    """Augmented training episodes: every image by its own draws, every class by its own turn where ``rotations`` is on."""
+
+    def __init__(self, config: EpisodicConfig, context: Context) -> None:
+        self._augment = context.augment(config.recipe, strength=config.augmentation_strength)
+        self._rotations = config.rotations
+
+    def __call__(self, episodes: Episodes) -> Episodes:
+        """The same episodes with images float [t, N*K or N*Q, C, H, W] in [0, 1]."""
+        shape, draws = episodes.shape, episodes.draws
+        support, query = episodes.support, episodes.query
+        if self._rotations:
+            turns = draws.child("turns").integers(4, shape.ways)  # [t, N]
+            support = turn_classes(support, turns.gather(1, episodes.support_label))
+            query = turn_classes(query, turns.gather(1, episodes.query_label))
+        return replace(
+            episodes,
+            support=self._view(support, draws.child("support")),
+            query=self._view(query, draws.child("query")),
+        )
+
+    def _view(self, images: Tensor, draws: Draws) -> Tensor:
+        tasks, n = images.shape[:2]
+        return self._augment(images.flatten(0, 1), draws.per(n)).unflatten(0, (tasks, n))
+
+
+def turn_classes(images: Tensor, turns: Tensor) -> Tensor:
+    """Images [t, n, C, H, W], each turned by its number of quarter turns, int64 [t, n]."""
+    return rotate_quarter(images.flatten(0, 1), turns.flatten()).unflatten(0, turns.shape)
+
+
+def episode_loss(logits: Tensor, episodes: Episodes) -> Loss:
+    """Cross-entropy of the queries, averaged over tasks and queries; logits [t, N*Q, N]."""
+    flat, label = logits.float().flatten(0, 1), episodes.query_label.flatten()
+    accuracy = (flat.detach().argmax(dim=1) == label).float().mean()
+    return Loss(cross_entropy(flat, label), {"accuracy": accuracy})
