@@ -166,14 +166,14 @@ class Split:
         train: what methods see.
         labelled: the training part of the label budget (classification) or all images of the training classes (few-shot).
         validation: the validation part of the budget, or all images of the validation classes (few-shot).
-        test: the test images; the orchestrator alone opens them, once.
+        test: the test images; the orchestrator alone opens them, once, and hands a copy without them (None) to the slots.
         holdout: whether ``test`` was taken from the training data because there was no test set.
     """
 
     train: TrainData
     labelled: Labelled
     validation: Labelled
-    test: Labelled
+    test: Labelled | None
     holdout: bool
 
     def budget(self) -> Labelled:

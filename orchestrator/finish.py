@@ -1,0 +1,127 @@
+"""The end of a study: the winner is chosen by validation, then the test set is opened once, then everything is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import optuna
+import ray
+import torch
+import yaml
+
+from cluster.plan import ResourcePlan
+from methods.data.records import Labelled, Split
+from methods.parts.encoders import save_encoder, save_predictor
+from methods.protocols import PROTOCOLS
+from orchestrator.folder import RunFolder
+from orchestrator.journal import Chosen, History, Tested
+from orchestrator.leaderboard import Finalist, finalists, leaderboard, verdict
+from orchestrator.records import Job, SlotSetup, TestScore
+from orchestrator.report import write_report
+from orchestrator.result import Result, knob_columns
+from orchestrator.search import Search
+from orchestrator.study import Study, write_text
+from orchestrator.sweep import Sweep
+from orchestrator.trial import examine, load_training, trained
+
+
+def finish(study: Study, split: Split, shared: SlotSetup, folder: RunFolder, sweep: Sweep, plan: ResourcePlan) -> Result:
+    """Chooses, tests, exports and reports. What a resumed study finds done is not done again."""
+    history = sweep.history
+    board = finalists(history)
+    if board and history.chosen is None:
+        exported = board[0].exported or board[0].trial
+        sweep.tell(Chosen(board[0].trial.job.trial, exported.job.key))
+    test_finalists(board, shared, split, sweep, plan)
+    write_outputs(study, split, folder, history)
+    board = finalists(history)
+    if board and board[0].exported is not None:
+        export_best(board[0], shared, folder)
+    shutil.rmtree(folder.scratch, ignore_errors=True)
+    return Result.open(folder.path)
+
+
+def test_finalists(board: list[Finalist], shared: SlotSetup, split: Split, sweep: Sweep, plan: ResourcePlan) -> None:
+    """Asks the test set about every finalist's models, on the cluster, each once."""
+    assert split.test is not None
+    known = {score.key for score in sweep.history.tests}
+    wanted = [t for f in board for t in f.tested if t.job.key not in known and t.checkpoint is not None]
+    if not wanted:
+        return
+    # A model is tested by one process, whatever number of workers trained it.
+    remote = ray.remote(num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker)(_test)
+    setup, test = ray.put(shared), ray.put(split.test)
+    for score in ray.get([remote.remote(setup, test, t.job, t.checkpoint) for t in wanted]):
+        sweep.tell(Tested(score))
+
+
+def _test(setup: SlotSetup, test: Labelled, job: Job, checkpoint: str) -> TestScore:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    score = examine(setup, job, checkpoint, test, device)
+    return TestScore(job.key, job.trial, score.value, score.n, score.low, score.high)
+
+
+def write_outputs(study: Study, split: Split, folder: RunFolder, history: History) -> None:
+    """Leaderboard, Optuna storage and report, from the journal alone."""
+    frame = leaderboard(history, knob_columns(study))
+    write_text(folder.leaderboard, frame.to_csv(index=False))
+    write_optuna(study, history, folder.optuna)
+    test_size = len(split.test) if split.test is not None else 0
+    families = {name: method.family for name, method in study.catalogue().items()}
+    write_report(folder, study, split, history, verdict(history, test_size, split.holdout, families))
+
+
+def write_optuna(study: Study, history: History, path: Path) -> None:
+    """The search's ended trials as an Optuna SQLite storage, so that nothing in it is left running."""
+    search = Search(study.space(), study.seed)
+    trials = [search.frozen(t) for t in history.search() if t.status != "running"]
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".db")
+    os.close(descriptor)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
+    stored = optuna.create_study(storage=storage, study_name=study.name, direction="maximize")
+    stored.add_trials(trials)
+    storage.remove_session()
+    storage.engine.dispose()
+    os.replace(temporary, path)
+
+
+def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder) -> None:
+    """``best/``, made whole beside its place and then moved there."""
+    source = best.exported
+    assert source is not None
+    assert source.checkpoint is not None
+    temporary = Path(tempfile.mkdtemp(dir=folder.path, prefix=".best."))
+    training = load_training(shared, source.job, source.checkpoint, torch.device("cpu"))
+    model = trained(training)
+    save_encoder(temporary / "encoder.pt", model.encoder)
+    predictor = model.predictor
+    if predictor is None and shared.protocol.name != "few_shot":
+        # The method has no classifier of its own: a linear probe on the whole budget takes its place.
+        predictor = PROTOCOLS["linear"]().score(model, shared.split.budget(), None, shared.seed).predictor
+    if predictor is not None:
+        save_predictor(temporary / "predictor.pt", predictor)
+    shutil.copyfile(source.checkpoint, temporary / "checkpoint.pt")
+    job = source.job
+    config = {"method": job.method, **dict(job.values)}
+    write_text(temporary / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    scores = {
+        "trial": job.trial,
+        "seed": job.seed,
+        "validation": best.val,
+        "validation_per_seed": [t.value for t in best.retrained],
+        "test": [asdict(score) for score in best.tests],
+        "trained_on_validation_labels": bool(best.refits),
+        "classes": list(shared.split.labelled.data.classes),
+    }
+    write_text(temporary / "scores.json", json.dumps(scores, indent=2))
+    os.chmod(temporary, 0o755)
+    if folder.best.exists():
+        shutil.rmtree(folder.best)
+    os.rename(temporary, folder.best)
+
+

@@ -1,0 +1,138 @@
+"""A study from beginning to end, in the order it flows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.connect import connect
+from cluster.plan import ResourcePlan, plan_resources
+from methods.data.records import Split
+from methods.parts.encoders import EncoderSpec
+from orchestrator.finish import finish
+from orchestrator.folder import RunFolder
+from orchestrator.journal import FORMAT, Extended, History, Journal, Started
+from orchestrator.prepare import load_split, versions
+from orchestrator.records import SlotSetup
+from orchestrator.result import Result
+from orchestrator.rungs import Rungs
+from orchestrator.search import Search
+from orchestrator.sinks import default_sinks
+from orchestrator.slot import GroupPlan
+from orchestrator.study import Study, StudyError
+from orchestrator.sweep import Sink, Sweep, run_sweep
+
+
+class Interrupted(StudyError):
+    """The study was stopped before its end; its run folder can be resumed."""
+
+
+def run(study: Study, out: str | Path | None = None, quiet: bool = True) -> Result:
+    """Runs a study and returns its result.
+
+    Args:
+        study: what to run.
+        out: the run folder, which must not exist yet; None for ``study.out`` or ``runs/<name>``.
+        quiet: without a live table.
+    Raises:
+        UserError: a mistake in the study or its data, in one line, before anything is left behind.
+        Interrupted: stopped by the user; ``resume`` goes on.
+    """
+    target = Path(out or study.out or Path("runs") / study.name)
+    if target.exists():
+        raise StudyError(f"{target} exists already; give another --out, or go on with 'labelwise resume {target}'")
+    split = load_split(study)
+    with connect(study.address) as connection:
+        plan = plan_resources(connection.resources, workers_per_trial=study.workers, slots=study.slots)
+        folder = RunFolder.create(target, study)
+        journal = Journal(folder.journal)
+        history = History(None, 0, {}, {}, None, None, [])
+        sinks = default_sinks(folder, study, plan, quiet)
+        started = Started(FORMAT, study.trials, versions())
+        journal.write(started)
+        history.add(started)
+        return _carry_out(study, split, folder, journal, history, plan, sinks)
+
+
+def resume(directory: str | Path, trials: int | None = None, study: Study | None = None, quiet: bool = True) -> Result:
+    """Goes on with an interrupted study, or gives a finished one more trials.
+
+    Args:
+        directory: the run folder.
+        trials: the number of trials in all; None for what the study asked for.
+        study: the study, where it holds what YAML cannot (arrays, methods or an objective of your own).
+    """
+    folder = RunFolder.open(directory)
+    history = History.read(folder.journal)
+    study = study or folder.load_study()
+    if trials is not None and trials < history.trials_wanted:
+        raise StudyError(f"--trials counts all trials and must be at least {history.trials_wanted}, got {trials}")
+    split = load_split(study)
+    journal = Journal(folder.journal)
+    with connect(study.address) as connection:
+        plan = plan_resources(connection.resources, workers_per_trial=study.workers, slots=study.slots)
+        if trials is not None and trials > history.trials_wanted:
+            journal.write(Extended(trials))
+            history.add(Extended(trials))
+        return _carry_out(study, split, folder, journal, history, plan, default_sinks(folder, study, plan, quiet))
+
+
+def _carry_out(
+    study: Study,
+    split: Split,
+    folder: RunFolder,
+    journal: Journal,
+    history: History,
+    plan: ResourcePlan,
+    sinks: Sequence[Sink],
+) -> Result:
+    """Search, selection, test, report: the part that a resumed study shares with a new one."""
+    shared = slot_setup(study, split, folder, plan)
+    search = Search(study.space(), study.seed)
+    for earlier in study.earlier:
+        search.seed_from(History.read(RunFolder.open(earlier).journal).search())
+    refits = frozenset(n for n, m in shared.methods.items() if m.uses_labels and study.task == "classification")
+    sweep = Sweep(
+        search=search,
+        rungs=Rungs(study.rungs(), study.reduction),
+        selection=study.selection,
+        refits=refits if study.selection.refit else frozenset(),
+        journal=journal,
+        history=history,
+        ahead=plan.slots + 1,
+        seed=study.seed,
+        sinks=sinks,
+    )
+    try:
+        group = None
+        if plan.workers_per_slot > 1:
+            group = GroupPlan(plan.workers_per_slot, plan.cpus_per_worker, plan.gpus_per_worker)
+        run_sweep(sweep, shared, plan.slots, plan.cpus_per_slot, plan.gpus_per_slot, group)
+        if not sweep.over:
+            raise Interrupted(f"stopped before the end; go on with 'labelwise resume {folder.path}'")
+        return finish(study, split, shared, folder, sweep, plan)
+    finally:
+        for sink in sinks:
+            close = getattr(sink, "close", None)
+            if close is not None:
+                close()
+        journal.close()
+
+
+def slot_setup(study: Study, split: Split, folder: RunFolder, plan: ResourcePlan) -> SlotSetup:
+    """What the slots share; without the test labels."""
+    return SlotSetup(
+        split=dataclasses.replace(split, test=None),
+        methods=study.catalogue(),
+        encoder=EncoderSpec(study.encoder, study.init),
+        vit_encoder=EncoderSpec(study.vit_encoder, "none" if study.init == "torchvision" else study.init),
+        protocol=study.scoring(),
+        objective=study.objective,
+        rungs=study.rungs(),
+        epoch_images=study.epoch_images,
+        precision=study.precision,
+        seed=study.seed,
+        folder=str(folder.path),
+        threads=plan.threads_per_worker,
+    )

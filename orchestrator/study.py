@@ -1,0 +1,361 @@
+"""A study: data, label budget, methods, search, compute budget and protocol. Written as YAML or in Python, checked strictly."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from methods.catalogue import CATALOGUE, method
+from methods.contracts import Method
+from methods.parts.encoders import ENCODERS
+from methods.protocols import PROTOCOLS
+from methods.protocols.contract import Protocol
+from search_spaces.domains import UserError, nearest
+from search_spaces.space import Override, Space, parse_override
+
+
+class StudyError(UserError):
+    """A study that cannot be run as it is written."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+
+class Selection(_Strict):
+    """How the best configuration is chosen after the search.
+
+    Attributes:
+        top: how many configurations are retrained.
+        seeds: with how many fresh seeds each.
+        refit: whether methods that learn from labels are also trained on the whole label budget, validation labels
+            included, for the test score and the exported model.
+    """
+
+    top: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1)
+    refit: bool = True
+
+
+class FewShotTask(_Strict):
+    """The few-shot task: N-way K-shot episodes on classes that training never sees.
+
+    Attributes:
+        ways, shots, queries: of an evaluation episode.
+        episodes: evaluation episodes, the same for every method.
+        within_group: every episode's classes come from one group (alphabet).
+        hold_out: whether validation (and, without a test set, test) classes are held out by class or by whole group.
+        validation: share of the classes or groups that is held out for validation.
+        test_groups: only these groups of the test set are used.
+        rotations: rotations by 90 degrees become classes of their own in training.
+    """
+
+    ways: int = Field(5, ge=2)
+    shots: int = Field(1, ge=1)
+    queries: int = Field(15, ge=1)
+    episodes: int = Field(600, ge=2)
+    within_group: bool = False
+    hold_out: Literal["class", "group"] = "class"
+    validation: float = Field(0.2, gt=0, lt=1)
+    test_groups: tuple[str, ...] | None = None
+    rotations: bool = False
+
+    @field_validator("test_groups", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Study(_Strict):
+    """Everything a study is. Any field may be given in YAML under the same name.
+
+    Attributes:
+        data: path of a folder, zip or npz; an embedded or torchvision name; several of these in a list; or, in Python, a
+            tuple of arrays (images, labels).
+        test: test images: a path or name, a share of ``data`` in (0, 1), or None for a stratified holdout.
+        labels: ``all``, or the label budget as a number: drawn class-balanced, validation labels included.
+        task: ``classification`` or ``few_shot`` (then ``few_shot`` describes the episodes).
+        methods: names from the catalogue; in Python also ``Method`` objects of your own.
+        encoder: name of the encoder; methods that need patch tokens take ``vit_encoder`` instead.
+        init: the encoder's starting weights: ``none``, ``torchvision``, a weights file or a run folder.
+        trials: configurations that the search tries; retraining comes on top.
+        epochs: the highest rung.
+        epoch_images: training images in an epoch; None for max(pool size, 10,240).
+        reduction: of every so many trials at a rung, one goes on (ASHA); 1 trains every trial to the end.
+        selection: how the winner is chosen.
+        search: ``method.knob`` or ``*.knob`` -> a range, choices or a value.
+        protocol: how a trained method is scored; None for the task's default. A name, or a name with its settings.
+        objective: in Python: from a ``Score`` to the number that the search maximises, instead of the score's value.
+        seed: of everything random in the study.
+        size: images are resized to this many pixels; None keeps or chooses as ``methods.data`` says.
+        on_bad_image: ``refuse`` a data set with an unreadable image, or ``skip`` such images and name them.
+        workers: workers that train one trial together.
+        slots: trials at a time; None for what the machine or cluster carries.
+        address: of a running Ray cluster; None for this machine.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        out: the run folder; None for ``runs/<study name>``.
+        name: for people and for the default run folder.
+        earlier: run folders of earlier studies whose trials seed this one's search.
+    """
+
+    data: Any
+    test: Any = None
+    labels: int | Literal["all"] = "all"
+    task: Literal["classification", "few_shot"] = "classification"
+    few_shot: FewShotTask = FewShotTask()
+    methods: tuple[str | Method, ...] = ("supervised", "simclr", "moco", "mae", "mean_teacher", "fixmatch")
+    encoder: str = "resnet_small"
+    vit_encoder: str = "vit_tiny"
+    init: str = "none"
+    trials: int = Field(16, ge=1)
+    epochs: int = Field(10, ge=1)
+    epoch_images: int | None = Field(None, ge=1)
+    reduction: int = Field(3, ge=1)
+    selection: Selection = Selection()
+    search: Mapping[str, Any] = Field(default_factory=dict)
+    protocol: str | Mapping[str, Any] | None = None
+    objective: Any = None
+    seed: int = Field(0, ge=0)
+    size: int | None = Field(None, ge=4, le=1024)
+    on_bad_image: Literal["refuse", "skip"] = "refuse"
+    workers: int = Field(1, ge=1)
+    slots: int | None = Field(None, ge=1)
+    address: str | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    out: str | None = None
+    name: str = "study"
+    earlier: tuple[str, ...] = ()
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise StudyError(_one_line(error, type(self))) from None
+
+    @field_validator("methods", "earlier", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("data", "test")
+    @classmethod
+    def _known_kind(cls, value: object, info: Any) -> object:
+        if isinstance(value, Path):
+            return str(value)
+        listed = isinstance(value, list | tuple) and all(isinstance(v, str | os.PathLike | np.ndarray) for v in value)
+        share = info.field_name == "test" and (value is None or isinstance(value, float))
+        if not (isinstance(value, str) or listed or share):
+            raise ValueError("must be a path, a name, a list of them or a tuple of arrays")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        names = self.method_names
+        if not names:
+            raise StudyError("methods must name at least one method, got an empty list; see 'labelwise methods'")
+        doubled = next((n for n in names if names.count(n) > 1), None)
+        if doubled:
+            raise StudyError(f"methods must name each method once, got {doubled} twice")
+        for name in self.methods:
+            if isinstance(name, str):
+                method(name)
+        if self.trials < len(names):
+            raise StudyError(
+                f"trials must be at least the number of methods, {len(names)}, so that each is tried once, got {self.trials}"
+            )
+        for field, name in (("encoder", self.encoder), ("vit_encoder", self.vit_encoder)):
+            if name not in ENCODERS:
+                raise StudyError(f"{field}: {name} is not an encoder{nearest(name, ENCODERS)}")
+        if isinstance(self.test, float) and not 0 < self.test < 1:
+            raise StudyError(f"test as a share must lie between 0 and 1, got {self.test}")
+        if self.labels != "all" and self.labels < 2:
+            raise StudyError(f"labels must be 'all' or a number of at least 2, got {self.labels}")
+        self.scoring()
+        self.space()
+        return self
+
+    @property
+    def method_names(self) -> list[str]:
+        return [m if isinstance(m, str) else m.name for m in self.methods]
+
+    def catalogue(self) -> dict[str, Method]:
+        """The study's methods by name."""
+        return {m if isinstance(m, str) else m.name: method(m) if isinstance(m, str) else m for m in self.methods}
+
+    def space(self) -> Space:
+        """The search space. Raises KnobError where ``search`` names no knob or leaves a legal range."""
+        catalogue = self.catalogue()
+        overrides: dict[str, Override] = {}
+        for pattern, raw in self.search.items():
+            owner, _, knob = str(pattern).partition(".")
+            if owner not in catalogue and not set("*?[") & set(owner):
+                known = f"; {owner} is not among this study's methods" if owner in CATALOGUE else nearest(owner, catalogue)
+                raise StudyError(f"search.{pattern} names no method of the study{known}")
+            declaring = [m for n, m in catalogue.items() if owner == n or owner not in catalogue]
+            item = next((m.knobs()[knob] for m in declaring if knob in m.knobs()), None)
+            overrides[str(pattern)] = parse_override(raw, item, f"search.{pattern}")
+        return Space({name: m.config for name, m in catalogue.items()}, overrides)
+
+    def scoring(self) -> Protocol:
+        """The protocol, with its settings. Raises StudyError on an unknown name or setting."""
+        few_shot = self.task == "few_shot"
+        raw = self.protocol if self.protocol is not None else "few_shot" if few_shot else "predict"
+        name, settings = (raw, {}) if isinstance(raw, str) else _single(raw)
+        if name not in PROTOCOLS:
+            raise StudyError(f"protocol: {name} is not a protocol{nearest(name, PROTOCOLS)}")
+        if name == "few_shot" and few_shot:
+            task = self.few_shot
+            shape = {"ways": task.ways, "shots": task.shots, "queries": task.queries, "episodes": task.episodes}
+            settings = {**shape, "within_group": task.within_group, **settings}
+        try:
+            return PROTOCOLS[name](**settings)
+        except TypeError as error:
+            raise StudyError(f"protocol {name} does not take these settings: {error}") from None
+
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs at which trials are scored, ascending; the last is ``epochs``."""
+        if self.reduction == 1:
+            return (self.epochs,)
+        rungs = [self.epochs]
+        while rungs[-1] / self.reduction >= 1:
+            rungs.append(round(rungs[-1] / self.reduction))
+        return tuple(sorted(set(rungs)))
+
+    def resolved(self) -> dict[str, Any]:
+        """The study with every default written out, as plain values for YAML."""
+        dump = self.model_dump(exclude={"objective"})
+        dump["methods"] = self.method_names
+        dump["search"] = {key: _plain_override(value) for key, value in self.search.items()}
+        if any(isinstance(v, np.ndarray) for v in (self.data if isinstance(self.data, tuple) else ())):
+            dump["data"] = "(arrays given in Python)"
+        return _plain(dump)  # type: ignore[no-any-return]
+
+
+def load_study(path: str | Path, settings: Sequence[str] = ()) -> Study:
+    """Reads a study file, or a preset by name, and applies ``key=value`` settings (dots reach into mappings).
+
+    Raises:
+        StudyError: unreadable, unparsable or not a mapping; YAML tags are refused, so no file can run code.
+    """
+    file = find_study(path)
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise StudyError(f"{file} must be plain YAML, but {_yaml_problem(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{file} cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise StudyError(f"{file} must hold a mapping of study fields such as 'data: digits', got {type(raw).__name__}")
+    for setting in settings:
+        _apply(raw, setting)
+    raw.setdefault("name", file.stem)
+    for key in raw:
+        if not isinstance(key, str):
+            raise StudyError(f"{file}: a study's fields are words, got {key!r}")
+    return Study(**raw)
+
+
+PRESETS = Path(__file__).resolve().parent.parent / "search_spaces" / "presets"
+
+
+def find_study(path: str | Path) -> Path:
+    """The study file, or the preset of that name."""
+    file = Path(path)
+    if file.is_file():
+        return file
+    preset = PRESETS / f"{path}.yaml"
+    if preset.is_file():
+        return preset
+    known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+    raise StudyError(f"there is no study file {path}; give a YAML file or one of the ready-made studies: {known}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: a temporary file beside it, then a rename."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _apply(raw: dict[str, Any], setting: str) -> None:
+    key, separator, text = setting.partition("=")
+    if not separator or not key:
+        raise StudyError(f"--set takes key=value, got {setting!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise StudyError(f"--set {key} needs a plain YAML value, got {text!r}") from None
+    head, _, rest = key.partition(".")
+    if head in ("search",) and rest:
+        raw.setdefault("search", {})[rest] = value
+    elif rest and isinstance(raw.get(head), dict | None):
+        raw[head] = {**(raw.get(head) or {}), rest: value}
+    else:
+        raw[key] = value
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return str(error).splitlines()[0]
+
+
+def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem as a sentence: where, rule, value, remedy."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal", "int", "function", "is-")))
+    if first["type"] == "extra_forbidden":
+        owner: type[BaseModel] = model
+        for part in first["loc"][:-1]:
+            inner = owner.model_fields[str(part)].annotation
+            owner = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else owner
+        return f"{where} is not a field of a study{nearest(str(first['loc'][-1]), owner.model_fields)}"
+    if first["type"] == "missing":
+        return f"a study needs the field '{where}', for example {where}: digits"
+    rules = [e["msg"].removeprefix("Value error, ") for e in error.errors() if e["loc"][0] == first["loc"][0]]
+    rule = " or ".join(dict.fromkeys(r[0].lower() + r[1:] for r in rules))
+    return f"{where}: {rule}, got {first['input']!r}"
+
+
+def _single(raw: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if len(raw) != 1:
+        raise StudyError(f"protocol must be a name or one name with its settings, got {dict(raw)!r}")
+    ((name, settings),) = raw.items()
+    if not isinstance(settings, Mapping | None):
+        raise StudyError(f"protocol {name} takes settings as a mapping, got {settings!r}")
+    return str(name), dict(settings or {})
+
+
+def _plain_override(value: Any) -> Any:
+    if not hasattr(value, "scale"):
+        return value
+    if hasattr(value, "options"):
+        return {"choices": list(value.options)}
+    switches = {s: True for s in ("log", "log1m", "power_of_two") if getattr(value, s, False)}
+    return {"low": value.low, "high": value.high, **switches}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -1,0 +1,186 @@
+"""A trial inside a worker: trains one job epoch by epoch, scores it at its rungs and writes its checkpoints. Knows no Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from methods.contracts import Method
+from methods.data.records import Labelled, TrainData
+from methods.protocols.contract import Score, Trained
+from methods.training import Training, TrainSettings
+from methods.world import World
+from orchestrator.records import Job, Report, Rung, SlotSetup
+from search_spaces.domains import UserError, build
+
+PICTURE_BATCH = 8
+
+
+def settings_of(setup: SlotSetup, job: Job, method: Method) -> TrainSettings:
+    return TrainSettings(
+        epochs=setup.rungs[-1],
+        encoder=setup.encoder_for(method),
+        seed=job.seed,
+        epoch_images=setup.epoch_images,
+        precision=setup.precision,
+    )
+
+
+def training_of(setup: SlotSetup, job: Job, world: World) -> Training:
+    """The job's training before its first step. Raises UserError where data, method and settings do not fit."""
+    method = setup.methods[job.method]
+    config = build(method.config, dict(job.values), job.method)
+    data = whole_budget(setup) if job.purpose == "refit" else setup.split.train
+    return Training(method, config, data, settings_of(setup, job, method), world)
+
+
+def whole_budget(setup: SlotSetup) -> TrainData:
+    """The training data with the validation labels shown too: for the final fit only."""
+    split = setup.split
+    label = split.train.label.copy()
+    budget = split.budget()
+    label[budget.index] = budget.label
+    return dataclasses.replace(split.train, label=label)
+
+
+def trained(training: Training) -> Trained:
+    """What the protocols score."""
+    learner = training.learner
+    return Trained(learner.encoder(), learner.predictor(), learner, training.method.uses_labels)
+
+
+class TrialRun:
+    """One worker's trials, one after another.
+
+    Every exception inside a trial comes back as a ``failed`` report with its reason; the stack trace stands in the trial's
+    folder. A raised one would cost the slot its warm process.
+    """
+
+    def __init__(self, setup: SlotSetup, world: World) -> None:
+        self.setup, self.world = setup, world
+        torch.set_num_threads(setup.threads)
+        self._job: Job | None = None
+        self._training: Training | None = None
+        self._seconds = 0.0
+        self._failed = ""
+
+    @property
+    def folder(self) -> Path:
+        assert self._job is not None
+        return Path(self.setup.folder) / "trials" / self._job.key
+
+    def begin(self, job: Job) -> None:
+        """Takes a job, from its checkpoint where it has one."""
+        self._job, self._training, self._seconds, self._failed = job, None, 0.0, ""
+        self._guard(self._build)
+
+    def _build(self) -> None:
+        assert self._job is not None
+        training = training_of(self.setup, self._job, self.world)
+        if self._job.checkpoint is not None:
+            state = torch.load(self._job.checkpoint, map_location=self.world.device, weights_only=True)
+            training.load(state["training"])
+            self._seconds = float(state["seconds"])
+        self._training = training
+
+    def _guard(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except UserError as error:
+            self._failed = str(error)
+        except Exception as error:
+            self._failed = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f"error-{self.world.rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return None
+
+    def advance(self) -> Report:
+        """One epoch, and the score where it ends at a rung."""
+        report = None if self._failed else self._guard(self._advance)
+        if report is not None:
+            return cast(Report, report)
+        assert self._job is not None
+        epoch = self._training.epoch if self._training else 0
+        self._training = None
+        return Report(self._job.key, epoch, "", {}, self._seconds, 0, "failed", self._failed)
+
+    def _advance(self) -> Report:
+        assert self._job is not None
+        assert self._training is not None
+        job, training = self._job, self._training
+        epoch = training.train_epoch()
+        self._seconds += epoch.seconds
+        if not epoch.finite:
+            raise UserError(f"diverged: the loss was not a number in epoch {epoch.epoch}; a lower lr may help")
+        last = epoch.epoch == training.settings.epochs
+        judged = epoch.epoch in self.setup.rungs and epoch.epoch >= training.method.min_epochs
+        refit = job.purpose == "refit"
+        rung = self._score() if (judged or last) and not refit and self.world.rank == 0 else None
+        checkpoint = self._save() if (judged or last) and self.world.rank == 0 else None
+        return Report(
+            key=job.key,
+            epoch=epoch.epoch,
+            stage=epoch.stage,
+            parts=dict(epoch.parts),
+            train_seconds=self._seconds,
+            images=epoch.images,
+            status="finished" if last else "running",
+            rung=rung,
+            checkpoint=checkpoint,
+        )
+
+    def _score(self) -> Rung:
+        assert self._training is not None
+        started = time.perf_counter()
+        with torch.random.fork_rng():
+            score, asked = validate(self.setup, self._training)
+        objective = cast(Callable[[Score], float] | None, self.setup.objective)
+        value = float(objective(score)) if objective else score.value
+        if value != value:
+            raise UserError("the score is not a number; the objective must return a finite number")
+        seconds = time.perf_counter() - started
+        # Ordered by position, so that two trials' answers pair image by image.
+        correct = None if score.correct is None else score.correct[np.argsort(score.index)]
+        return Rung(self._training.epoch, value, score.n, score.low, score.high, asked, correct, seconds)
+
+    def _save(self) -> str:
+        assert self._training is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "checkpoint.pt"
+        temporary = path.with_suffix(".tmp")
+        torch.save({"training": self._training.state(), "seconds": self._seconds}, temporary)
+        os.replace(temporary, path)
+        return str(path)
+
+
+def validate(setup: SlotSetup, training: Training) -> tuple[Score, Any]:
+    """The validation score: episodes; a label-trained method's on the validation part; a frozen encoder's over all labels."""
+    split, model, protocol = setup.split, trained(training), setup.protocol
+    if protocol.name == "few_shot":
+        return protocol.score(model, split.labelled, split.validation, setup.seed), "episodes"
+    if training.method.uses_labels:
+        return protocol.score(model, split.labelled, split.validation, setup.seed), "validation"
+    return protocol.score(model, split.budget(), None, setup.seed), "budget"
+
+
+def examine(setup: SlotSetup, job: Job, path: str, test: Labelled, device: torch.device) -> Score:
+    """The test score of the model in ``path``; a probe on it may use every label of the budget."""
+    torch.set_num_threads(setup.threads)
+    training = load_training(setup, job, path, device)
+    few_shot = setup.protocol.name == "few_shot"
+    fit = setup.split.labelled if few_shot or (training.method.uses_labels and job.purpose != "refit") else setup.split.budget()
+    return setup.protocol.score(trained(training), fit, test, setup.seed)
+
+
+def load_training(setup: SlotSetup, job: Job, path: str, device: torch.device) -> Training:
+    training = training_of(setup, job, World(device=device))
+    training.load(torch.load(path, map_location=device, weights_only=True)["training"])
+    return training
