@@ -1,8 +1,9 @@
 """Arrays and ``.npz`` files as a ``Source``.
 
-Images: uint8 (or whole numbers 0 .. 255) or floats in [0, 1], as [N, H, W, C], [N, C, H, W] or [N, H, W] with C = 1 or 3; where both
-readings fit, channels come last. Labels: whole numbers or text, [N]; -1 or blank text means unlabelled. A file holds
-``images`` and ``labels``, and where it has them ``test_images`` and ``test_labels``, ``groups``, ``captions`` and ``classes`` (names).
+Images: uint8 (or whole numbers 0 .. 255) or floats in [0, 1], as [N, H, W, C], [N, C, H, W] or [N, H, W] with C = 1 or 3;
+where both readings fit, channels come last. Labels: whole numbers or text, [N]; -1 or blank text means unlabelled. A file
+holds ``images`` and ``labels``, and where it has them ``test_images`` and ``test_labels``, ``groups``, ``captions`` and
+``classes`` (names).
 """
 
 from __future__ import annotations

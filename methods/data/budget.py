@@ -47,7 +47,7 @@ def split(
         test: a test set, or the share of labelled images to hold out; None for the source's own, else a share of 0.2.
         validation: share of the budget that validates; None for the rule above.
         imbalance: labels of the most frequent class over those of the rarest, geometric in between (needs a number of
-            labels); which class is frequent is drawn.
+            labels); which class is frequent is drawn. Validation is drawn from the same labels, the test stays as it is.
         mismatch: share, 0 to 0.75, of the unlabelled pool whose class has no labels. 60% of the classes, drawn, are then
             the task; the pool has the same size for every mismatch, so that settings can be compared.
         seed: of all draws.
@@ -57,8 +57,10 @@ def split(
     _check(labels, test, validation, imbalance, mismatch)
     data, tested, holdout = _take_test(source, test, seed)
     if mismatch is not None:
-        data, tested = _mismatch(data, tested, mismatch, labels, seed)
-    chosen = _draw(data.label, len(data.classes), data.classes, labels, imbalance, holdout, seed)
+        # What is left labelled is exactly the budget.
+        data, tested = _mismatch(data, tested, mismatch, labels, imbalance, holdout, seed)
+        labels, imbalance = "all", 1.0
+    chosen = _draw(data, labels, imbalance, holdout, seed)
     share = validation if validation is not None else (0.5 if len(chosen) < FEW_LABELS else 0.2)
     validates = stratified(data.label[chosen], len(data.classes), share, seed_of(seed, "validation"))
     train_index, validation_index = chosen[~validates], chosen[validates]
@@ -77,7 +79,7 @@ def split(
 
 
 def train_data(data: ImageSet, label: IntArray) -> TrainData:
-    """What a method may see: the images with these labels (-1 hidden), and captions wherever they do not tell a hidden label."""
+    """What a method may see: the images with these labels (-1 hidden), and the captions that do not tell a hidden label."""
     tokens = data.tokens
     if tokens is not None and data.caption_labels:
         tokens = np.where((label >= 0)[:, None], tokens, 0)
@@ -99,7 +101,7 @@ def balanced(available: IntArray, n: int, seed: int) -> IntArray:
 
 
 def stratified(label: IntArray, classes: int, share: float, seed: int) -> np.ndarray:
-    """bool [N]: about ``share`` of every class, at least one and never all of it; in total as near to the share as that allows."""
+    """bool [N]: ``share`` of every class, rounded so that the total fits; at least one of it and never all."""
     random = np.random.default_rng(seed)
     count = np.bincount(label, minlength=classes)
     present = count > 0
@@ -145,9 +147,9 @@ def _take_test(source: Source, test: float | Source | ImageSet | None, seed: int
         if test is None
         else None
     )
-    if own is not None:
+    if isinstance(own, ImageSet):
         return data, test_set(own, data), False
-    share = test if isinstance(test, float) else HOLDOUT
+    share = HOLDOUT if own is None else own
     known = np.flatnonzero(data.label >= 0)
     _enough_per_class(data, known, 3, "a test, a validation and a training image (give a test set to need only two)")
     held = np.zeros(len(data), dtype=bool)
@@ -196,22 +198,15 @@ def test_set(tested: ImageSet, data: ImageSet) -> Labelled:
     return Labelled(same, index, same.label[index])
 
 
-def _draw(
-    label: IntArray,
-    classes: int,
-    names: tuple[str, ...],
-    labels: int | Literal["all"],
-    imbalance: float,
-    holdout: bool,
-    seed: int,
-) -> IntArray:
+def _draw(data: ImageSet, labels: int | Literal["all"], imbalance: float, holdout: bool, seed: int) -> IntArray:
     """int64 [n], sorted: the positions whose labels the study may use."""
+    label, classes, names = data.label, len(data.classes), data.classes
     known = np.flatnonzero(label >= 0)
     available = np.bincount(label[known], minlength=classes)
     if available.min() < 2:
         k = int(available.argmin())
         raise UserError(
-            f"every class needs 2 labels, one to train and one to validate, but {names[k]} has {available[k]}; add images or remove it"
+            f"every class needs 2 labels, one to train and one to validate, but {names[k]} has {available[k]}; add images"
         )
     if labels == "all":
         return known
@@ -223,10 +218,7 @@ def _draw(
             f"labels must be at least 2 for each of {classes} classes, {2 * classes}, got {labels}; raise it to validate"
         )
     draw = seed_of(seed, "labels")
-    if imbalance > 1:
-        quota = _geometric(available, labels, imbalance, draw)
-    else:
-        quota = balanced(available, labels, draw)
+    quota = _geometric(available, labels, imbalance, draw) if imbalance > 1 else balanced(available, labels, draw)
     random = np.random.default_rng([draw, 1])
     return np.sort(np.concatenate([random.permutation(np.flatnonzero(label == k))[: quota[k]] for k in range(classes)]))
 
@@ -252,7 +244,7 @@ def _geometric(available: IntArray, n: int, ratio: float, seed: int) -> IntArray
 
 
 def _mismatch(
-    data: ImageSet, tested: Labelled, mismatch: float, labels: int | Literal["all"], seed: int
+    data: ImageSet, tested: Labelled, mismatch: float, labels: int | Literal["all"], imbalance: float, holdout: bool, seed: int
 ) -> tuple[ImageSet, Labelled]:
     """The task cut down to 60% of the classes, with an unlabelled pool of which a share ``mismatch`` is of the others."""
     classes = len(data.classes)
@@ -266,12 +258,14 @@ def _mismatch(
     task = renumber(data, names)
     inside, outside = np.flatnonzero(task.label >= 0), np.flatnonzero((data.label >= 0) & (task.label < 0))
     # The budget's own images stay whatever the mismatch; the pool beside them is as large as the largest mismatch allows.
-    budget = _draw(task.label, len(names), task.classes, labels, 1.0, False, seed)
+    budget = _draw(task, labels, imbalance, holdout, seed)
+    labelled = np.full(len(data), -1, dtype=np.int64)
+    labelled[budget] = task.label[budget]
     spare = np.setdiff1d(inside, budget)
     pool = min(len(spare), int(len(outside) / LARGEST_MISMATCH))
     foreign = round(mismatch * pool)
     chosen = [budget, random.permutation(spare)[: pool - foreign], random.permutation(outside)[:foreign]]
-    kept = select(task, np.sort(np.concatenate(chosen)))
+    kept = select(dataclasses.replace(task, label=labelled), np.sort(np.concatenate(chosen)))
     test_task = renumber(tested.data, names)
     index = tested.index[test_task.label[tested.index] >= 0]
     return kept, Labelled(test_task, index, test_task.label[index])
@@ -281,6 +275,4 @@ def _enough_per_class(data: ImageSet, known: IntArray, need: int, what: str) -> 
     count = np.bincount(data.label[known], minlength=len(data.classes))
     if count.min() < need:
         k = int(count.argmin())
-        raise UserError(
-            f"every class needs {need} labelled images, {what}, but {data.classes[k]} has {count[k]}; add images or remove the class"
-        )
+        raise UserError(f"every class needs {need} labelled images, {what}, but {data.classes[k]} has {count[k]}; add images")

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -37,12 +37,16 @@ from search_spaces.domains import UserError
 Size = int | tuple[int, int]
 OnBadImage = Literal["refuse", "skip"]
 
-EXTENSIONS = frozenset(".png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .pgm .ppm .pbm".split())
+EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".pbm"))
 LARGEST_DEFAULT = 64
 LARGEST_FILE = 256 * 2**20
 GREY = frozenset(("1", "L", "LA", "I;16", "I;16B", "I;16L", "I"))
 THREADS = min(8, os.cpu_count() or 1)
 CHUNK = 64
+
+
+Item = TypeVar("Item")
+R = TypeVar("R")
 
 
 class Files(ABC):
@@ -104,13 +108,9 @@ class ZipFiles(Files):
             if self._zip is None:
                 try:
                     self._zip = zipfile.ZipFile(self.path)
-                except zipfile.BadZipFile as error:
+                except (zipfile.BadZipFile, OSError) as error:
                     raise UserError(
-                        f"{self.path} must be a zip archive, but it is not a readable one; make it afresh"
-                    ) from error
-                except OSError as error:
-                    raise UserError(
-                        f"{self.path} must be readable, but it is not ({error.strerror}); change its permissions"
+                        f"{self.path} must be a readable zip archive, but it is not ({error}); make it afresh"
                     ) from error
             return self._zip
 
@@ -131,12 +131,9 @@ class ZipFiles(Files):
 
 
 def _litter(name: str) -> bool:
-    parts = name.split("/")
-    return (
-        "__MACOSX" in parts
-        or any(p.startswith(".") for p in parts if p not in (".", ".."))
-        or parts[-1] in ("Thumbs.db", "desktop.ini")
-    )
+    parts = [part for part in name.split("/") if part not in (".", "..")]
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return hidden or not parts or parts[-1] in ("Thumbs.db", "desktop.ini")
 
 
 def is_image(name: str) -> bool:
@@ -205,16 +202,20 @@ def sides(size: Size) -> tuple[int, int]:
 
 def decode(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """uint8 [H, W, C] of one encoded image. Raises whatever PIL raises on a corrupt one."""
-    channels, height, width = shape
     with Image.open(io.BytesIO(data)) as opened:
-        if opened.format == "JPEG":
-            opened.draft(None, (2 * width, 2 * height))
-        opened.load()
-        turned = ImageOps.exif_transpose(opened) if opened.format in ("JPEG", "TIFF", "WEBP") else opened
-        image = convert(turned, channels)
-        if image.size != (width, height):
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-        return np.asarray(image, dtype=np.uint8).reshape(height, width, channels)
+        return _fitted(opened, shape)
+
+
+def _fitted(opened: Image.Image, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    channels, height, width = shape
+    if opened.format == "JPEG" and min(opened.size) > 4 * max(width, height):
+        opened.draft(None, (2 * width, 2 * height))
+    opened.load()
+    turned = ImageOps.exif_transpose(opened) if "exif" in opened.info or opened.format == "TIFF" else opened
+    image = convert(turned, channels)
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8).reshape(height, width, channels)
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
@@ -233,22 +234,60 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(mode)
 
 
-def decode_all(files: Files, names: Sequence[str], shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8], list[Bad]]:
-    """uint8 [N, H, W, C] of all files, and those that cannot be read (their rows are zero)."""
+def decode_all(files: Files, names: Sequence[str], shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8], list[Header | Bad]]:
+    """uint8 [N, H, W, C] of all files with their headers; rows of files that cannot be read are zero."""
     channels, height, width = shape
     out = np.zeros((len(names), height, width, channels), dtype=np.uint8)
 
-    def one(position: int) -> Bad | None:
+    def one(position: int) -> Header | Bad:
         try:
-            out[position] = decode(files.read(names[position]), shape)
+            with Image.open(io.BytesIO(files.read(names[position]))) as image:
+                header = Header(image.width, image.height, image.mode)
+                out[position] = _fitted(image, shape)
         except Exception as error:  # as in scan
             return Bad(names[position], _reason(error))
-        return None
+        return header
 
-    return out, [bad for bad in _threaded(one, range(len(names))) if bad is not None]
+    return out, _threaded(one, range(len(names)))
 
 
-def _threaded(function: Callable[..., object], items: Sequence[object]) -> list:
+def read_all(
+    files: Files, names: Sequence[str], size: Size | None, channels: int | None, memory_limit: int
+) -> tuple[NDArray[np.uint8] | None, tuple[int, int, int], list[Header | Bad]]:
+    """All files decoded, their common (C, H, W), and their headers; None for the array beyond ``memory_limit`` bytes.
+
+    Mostly all files are of one kind. So the first one that can be read tells the shape, and only where the others
+    disagree is everything decoded again.
+    """
+    headers: list[Header | Bad] = []
+    for name in names:
+        headers += scan(files, [name])
+        if isinstance(headers[-1], Header):
+            break
+    guess = _shape(headers, size, channels)
+    if _bytes(len(names), guess) > memory_limit or (size is None and max(guess[1:]) >= LARGEST_DEFAULT):
+        headers = scan(files, names)
+    else:
+        array, headers = decode_all(files, names, guess)
+        if _shape(headers, size, channels) == guess:
+            return array, guess, headers
+    shape = _shape(headers, size, channels)
+    if _bytes(len(names), shape) > memory_limit:
+        return None, shape, headers
+    array, headers = decode_all(files, names, shape)
+    return array, shape, headers
+
+
+def _shape(headers: Sequence[Header | Bad], size: Size | None, channels: int | None) -> tuple[int, int, int]:
+    good = [h for h in headers if isinstance(h, Header)]
+    return choose_shape(good, size, channels) if good else (channels or 3, *sides(size or LARGEST_DEFAULT))
+
+
+def _bytes(n: int, shape: tuple[int, int, int]) -> int:
+    return n * shape[0] * shape[1] * shape[2]
+
+
+def _threaded(function: Callable[[Item], R], items: Sequence[Item]) -> list[R]:
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         # PIL warns about oddities it can live with; an image of more than 89 megapixels it should not.
@@ -307,9 +346,8 @@ class StreamedImages(Images):
         try:
             return decode(self.files.read(self.names[position]), self._shape)
         except Exception as error:  # as in scan
-            raise UserError(
-                f"every image must be readable, but {self.names[position]} in {self.files.path} is not ({_reason(error)}); remove it"
-            ) from error
+            what = f"{self.names[position]} in {self.files.path} is not ({_reason(error)})"
+            raise UserError(f"every image must be readable, but {what}; remove it") from error
 
     def _remember(self, position: int, image: NDArray[np.uint8]) -> None:
         with self._lock:

@@ -30,10 +30,8 @@ from methods.data.decode import (
     Size,
     StreamedImages,
     ZipFiles,
-    choose_shape,
-    decode_all,
     is_image,
-    scan,
+    read_all,
 )
 from methods.data.records import ArrayImages, Images, ImageSet, Source
 from methods.data.views import renumber, select, tokenize
@@ -162,12 +160,8 @@ def _rows_of_folders(path: Path, names: Sequence[str]) -> tuple[list[Row], list[
     rows = [Row(name, *_class_of(p, grouped)) for name, p in parts["train"]]
     rows += [Row(name, *_class_of(p, grouped), test=True) for name, p in parts["test"]]
     rows += [Row(name) for name, _ in parts["unlabelled"]]
-    notes = (
-        [f"{validation} images of a validation folder count as training images; the label budget draws its own"]
-        if validation
-        else []
-    )
-    return rows, notes
+    notes = [f"{validation} images of a validation folder count as training images: the label budget draws its own"]
+    return rows, notes if validation else []
 
 
 def _class_of(parts: tuple[str, ...], grouped: bool) -> tuple[str, str]:
@@ -222,7 +216,7 @@ def _read_csv(files: Files, table: str, where: str) -> list[tuple[int, dict[str,
         for cells in reader:
             if len(cells) > len(header):
                 raise UserError(
-                    f"line {reader.line_num} of {where} must have {len(header)} cells, got {len(cells)}; quote cells with commas"
+                    f"line {reader.line_num} of {where} must have {len(header)} cells, got {len(cells)}; quote commas"
                 )
             if any(cell.strip() for cell in cells):
                 records.append((reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=False))))
@@ -243,28 +237,20 @@ def _assemble(
     memory_limit: int,
     flip: bool | None,
 ) -> Source:
-    headers = scan(files, [row.name for row in rows])
+    names = [row.name for row in rows]
+    array, shape, headers = read_all(files, names, size, channels, memory_limit)
     bad = [h for h in headers if isinstance(h, Bad)]
     good = [h for h in headers if isinstance(h, Header)]
-    rows = [row for row, h in zip(rows, headers, strict=True) if isinstance(h, Header)]
     if bad and (on_bad_image == "refuse" or not good):
         _refuse(files, bad, len(headers))
-    shape = choose_shape(good, size, channels)
-    names = [row.name for row in rows]
+    kept = [i for i, h in enumerate(headers) if isinstance(h, Header)]
+    rows = [rows[i] for i in kept]
     images: Images
-    if len(rows) * int(np.prod(shape)) > memory_limit:
-        images = StreamedImages(files, names, shape)
-        notes.append(f"the images take more than {memory_limit / 2**30:.1f} GiB, so they are decoded while training")
+    if array is None:
+        images = StreamedImages(files, [row.name for row in rows], shape)
+        notes.append(f"the images take more than {memory_limit / 2**30:.3g} GiB, so they are decoded while training")
     else:
-        array, broken = decode_all(files, names, shape)
-        if broken:
-            bad += broken
-            if on_bad_image == "refuse" or len(broken) == len(rows):
-                _refuse(files, bad, len(headers))
-            lost = {b.name for b in broken}
-            kept = [i for i, name in enumerate(names) if name not in lost]
-            array, rows = array[kept], [rows[i] for i in kept]
-        images = ArrayImages(array)
+        images = ArrayImages(array[kept] if bad else array)
     if bad:
         notes.append(f"{len(bad)} corrupt images were left out: {', '.join(b.name for b in bad)}")
     if flip is None:

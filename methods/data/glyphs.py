@@ -1,8 +1,8 @@
 """``glyphs``: characters of many scripts rendered from the fonts that matplotlib ships.
 
-One class a character, one group a script; every image has attributes (family, weight, slant, size, position) and a caption such as
-"a bold italic small glyph of latin capital letter a at the top left in serif". Characters whose shapes hardly differ (Latin A and
-Greek Alpha, o and O) are one class, the first one met; characters that a font lacks are not drawn in it.
+One class a character, one group a script; every image has attributes (family, weight, slant, size, position) and a caption
+such as "a bold italic small glyph of latin capital letter a at the top left in serif". Of characters whose shapes hardly
+differ (Latin A and Greek Alpha, o and O) only the first is a class; characters that a font lacks are not drawn in it.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _outline(text: str, font: ImageFont.FreeTypeFont) -> NDArray[np.float32] | N
     side = max(right - left, bottom - top)
     image = Image.new("L", (side, side))
     ImageDraw.Draw(image).text(((side - right - left) / 2, (side - bottom - top) / 2), text, font=font, fill=255)
-    return np.asarray(image.resize((16, 16), Image.Resampling.BOX), dtype=np.float32) / 255
+    return np.asarray(image.resize((16, 16), Image.Resampling.BOX), dtype=np.float32) / np.float32(255)
 
 
 def _plan(characters: list[Character], per_class: int, seed: int) -> Iterator[Glyph]:

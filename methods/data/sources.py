@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def load(
     """Loads a data specification.
 
     Args:
-        spec: ``digits``, ``glyphs``, a torchvision name (``cifar10``, ...), the path of a folder, ``.zip`` or ``.npz``, a tuple of
-            arrays (images, labels), a ``Source`` or ``ImageSet`` (returned as a source), or a list of these, put together.
+        spec: ``digits``, ``glyphs``, a torchvision name (``cifar10``, ...), the path of a folder, ``.zip`` or ``.npz``, a
+            tuple of arrays (images, labels), a ``Source`` or ``ImageSet`` (as it is), or a list of these, put together.
         size: side, or height and width, that every image gets; else the source's own (see ``decode`` for files).
         channels: 1 or 3 to ask for grey or RGB; a test set is loaded with its training set's shape.
         on_bad_image: ``refuse`` raises on a corrupt image, ``skip`` leaves it out and says so in ``Source.notes``.
@@ -53,29 +54,20 @@ def load(
         raise UserError(f"channels must be 1 or 3, got {channels!r}; leave it out to take what the images have")
     if size is not None:
         sides(size)
-    if isinstance(spec, list):
-        return _load_list(
-            spec,
-            size=size,
-            channels=channels,
-            on_bad_image=on_bad_image,
-            memory_limit=memory_limit,
-            data_root=data_root,
-            flip=flip,
-        )
-    source = _load_one(spec, size, channels, on_bad_image, memory_limit, data_root, flip)
+    options = _Options(on_bad_image, memory_limit, data_root, flip)
+    source = _load_list(spec, size, channels, options) if isinstance(spec, list) else _load_one(spec, size, channels, options)
     return source if flip is None else _with_flip(source, flip)
 
 
-def _load_one(
-    spec: Any,
-    size: Size | None,
-    channels: int | None,
-    on_bad_image: OnBadImage,
-    memory_limit: int,
-    data_root: str | Path | None,
-    flip: bool | None,
-) -> Source:
+@dataclass(frozen=True)
+class _Options:
+    on_bad_image: OnBadImage
+    memory_limit: int
+    data_root: str | Path | None
+    flip: bool | None
+
+
+def _load_one(spec: Any, size: Size | None, channels: int | None, options: _Options) -> Source:
     if isinstance(spec, Source):
         return spec
     if isinstance(spec, ImageSet):
@@ -83,7 +75,7 @@ def _load_one(
     if isinstance(spec, tuple):
         if len(spec) != 2:
             raise UserError(f"arrays come as (images, labels), got a tuple of {len(spec)}; hand over two arrays")
-        return from_arrays({"images": spec[0], "labels": spec[1]}, "the arrays", size, channels, flip)
+        return from_arrays({"images": spec[0], "labels": spec[1]}, "the arrays", size, channels, options.flip)
     if not isinstance(spec, str | os.PathLike):
         raise UserError(
             f"data must be a name, a path, arrays or a list of these, got {type(spec).__name__}; digits is built in"
@@ -97,14 +89,14 @@ def _load_one(
             raise UserError(f"glyphs are square, got the size {width}x{height}; give one side")
         return _with_channels(load_glyphs(height), channels)
     if name in NAMES:
-        return load_named(name, size, channels, data_root)
+        return load_named(name, size, channels, options.data_root)
     path = Path(name).expanduser()
     if path.suffix.lower() == ".npz":
-        return load_npz(path, size, channels, flip)
+        return load_npz(path, size, channels, options.flip)
     if not path.exists() and "/" not in name and not path.suffix:
         known = (*EMBEDDED, *NAMES)
         raise UserError(f"data must be a path that exists or a known name, got {name}{nearest(name, known)}")
-    return load_files(path, size, channels, on_bad_image, memory_limit, flip)
+    return load_files(path, size, channels, options.on_bad_image, options.memory_limit, options.flip)
 
 
 def load_digits(size: Size | None = None, channels: int | None = None) -> Source:
@@ -117,19 +109,16 @@ def load_digits(size: Size | None = None, channels: int | None = None) -> Source
     return Source(ImageSet(images, found.target.astype(np.int64), tuple(str(k) for k in range(10)), flip=False))
 
 
-def _load_list(specs: Sequence[Any], size: Size | None, channels: int | None, **options: Any) -> Source:
+def _load_list(specs: Sequence[Any], size: Size | None, channels: int | None, options: _Options) -> Source:
     """The sources one after the other; the first decides the shape, so that all agree."""
     if not specs:
         raise UserError("a list of data must name at least one source, got none; add a path or a name")
-    sources = [load(specs[0], size=size, channels=channels, **options)]
+    sources = [_load_one(specs[0], size, channels, options)]
     shape = sources[0].train.images.shape
-    sources += [load(spec, size=shape[1:], channels=shape[0], **options) for spec in specs[1:]]
+    sources += [_load_one(spec, shape[1:], shape[0], options) for spec in specs[1:]]
     tests = [source.test for source in sources if source.test is not None]
-    return Source(
-        join([source.train for source in sources]),
-        join(tests) if tests else None,
-        tuple(n for source in sources for n in source.notes),
-    )
+    notes = tuple(note for source in sources for note in source.notes)
+    return Source(join([source.train for source in sources]), join(tests) if tests else None, notes)
 
 
 def _with_channels(source: Source, channels: int | None) -> Source:

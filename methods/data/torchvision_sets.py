@@ -7,6 +7,7 @@ lays them out; what is missing is downloaded where that is possible.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +36,8 @@ class Named:
     flip: bool = True
 
 
-def _train_flag(kind: str, flip: bool = True, **extra: Any) -> Named:
-    return Named(kind, {"train": True, **extra}, {"train": False, **extra}, flip=flip)
+def _train_flag(kind: str, flip: bool = True) -> Named:
+    return Named(kind, {"train": True}, {"train": False}, flip=flip)
 
 
 def _split(
@@ -121,9 +122,7 @@ def _with_alphabets(data: ImageSet, name: str) -> ImageSet:
 
 
 def _build(name: str, kind: str, root: Path, arguments: Mapping[str, Any]) -> Any:
-    import torchvision.datasets
-
-    maker = getattr(torchvision.datasets, kind)
+    maker = getattr(importlib.import_module("torchvision.datasets"), kind)
     try:
         return maker(str(root), **arguments, download=False)
     except (RuntimeError, OSError):
@@ -134,8 +133,8 @@ def _build(name: str, kind: str, root: Path, arguments: Mapping[str, Any]) -> An
     except (RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{name} is neither in {root} nor can it be downloaded ({reason}); on a machine with internet run torchvision.datasets."
-            f"{kind}({str(root)!r}, download=True) and copy that folder here, or set LABELWISE_DATA to where it lies"
+            f"{name} must lie in {root} or be downloadable, but it is neither ({reason}); on a machine with internet run"
+            f" torchvision.datasets.{kind}({str(root)!r}, download=True) and copy the folder, or set LABELWISE_DATA to it"
         ) from error
 
 

@@ -17,10 +17,9 @@ class SubsetImages(Images):
     """Chosen positions of other images, in the order given."""
 
     def __init__(self, base: Images, index: IntArray) -> None:
-        if isinstance(base, SubsetImages):
-            base, index = base.base, base.index[index]
-        self.base = base
-        self.index = np.ascontiguousarray(index, dtype=np.int64)
+        outer = base.index[index] if isinstance(base, SubsetImages) else index
+        self.base: Images = base.base if isinstance(base, SubsetImages) else base
+        self.index: IntArray = np.ascontiguousarray(outer, dtype=np.int64)
 
     @property
     def shape(self) -> tuple[int, int, int]:
