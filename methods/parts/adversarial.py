@@ -1,0 +1,46 @@
+"""Virtual adversarial perturbations: the small change of an image that changes its prediction most.
+
+Miyato et al. 2017, "Virtual adversarial training", arXiv:1704.03976.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from methods.batch import Draws
+
+
+def divergence(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(target) || softmax(logits)) of each row [B], from logits [B, K]; no gradient to the target."""
+    log_p = target.detach().log_softmax(1)
+    return (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)
+
+
+def unit(d: Tensor) -> Tensor:
+    """Each row of [B, ...] divided by its length; rows of zeros stay zero."""
+    length = d.flatten(1).norm(dim=1).clamp_min(1e-12)
+    return d / length.view(-1, *([1] * (d.dim() - 1)))
+
+
+def adversarial_direction(
+    model: nn.Module, images: Tensor, logits: Tensor, scale: Tensor, xi: float, iterations: int, draws: tuple[Draws, ...]
+) -> Tensor:
+    """Unit directions [B, C, H, W] in which predictions change fastest, by power iteration from random ones.
+
+    Args:
+        model: images to logits, in the mode in which ``logits`` were computed.
+        images: float [B, C, H, W] in [0, 1], the rows of one or several batches.
+        logits: [B, K], the model's for ``images`` as they are.
+        scale: [C, 1, 1], what one unit of perturbation is in each channel.
+        xi: length of the finite difference.
+        iterations: power iterations; 0 leaves the random directions.
+        draws: one stream for each of those batches, in order.
+    """
+    d = unit(torch.cat([each.normal(*images.shape[1:]) for each in draws]))  # B C H W
+    for _ in range(iterations):
+        d = d.detach().requires_grad_()
+        # The sum, not the mean: each row's gradient is its own, and with synchronised BatchNorm the workers' sums add up.
+        (grad,) = torch.autograd.grad(divergence(logits, model(images + xi * scale * d)).sum(), d)
+        d = unit(grad)
+    return d.detach()

@@ -1,0 +1,78 @@
+"""Entropy minimization: whatever the class of an unlabelled image, be sure of it.
+
+Grandvalet & Bengio 2004, "Semi-supervised learning by entropy minimization", NeurIPS 17.
+
+Deviations: a neural classifier on weakly augmented images instead of logistic regression; a constant weight, no annealing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.batch import Feeds, Step
+from methods.contracts import Context, Learner, Loss, Method, Optimizer
+from methods.parts.classifier import Classifier
+from methods.parts.encoders import Encoder
+from methods.semisup.shared import SemiConfig
+from search_spaces.domains import Float, knob
+
+
+@dataclass(frozen=True)
+class Config(SemiConfig):
+    """Knobs."""
+
+    weight: float = knob(
+        0.3, Float(0.01, 3.0, log=True), legal=Float(0.0, 100), doc="weight of the entropy", source="Grandvalet 2004: below 1"
+    )
+
+
+def mean_entropy(logits: Tensor) -> Tensor:
+    """Mean over rows of the entropy, in nats, of the class distribution that logits [B, K] stand for."""
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1).mean()
+
+
+class EntropyMinimization(Learner):
+    """A classifier that is drawn to decide."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__()
+        self.config = config
+        self.augment = context.augment("weak", config.augmentation_strength)
+        self.model = Classifier(context.new_encoder(), context.classes)
+
+    def feeds(self) -> Feeds:
+        return self.config.feeds()
+
+    def loss(self, step: Step) -> Loss:
+        labelled, pool = step.from_labelled(), step.from_pool()
+        x, u = (self.augment(batch.images, batch.draws) for batch in (labelled, pool))  # B C H W, muB C H W
+        logits_x, logits_u = self.model(torch.cat([x, u])).split([len(x), len(u)])  # B K, muB K
+        supervised = F.cross_entropy(logits_x, labelled.labels())
+        entropy = mean_entropy(logits_u)
+        parts = {"supervised": supervised.detach(), "entropy": entropy.detach()}
+        return Loss(supervised + self.config.weight * entropy, parts)
+
+    def encoder(self) -> Encoder:
+        return self.model.encoder
+
+    def predictor(self) -> nn.Module:
+        return self.model
+
+    def optimizer(self) -> Optimizer:
+        return self.config.adamw()
+
+
+METHOD = Method(
+    name="entropy_minimization",
+    family="semisup",
+    paper="Grandvalet & Bengio 2004, NeurIPS 17",
+    summary="cross-entropy on labels, low entropy on the pool",
+    config=Config,
+    learner=EntropyMinimization,
+    uses_labels=True,
+)

@@ -1,0 +1,150 @@
+"""MixMatch: guess labels by averaging and sharpening, then mix labelled and unlabelled images without distinction.
+
+Berthelot et al. 2019, "MixMatch: a holistic approach to semi-supervised learning", arXiv:1905.02249.
+Comments number the lines of the paper's Algorithm 1.
+
+Where public implementations disagree (results at 250 labels differ by many points): the weight lambda_u is ramped over the
+first part of the training and then constant, as in the paper; PyTorch ports ramp it over the whole training. As in the
+paper, guesses come from the model itself, not from its average, and the average of the weights is evaluated.
+
+Deviations: AdamW without the authors' extra weight decay. The batch of unlabelled images may be mu times the labelled one.
+All mixed images pass the model together, so BatchNorm sees them all; the authors interleave them into batches of size B
+and let the first alone move the statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.batch import Feeds, Step
+from methods.contracts import Context, Learner, Loss, Method, Optimizer
+from methods.parts.classifier import Classifier
+from methods.parts.ema import Ema
+from methods.parts.encoders import Encoder
+from methods.parts.mixup import mix, shuffled
+from methods.parts.ramps import linear_ramp, warmed_momentum
+from methods.parts.sharpen import sharpen
+from methods.semisup.shared import SemiConfig
+from methods.world import World
+from search_spaces.domains import Float, Int, knob
+
+
+@dataclass(frozen=True)
+class Config(SemiConfig):
+    """Knobs."""
+
+    sharpening_temperature: float = knob(
+        0.5, Float(0.1, 1.0), legal=Float(0.01, 10), doc="T of the sharpening", source="Berthelot 2019: .5"
+    )
+    guesses: int = knob(
+        2, Int(1, 4), legal=Int(1, 16), doc="K, augmentations averaged into a guess", source="Berthelot 2019: 2"
+    )
+    alpha: float = knob(
+        0.75, Float(0.1, 2.0, log=True), legal=Float(1e-3, 100), doc="lambda ~ Beta(alpha, alpha)", source="Berthelot 2019: .75"
+    )
+    lambda_u: float = knob(
+        30.0, Float(1.0, 150.0, log=True), legal=Float(0.0, 1e4), doc="largest weight of the unlabelled loss",
+        source="Berthelot 2019: 75 on CIFAR-10",
+    )  # fmt: skip
+    ramp: float = knob(
+        0.3, Float(0.0, 1.0), unit="share of the training", doc="length of lambda_u's linear ramp",
+        source="Berthelot 2019: 16,000 steps",
+    )  # fmt: skip
+    momentum: float = knob(
+        0.99, Float(0.9, 0.9999, log1m=True), legal=Float(0.0, 0.99999), doc="decay of the evaluated average of weights",
+        source="Berthelot 2019: .999 over 2^20 steps",
+    )  # fmt: skip
+
+
+Pairs = list[tuple[Tensor, Tensor]]
+"""Groups of images [b, C, H, W] with their targets [b, K]."""
+
+
+def mix_all(groups: Pairs, rows: list[slice], shares: list[Tensor], order: Tensor, world: World) -> Pairs:
+    """Lines 12 to 15: every group's images and targets, mixed with partners from all groups of all workers.
+
+    Args:
+        groups: the augmented labelled images and K times the unlabelled ones, each with targets.
+        rows: which rows of each global group are this worker's.
+        shares: lambda [b] for each group.
+        order: int64, a permutation of all rows of all global groups together.
+        world: the workers.
+    """
+    w_x = shuffled([x for x, _ in groups], rows, order, world)  # 12: W = Shuffle(Concat(X^, U^)), images
+    w_p = shuffled([p for _, p in groups], rows, order, world)  # 12: and their targets
+    mixed = []
+    for (x, p), x_other, p_other, share in zip(groups, w_x, w_p, shares, strict=True):
+        nearer = torch.maximum(share, 1 - share)  # lambda' = max(lambda, 1 - lambda)
+        mixed.append((mix(x, x_other, nearer), mix(p, p_other, nearer)))  # 13, 14: X' and U'
+    return mixed  # 15
+
+
+class MixMatch(Learner):
+    """A classifier, and the average of its weights, which is the method's answer."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__()
+        self.config, self.classes = config, context.classes
+        self.augment = context.augment("weak", config.augmentation_strength)
+        self.model = Classifier(context.new_encoder(), context.classes)
+        self.average = Ema(self.model)
+
+    def feeds(self) -> Feeds:
+        return self.config.feeds()
+
+    def loss(self, step: Step) -> Loss:
+        c = self.config
+        labelled, pool = step.from_labelled(), step.from_pool()  # 1: X and U; 2 to 9: for all b at once
+        rounds = range(c.guesses)
+        x_hat = self.augment(labelled.images, labelled.draws.child("x"))  # 3: B C H W
+        u_hat = [self.augment(pool.images, pool.draws.child(k)) for k in rounds]  # 4 to 6: K times muB C H W
+        with torch.no_grad():
+            q_bar = self.model(torch.cat(u_hat)).softmax(1).unflatten(0, (c.guesses, -1)).mean(0)  # 7: muB K
+        q = sharpen(q_bar, c.sharpening_temperature)  # 8: muB K
+        p = F.one_hot(labelled.labels(), self.classes).float()  # B K
+        groups = [(x_hat, p), *((u, q) for u in u_hat)]  # 10, 11: X^ and U^
+        rows = [labelled.draws.rows, *(pool.draws.rows for _ in rounds)]
+        shares = [labelled.draws.child("lambda").beta(c.alpha)]
+        shares += [pool.draws.child(f"lambda {k}").beta(c.alpha) for k in rounds]
+        total = labelled.draws.total + c.guesses * pool.draws.total
+        order = torch.randperm(total, generator=labelled.draws.child("shuffle").generator, device=x_hat.device)
+        mixed = mix_all(groups, rows, shares, order, step.world)  # 12 to 15
+        logits = self.model(torch.cat([images for images, _ in mixed]))  # B+KmuB K
+        target = torch.cat([targets for _, targets in mixed])  # B+KmuB K
+        b = len(labelled)
+        supervised = F.cross_entropy(logits[:b], target[:b])
+        unsupervised = F.mse_loss(logits[b:].softmax(1), target[b:])
+        weight = c.lambda_u * linear_ramp(step.progress, c.ramp)
+        parts = {
+            "supervised": supervised.detach(),
+            "unsupervised": unsupervised.detach(),
+            "guess_confidence": q.max(1).values.mean(),
+        }
+        return Loss(supervised + weight * unsupervised, parts)
+
+    def after_step(self, step: Step) -> None:
+        self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))
+
+    def encoder(self) -> Encoder:
+        return self.average.module.encoder
+
+    def predictor(self) -> nn.Module:
+        return self.average.module
+
+    def optimizer(self) -> Optimizer:
+        return self.config.adamw()
+
+
+METHOD = Method(
+    name="mixmatch",
+    family="semisup",
+    paper="Berthelot et al. 2019, arXiv:1905.02249",
+    summary="average and sharpen guesses, then mix labelled and unlabelled images",
+    config=Config,
+    learner=MixMatch,
+    uses_labels=True,
+)

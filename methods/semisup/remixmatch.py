@@ -1,0 +1,148 @@
+"""ReMixMatch: MixMatch with distribution alignment, augmentation anchoring and a rotation loss.
+
+Berthelot et al. 2019, "ReMixMatch: semi-supervised learning with distribution alignment and augmentation anchoring",
+arXiv:1911.09785.
+The guess for a weakly augmented image, aligned to the labels' class shares and sharpened, is the target of K strongly
+augmented ones; all are mixed with the strongly augmented labelled ones; the first strong view also enters unmixed, and
+turned by a random quarter.
+
+Deviations: RandAugment and cutout instead of CTAugment. K = 2 (the paper's best is 8). AdamW. Constant loss weights. The
+average of the weights is evaluated, as in the paper. BatchNorm as in `mixmatch`. Oblong images are turned as their central
+square.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from methods.batch import Feeds, Step
+from methods.contracts import Context, Learner, Loss, Method, Optimizer
+from methods.parts.alignment import Alignment, class_shares
+from methods.parts.classifier import Classifier
+from methods.parts.ema import Ema
+from methods.parts.encoders import Encoder
+from methods.parts.masks import health
+from methods.parts.ramps import warmed_momentum
+from methods.parts.rotations import turn
+from methods.parts.sharpen import sharpen
+from methods.semisup.mixmatch import mix_all
+from methods.semisup.shared import SemiConfig
+from search_spaces.domains import Float, Int, knob
+
+
+@dataclass(frozen=True)
+class Config(SemiConfig):
+    """Knobs."""
+
+    sharpening_temperature: float = knob(
+        0.5, Float(0.1, 1.0), legal=Float(0.01, 10), doc="T of the sharpening", source="Berthelot 2019: .5"
+    )
+    guesses: int = knob(
+        2, Int(1, 4), legal=Int(1, 16), doc="K, strong views of an unlabelled image", source="Berthelot 2019: 8"
+    )
+    alpha: float = knob(
+        0.75, Float(0.1, 2.0, log=True), legal=Float(1e-3, 100), doc="lambda ~ Beta(alpha, alpha)", source="Berthelot 2019: .75"
+    )
+    lambda_u: float = knob(
+        1.5,
+        Float(0.1, 5.0, log=True),
+        legal=Float(0.0, 1e3),
+        doc="weight of the mixed unlabelled loss",
+        source="Berthelot 2019: 1.5",
+    )
+    lambda_strong: float = knob(
+        0.5,
+        Float(0.05, 5.0, log=True),
+        legal=Float(0.0, 1e3),
+        doc="weight of the unmixed strong view",
+        source="Berthelot 2019: .5",
+    )
+    lambda_rotation: float = knob(
+        0.5, Float(0.05, 2.0, log=True), legal=Float(0.0, 1e3), doc="weight of the rotation loss", source="Berthelot 2019: .5"
+    )
+    momentum: float = knob(
+        0.99, Float(0.9, 0.9999, log1m=True), legal=Float(0.0, 0.99999), doc="decay of the evaluated average of weights",
+        source="Berthelot 2019: .999 over 2^20 steps",
+    )  # fmt: skip
+
+
+class ReMixMatch(Learner):
+    """A classifier with a rotation head, and the average of its weights, which is the method's answer."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__()
+        self.config, self.classes = config, context.classes
+        self.weak = context.augment("weak")
+        self.strong = context.augment("strong", config.augmentation_strength)
+        self.model = Classifier(context.new_encoder(), context.classes)
+        self.rotation_head = nn.Linear(self.model.encoder.dim, 4)
+        self.alignment = Alignment(class_shares(torch.from_numpy(context.data.label.copy()), context.classes))
+        self.average = Ema(self.model)
+
+    def feeds(self) -> Feeds:
+        return self.config.feeds()
+
+    def loss(self, step: Step) -> Loss:
+        c, world = self.config, step.world
+        labelled, pool = step.from_labelled(), step.from_pool()
+        x_hat = self.strong(labelled.images, labelled.draws.child("strong"))  # B C H W
+        u_hat = [self.strong(pool.images, pool.draws.child(k)) for k in range(c.guesses)]  # K times muB C H W
+        u_weak = self.weak(pool.images, pool.draws.child("weak"))  # muB C H W
+        with torch.no_grad():
+            q = self.model(u_weak).softmax(1)  # muB K
+            q = self.alignment(q, step.number, world)  # distribution alignment
+            q = sharpen(q, c.sharpening_temperature)
+        p = F.one_hot(labelled.labels(), self.classes).float()  # B K
+        groups = [(x_hat, p), *((u, q) for u in u_hat), (u_weak, q)]  # augmentation anchoring: one guess for all views
+        unlabelled = range(c.guesses + 1)
+        rows = [labelled.draws.rows, *(pool.draws.rows for _ in unlabelled)]
+        shares = [labelled.draws.child("lambda").beta(c.alpha)]
+        shares += [pool.draws.child(f"lambda {k}").beta(c.alpha) for k in unlabelled]
+        total = labelled.draws.total + len(unlabelled) * pool.draws.total
+        order = torch.randperm(total, generator=labelled.draws.child("shuffle").generator, device=x_hat.device)
+        mixed = mix_all(groups, rows, shares, order, world)
+        logits = self.model(torch.cat([*(images for images, _ in mixed), u_hat[0]]))  # B+(K+1)muB+muB K
+        b, m = len(labelled), len(pool)
+        target = torch.cat([targets for _, targets in mixed])  # B+(K+1)muB K
+        supervised = F.cross_entropy(logits[:b], target[:b])
+        unsupervised = F.cross_entropy(logits[b:-m], target[b:])
+        strong = F.cross_entropy(logits[-m:], q)
+        turns = pool.draws.child("turns").integers(4)  # muB
+        rotation = F.cross_entropy(self.rotation_head(self.model.encoder(turn(u_hat[0], turns))).float(), turns)
+        parts = {
+            "supervised": supervised.detach(),
+            "unsupervised": unsupervised.detach(),
+            "strong": strong.detach(),
+            "rotation": rotation.detach(),
+            "guess_confidence": q.max(1).values.mean(),
+        }
+        signals = health(q.argmax(1), torch.ones_like(q[:, 0]), self.classes, world)
+        total_loss = supervised + c.lambda_u * unsupervised + c.lambda_strong * strong + c.lambda_rotation * rotation
+        return Loss(total_loss, parts | {"pseudo_label_balance": signals["pseudo_label_balance"]})
+
+    def after_step(self, step: Step) -> None:
+        self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))
+
+    def encoder(self) -> Encoder:
+        return self.average.module.encoder
+
+    def predictor(self) -> nn.Module:
+        return self.average.module
+
+    def optimizer(self) -> Optimizer:
+        return self.config.adamw()
+
+
+METHOD = Method(
+    name="remixmatch",
+    family="semisup",
+    paper="Berthelot et al. 2019, arXiv:1911.09785",
+    summary="aligned, anchored guesses for strong views, mixed with labels, and rotations",
+    config=Config,
+    learner=ReMixMatch,
+    uses_labels=True,
+)

@@ -1,0 +1,31 @@
+"""Knobs that the semi-supervised methods have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from methods.batch import Feeds
+from methods.contracts import Optimizer, SharedConfig
+from search_spaces.domains import Float, Int, knob
+
+
+@dataclass(frozen=True)
+class SemiConfig(SharedConfig):
+    """Small labelled batches: with few labels a large one repeats the same images, and small epochs need many steps."""
+
+    lr: float = knob(
+        4e-3, Float(5e-4, 3e-2, log=True), legal=Float(1e-8, 100), unit="per 256 labelled images",
+        doc="learning rate of AdamW", source="Loshchilov & Hutter 2019",
+    )  # fmt: skip
+    batch_size: int = knob(
+        64, Int(16, 128, power_of_two=True), legal=Int(2, 65536), unit="images", doc="labelled images per step",
+        source="Sohn 2020: 64",
+    )  # fmt: skip
+    mu: int = knob(1, Int(1, 7), legal=Int(1, 64), doc="unlabelled images per labelled one in a step", source="Sohn 2020")
+
+    def feeds(self) -> Feeds:
+        """B labelled images and mu B of the pool."""
+        return Feeds(pool=self.mu * self.batch_size, labelled=self.batch_size)
+
+    def adamw(self) -> Optimizer:
+        return Optimizer("adamw", self.lr * self.batch_size / 256, self.weight_decay)

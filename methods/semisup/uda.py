@@ -1,0 +1,138 @@
+"""UDA: the sharpened prediction for a weakly augmented image teaches the strongly augmented one.
+
+Xie et al. 2019, "Unsupervised data augmentation for consistency training", arXiv:1904.12848.
+Training-signal annealing leaves labelled images out of the loss once the model is surer of them than a rising limit.
+
+Where public sources disagree: the authors' code has masking and sharpening off unless set, and their CIFAR-10 script sets
+threshold .8, temperature .4, ratio 7, and no annealing. The script is followed.
+
+Deviations: AdamW instead of SGD. As in `fixmatch`, the average of the weights is evaluated, and the weak branch is a
+forward pass of its own. The weak view is translated and flipped, with a little noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.batch import Feeds, Step
+from methods.contracts import Context, Learner, Loss, Method, Optimizer
+from methods.parts.classifier import Classifier
+from methods.parts.ema import Ema
+from methods.parts.encoders import Encoder
+from methods.parts.masks import confident, health
+from methods.parts.ramps import warmed_momentum
+from methods.parts.sharpen import sharpen
+from methods.semisup.shared import SemiConfig
+from methods.world import World
+from search_spaces.domains import Choice, Float, Int, knob
+
+
+@dataclass(frozen=True)
+class Config(SemiConfig):
+    """Knobs."""
+
+    mu: int = knob(7, Int(1, 7), legal=Int(1, 64), doc="unlabelled images per labelled one", source="Xie 2019, script: 7")
+    sharpening_temperature: float = knob(
+        0.4, Float(0.1, 1.0), legal=Float(0.01, 10), doc="T of the weak prediction", source="Xie 2019: .4"
+    )
+    threshold: float = knob(
+        0.8, Float(0.3, 0.98), legal=Float(0.0, 1.0), doc="confidence from which a prediction teaches", source="Xie 2019: .8"
+    )
+    lambda_u: float = knob(
+        1.0, Float(0.1, 10.0, log=True), legal=Float(0.0, 1e3), doc="weight of the unlabelled loss", source="Xie 2019: 1"
+    )
+    annealing: str = knob(
+        "none", Choice(("none", "linear", "log", "exp")), doc="schedule of the training-signal annealing", source="Xie 2019"
+    )
+    momentum: float = knob(
+        0.99, Float(0.9, 0.9999, log1m=True), legal=Float(0.0, 0.99999), doc="decay of the evaluated average of weights",
+        source="as fixmatch",
+    )  # fmt: skip
+
+
+def signal_limit(schedule: str, progress: float, classes: int) -> float:
+    """The probability of its true class above which a labelled image no longer counts: from 1/K to 1 along the schedule."""
+    if schedule == "none":
+        return 1.0
+    rise = {
+        "linear": progress,
+        "log": 1 - math.exp(-5 * progress),
+        "exp": math.exp(5 * (progress - 1)),
+    }[schedule]
+    return rise * (1 - 1 / classes) + 1 / classes
+
+
+def annealed(logits: Tensor, label: Tensor, limit: float, world: World) -> Tensor:
+    """Cross-entropy over the rows whose true class is not yet more probable than ``limit``, averaged over those of all workers.
+
+    Args:
+        logits: [B, K].
+        label: int64 [B].
+        limit: in [1/K, 1].
+        world: the workers.
+    """
+    loss = F.cross_entropy(logits, label, reduction="none")  # B
+    counts = (torch.exp(-loss.detach()) <= limit).to(loss.dtype)  # B
+    # The mean over workers of size * sum / total is the global batch's sum / total.
+    return (loss * counts).sum() * world.size / world.sum(counts.sum()).clamp_min(1)
+
+
+class UDA(Learner):
+    """A classifier, and the average of its weights, which is the method's answer."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__()
+        self.config, self.classes = config, context.classes
+        self.weak = context.augment("weak")
+        self.strong = context.augment("strong", config.augmentation_strength)
+        self.model = Classifier(context.new_encoder(), context.classes)
+        self.average = Ema(self.model)
+
+    def feeds(self) -> Feeds:
+        return self.config.feeds()
+
+    def loss(self, step: Step) -> Loss:
+        c = self.config
+        labelled, pool = step.from_labelled(), step.from_pool()
+        x = self.weak(labelled.images, labelled.draws.child("weak"))  # B C H W
+        u_weak = self.weak(pool.images, pool.draws.child("weak"))  # muB C H W
+        u_strong = self.strong(pool.images, pool.draws.child("strong"))  # muB C H W
+        logits_x, logits_u = self.model(torch.cat([x, u_strong])).split([len(x), len(u_strong)])  # B K, muB K
+        with torch.no_grad():
+            q = self.model(u_weak).softmax(1)  # muB K
+        label, mask = confident(q, c.threshold)  # muB, muB
+        target = sharpen(q, c.sharpening_temperature)  # muB K
+        divergence = F.kl_div(logits_u.log_softmax(1), target, reduction="none").sum(1)  # muB
+        limit = signal_limit(c.annealing, step.progress, self.classes)
+        supervised = annealed(logits_x, labelled.labels(), limit, step.world)
+        unsupervised = (divergence * mask).mean()
+        parts = {"supervised": supervised.detach(), "unsupervised": unsupervised.detach()}
+        return Loss(supervised + c.lambda_u * unsupervised, parts | health(label, mask, self.classes, step.world))
+
+    def after_step(self, step: Step) -> None:
+        self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))
+
+    def encoder(self) -> Encoder:
+        return self.average.module.encoder
+
+    def predictor(self) -> nn.Module:
+        return self.average.module
+
+    def optimizer(self) -> Optimizer:
+        return self.config.adamw()
+
+
+METHOD = Method(
+    name="uda",
+    family="semisup",
+    paper="Xie et al. 2019, arXiv:1904.12848",
+    summary="sharpened predictions on weak views teach strong views",
+    config=Config,
+    learner=UDA,
+    uses_labels=True,
+)
