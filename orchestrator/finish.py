@@ -13,11 +13,13 @@ import optuna
 import ray
 import torch
 import yaml
+from torch import nn
 
 from cluster.plan import ResourcePlan
 from methods.data.records import Labelled, Split
 from methods.parts.encoders import save_encoder, save_predictor
 from methods.protocols import PROTOCOLS
+from methods.protocols.contract import Trained
 from orchestrator.folder import RunFolder
 from orchestrator.journal import Chosen, History, Tested
 from orchestrator.leaderboard import Finalist, finalists, leaderboard, verdict
@@ -73,7 +75,9 @@ def write_outputs(study: Study, split: Split, folder: RunFolder, history: Histor
     write_optuna(study, history, folder.optuna)
     test_size = len(split.test) if split.test is not None else 0
     families = {name: method.family for name, method in study.catalogue().items()}
-    write_report(folder, study, split, history, verdict(history, test_size, split.holdout, families))
+    said = verdict(history, test_size, split.holdout, families)
+    write_text(folder.verdict, "\n".join(said.sentences) + "\n")
+    write_report(folder, study, split, history, said)
 
 
 def write_optuna(study: Study, history: History, path: Path) -> None:
@@ -90,6 +94,13 @@ def write_optuna(study: Study, history: History, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def classifier_of(model: Trained, shared: SlotSetup) -> nn.Module | None:
+    """The method's own classifier, else a linear probe on the whole budget; None after a few-shot study."""
+    if model.predictor is not None or shared.protocol.name == "few_shot":
+        return model.predictor
+    return PROTOCOLS["linear"]().score(model, shared.split.budget(), None, shared.seed).predictor
+
+
 def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder) -> None:
     """``best/``, made whole beside its place and then moved there."""
     source = best.exported
@@ -99,10 +110,7 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder) -> None:
     training = load_training(shared, source.job, source.checkpoint, torch.device("cpu"))
     model = trained(training)
     save_encoder(temporary / "encoder.pt", model.encoder)
-    predictor = model.predictor
-    if predictor is None and shared.protocol.name != "few_shot":
-        # The method has no classifier of its own: a linear probe on the whole budget takes its place.
-        predictor = PROTOCOLS["linear"]().score(model, shared.split.budget(), None, shared.seed).predictor
+    predictor = classifier_of(model, shared)
     if predictor is not None:
         save_predictor(temporary / "predictor.pt", predictor)
     shutil.copyfile(source.checkpoint, temporary / "checkpoint.pt")
@@ -123,5 +131,3 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder) -> None:
     if folder.best.exists():
         shutil.rmtree(folder.best)
     os.rename(temporary, folder.best)
-
-

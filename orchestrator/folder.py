@@ -4,7 +4,8 @@
 
     study.yaml        the resolved study            report.html      for people
     journal.jsonl     what happened, event by event  tensorboard/     for ``tensorboard --logdir``
-    leaderboard.csv   one row a trial, best first    optuna.db        for Optuna's own tools
+    leaderboard.csv   one row a trial, best first    verdict.txt      what may be said of the winner
+    optuna.db         for Optuna's own tools
     best/             config.yaml, scores.json, encoder.pt, predictor.pt, checkpoint.pt
     trials/KEY/       checkpoints of finalists, stack traces of failures
 """
@@ -43,6 +44,11 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def verdict(self) -> Path:
+        """What may be said of the winner, a sentence a line."""
+        return self.path / "verdict.txt"
 
     @property
     def best(self) -> Path:

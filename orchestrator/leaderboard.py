@@ -147,9 +147,7 @@ def compare(a: Finalist, b: Finalist) -> Interval:
     """How far a's validation score lies above b's: paired per image over all seeds where both answered the same images,
     else from the seeds' spread alone.
     """
-    per_seed = [
-        (x.rungs[-1], y.rungs[-1]) for x, y in zip(a.retrained, b.retrained, strict=False) if x.rungs and y.rungs
-    ]
+    per_seed = [(x.rungs[-1], y.rungs[-1]) for x, y in zip(a.retrained, b.retrained, strict=False) if x.rungs and y.rungs]
     both = [(x, y) for x, y in per_seed if paired(x, y) is not None]
     if both:
         mean_a = np.mean([x.correct.astype(float) for x, _ in both if x.correct is not None], axis=0)
@@ -177,7 +175,9 @@ def verdict(history: History, test_size: int, holdout: bool, methods_by_family: 
         return Verdict(("No trial finished, so there is no winner; the reasons stand in the leaderboard.",))
     best = board[0]
     job = best.trial.job
-    said = [f"Winner: {job.method} (trial {job.trial}), chosen by validation: {best.val:.1%} over {len(best.retrained)} seed(s)."]
+    said = [
+        f"Winner: {job.method} (trial {job.trial}), chosen by validation: {best.val:.1%} over {len(best.retrained)} seed(s)."
+    ]
     tests = best.test_values()
     if tests:
         spread = f", sd {np.std(tests, ddof=1):.1%}" if len(tests) > 1 else ""
@@ -194,9 +194,7 @@ def verdict(history: History, test_size: int, holdout: bool, methods_by_family: 
         if gap.clear_of_zero:
             said.append(f"It is ahead of the runner-up, {name}, by {gap.mean:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}].")
         else:
-            said.append(
-                f"It is not distinguishable from the runner-up, {name}: {gap.mean:+.1%}{_span(gap)} on validation."
-            )
+            said.append(f"It is not distinguishable from the runner-up, {name}: {gap.mean:+.1%}{_span(gap)} on validation.")
     said.append(_against_defaults(history, best))
     said.append(
         "The exported model was trained on the whole label budget, validation labels included."

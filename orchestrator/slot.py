@@ -157,7 +157,9 @@ class Group:
         trainer = TorchTrainer(
             _work,
             train_loop_config={"mailbox": self._mailbox},
-            torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo", timeout_s=int(_COLLECTIVE_TIMEOUT.total_seconds())),
+            torch_config=TorchConfig(
+                backend="nccl" if plan.gpus else "gloo", timeout_s=int(_COLLECTIVE_TIMEOUT.total_seconds())
+            ),
             scaling_config=ScalingConfig(num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=per_worker),
             run_config=RunConfig(storage_path=self._storage, name="group"),
         )

@@ -1,0 +1,235 @@
+"""The command line: thin words over the Python API. Errors are one line; the exit code is 0 only on success."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from search_spaces.domains import UserError
+
+app = typer.Typer(
+    name="labelwise",
+    help="Which label-efficient method, with which hyperparameters, works best on your images, and how good will it be?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+STUDY = Annotated[str, typer.Argument(help="A study file (YAML), or the name of a ready-made study such as 'demo'.")]
+DIRECTORY = Annotated[Path, typer.Argument(help="A run folder.")]
+SETTINGS = Annotated[list[str] | None, typer.Option("--set", help="key=value: replaces a field of the study; repeatable.")]
+ADDRESS = Annotated[str | None, typer.Option(help="Address of a running Ray cluster; by default this machine.")]
+
+
+@app.command(epilog="Example: labelwise run demo --out runs/first --set trials=8 --set search.simclr.temperature=0.2")
+def run(
+    study: STUDY,
+    out: Annotated[Path | None, typer.Option(help="The run folder; it must not exist yet.")] = None,
+    settings: SETTINGS = None,
+    address: ADDRESS = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, estimate the time, run nothing.")] = False,
+) -> None:
+    """Runs a study: searches, retrains the finalists, tests them once, and writes the run folder."""
+    from orchestrator.study import load_study
+
+    given = list(settings or []) + ([f"address={address}"] if address else [])
+    loaded = load_study(study, given)
+    if dry_run:
+        from orchestrator.dry import dry_run as estimate
+
+        typer.echo(estimate(loaded, out))
+        return
+    from orchestrator.run import run as run_study
+
+    _conclude(run_study(loaded, out, quiet=False))
+
+
+@app.command(epilog="Example: labelwise resume runs/demo --trials 40")
+def resume(
+    directory: DIRECTORY,
+    trials: Annotated[int | None, typer.Option(help="Trials in all: more than before lets the search go on.")] = None,
+) -> None:
+    """Goes on with an interrupted study, or gives a finished one more trials."""
+    from orchestrator.run import resume as resume_study
+
+    _conclude(resume_study(directory, trials, quiet=False))
+
+
+@app.command(epilog="Example: labelwise leaderboard runs/demo --json")
+def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False) -> None:
+    """Prints the leaderboard of a run folder, finished or not."""
+    from orchestrator.result import read_leaderboard
+
+    frame = read_leaderboard(directory)
+    if as_json:
+        typer.echo(frame.to_json(orient="records", indent=2))
+    else:
+        Console().print(_board(frame))
+
+
+@app.command(epilog="Example: labelwise report runs/demo")
+def report(directory: DIRECTORY) -> None:
+    """Writes report.html, leaderboard.csv and the Optuna storage of a run folder anew, from its journal."""
+    from orchestrator.finish import write_outputs
+    from orchestrator.folder import RunFolder
+    from orchestrator.journal import History
+    from orchestrator.prepare import load_split
+
+    folder = RunFolder.open(directory)
+    study = folder.load_study()
+    write_outputs(study, load_split(study), folder, History.read(folder.journal))
+    typer.echo(folder.report)
+
+
+@app.command(epilog="Example: labelwise predict runs/demo path/to/images --out predictions.csv")
+def predict(
+    directory: DIRECTORY,
+    images: Annotated[Path, typer.Argument(help="A folder or zip of images.")],
+    out: Annotated[Path | None, typer.Option(help="CSV file; standard output by default.")] = None,
+) -> None:
+    """Classifies images by the winner: file, class, confidence. After a few-shot study: file and embedding."""
+    from orchestrator.predict import predict as predict_images
+
+    text = predict_images(directory, images).to_csv(index=False)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        from orchestrator.study import write_text
+
+        write_text(out, text)
+        typer.echo(out)
+
+
+@app.command(epilog="Example: labelwise methods simclr")
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method; all by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The catalogue as JSON.")] = False,
+) -> None:
+    """The catalogue: families, papers, knobs with ranges and sources."""
+    from methods.catalogue import CATALOGUE, method
+    from orchestrator.describe import catalogue_json, knob_table, method_table
+
+    chosen = [method(name)] if name else list(CATALOGUE.values())
+    if as_json:
+        typer.echo(json.dumps(catalogue_json(chosen), indent=2))
+    elif name:
+        Console().print(f"{chosen[0].name} ({chosen[0].family}): {chosen[0].summary}\n{chosen[0].paper}", highlight=False)
+        Console().print(knob_table(chosen[0]))
+    else:
+        Console().print(method_table(chosen))
+
+
+@app.command(epilog="Example: labelwise train runs/demo --best --workers 2 --out trained")
+def train(
+    source: Annotated[str, typer.Argument(help="A run folder, or a study file.")],
+    best: Annotated[
+        bool, typer.Option("--best", help="The run folder's winner; of a study file, its first method's defaults.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for encoder and predictor; it must not exist yet.")],
+    workers: Annotated[int, typer.Option(min=1, help="Workers that train together by Ray Train.")] = 1,
+    address: ADDRESS = None,
+) -> None:
+    """Trains one configuration across workers and exports encoder and predictor."""
+    from orchestrator.train import train as train_one
+
+    typer.echo(train_one(source, best, workers, out, address))
+
+
+@app.command(epilog="Example: labelwise submit study.yaml --address http://head:8265")
+def submit(
+    study: STUDY,
+    address: Annotated[str, typer.Option(help="Address of the cluster's job server, http://HEAD:8265.")],
+    settings: SETTINGS = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder, on storage that the whole cluster sees.")] = None,
+) -> None:
+    """Runs a study on a Ray cluster as a job, and follows its log."""
+    from orchestrator.submit import submit as submit_study
+
+    raise typer.Exit(submit_study(study, address, list(settings or []), out))
+
+
+@app.command(epilog="Example: labelwise doctor")
+def doctor(address: ADDRESS = None) -> None:
+    """What this machine or cluster can run, and what is missing."""
+    from cluster.doctor import examine
+
+    findings = examine(address)
+    view = Table(box=None, pad_edge=False)
+    for column in ("", "what", "found", "remedy"):
+        view.add_column(column)
+    for finding in findings:
+        view.add_row(finding.status, finding.name, finding.value, finding.remedy)
+    Console().print(view)
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _conclude(result: Any) -> None:
+    frame = result.leaderboard()
+    console = Console()
+    console.print(_board(frame))
+    for sentence in (result.folder / "verdict.txt").read_text(encoding="utf-8").splitlines():
+        console.print(sentence, highlight=False)
+    console.print(f"\nReport       {result.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"TensorBoard  tensorboard --logdir {result.folder / 'tensorboard'}", highlight=False, soft_wrap=True)
+    console.print(f"Use it       labelwise predict {result.folder} IMAGES", highlight=False, soft_wrap=True)
+    if result.best is None:
+        raise UserError(f"no trial finished; the reasons stand in {result.folder / 'leaderboard.csv'}")
+
+
+def _board(frame: Any, rows: int = 20) -> Table:
+    """The stable columns, best first."""
+    view = Table(box=None, pad_edge=False)
+    shown = ("rank", "trial", "method", "status", "epochs", "seconds", "val", "test_mean", "test_sd", "test_n")
+    for column in shown:
+        view.add_column(column, justify="left" if column in ("method", "status") else "right")
+    for row in frame.head(rows).to_dict("records"):
+        view.add_row(*(_cell(column, row[column]) for column in shown))
+    return view
+
+
+def _cell(column: str, value: Any) -> str:
+    import pandas as pd
+
+    if pd.isna(value):
+        return ""
+    if column in ("val", "test_mean", "test_sd"):
+        return f"{value:.1%}"
+    return f"{value:.1f}" if column == "seconds" else str(value)
+
+
+def main() -> None:
+    """Entry point. A user's mistake is one line on stderr and exit code 2; Ctrl-C is 130."""
+    from cluster import ClusterError
+
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except (UserError, ClusterError) as error:
+        print(f"labelwise: {error}", file=sys.stderr)
+        sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
+    except KeyboardInterrupt:
+        print("labelwise: interrupted; 'labelwise resume DIR' goes on with a run folder", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not _click_error(error):
+            raise
+
+
+def _click_error(error: Exception) -> bool:
+    """Prints and exits for a mistake in the command line itself."""
+    show = getattr(error, "show", None)
+    if show is None:
+        return False
+    show()
+    sys.exit(getattr(error, "exit_code", 2))

@@ -1,0 +1,46 @@
+"""A dry run: checks the study, its data and the machine, and estimates the time from a few measured steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from cluster.connect import connect
+from cluster.plan import plan_resources
+from orchestrator.folder import RunFolder
+from orchestrator.prepare import load_split, seconds_per_epoch
+from orchestrator.run import slot_setup
+from orchestrator.study import Study, StudyError
+
+
+def dry_run(study: Study, out: str | Path | None = None) -> str:
+    """What the study would do, and roughly how long it would take. Nothing is written."""
+    target = Path(out or study.out or Path("runs") / study.name)
+    if target.exists():
+        raise StudyError(f"{target} exists already; give another --out, or go on with 'labelwise resume {target}'")
+    split = load_split(study)
+    with connect(study.address) as connection:
+        plan = plan_resources(connection.resources, workers_per_trial=study.workers, slots=study.slots)
+    setup = slot_setup(study, split, RunFolder(target), plan)
+    # Measured in this one process: the slots compute at the same time with the same number of threads each.
+    epochs = seconds_per_epoch(dataclasses.replace(setup), study.space())
+    full = {name: each * study.epochs / study.workers for name, each in epochs.items()}
+    mean = sum(full.values()) / len(full)
+    survivors = 1 / study.reduction
+    rungs = study.rungs()
+    kept = rungs[0] / study.epochs + sum(
+        survivors ** (i + 1) * (rungs[i + 1] - rungs[i]) / study.epochs for i in range(len(rungs) - 1)
+    )
+    searched = sum(full.values()) + (study.trials - len(full)) * mean * kept
+    retrained = study.selection.top * study.selection.seeds * mean * (2 if study.selection.refit else 1)
+    minutes = (searched + retrained) / plan.slots / 60
+    c, h, w = split.train.images.shape
+    lines = [
+        f"data: {len(split.train)} training images of {c}x{h}x{w}, {len(split.labelled)} labels to train on, "
+        f"{len(split.validation)} to validate, {len(split.test) if split.test else 0} test images"
+        f"{' (held out)' if split.holdout else ''}",
+        plan.describe(),
+        *(f"{name}: {each:.1f} s an epoch, {full[name]:.0f} s to epoch {study.epochs}" for name, each in epochs.items()),
+        f"estimate: about {minutes:.0f} min for {study.trials} trials and the finalists' retraining, scoring not counted",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""Using the winner on new images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from methods.data.sources import load_images
+from methods.protocols.contract import logits_of
+from orchestrator.result import Result
+from orchestrator.study import StudyError
+
+
+def predict(directory: str | Path, images: str | Path) -> pd.DataFrame:
+    """One row an image: file, class, confidence. After a few-shot study: file, then the embedding, e0, e1, ...
+
+    Args:
+        directory: the run folder.
+        images: a folder or zip of images, of any size; they are resized as the study's were.
+    Raises:
+        UserError: no run folder, no winner, or no images.
+    """
+    best = Result.open(directory).best
+    if best is None:
+        raise StudyError(f"{directory} has no winner yet: finish the study with 'labelwise resume {directory}'")
+    encoder = best.load_encoder()
+    channels, height, width = encoder.shape
+    found = load_images(images, size=(height, width), channels=channels)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    index = np.arange(len(found), dtype=np.int64)
+    classifies = (best.folder / "predictor.pt").is_file()
+    model: nn.Module = (best.load_predictor() if classifies else encoder).to(device)
+    out = logits_of(model, found.images, index).cpu()
+    if not classifies:
+        columns = [f"e{i}" for i in range(out.shape[1])]
+        return pd.concat([pd.DataFrame({"file": found.names}), pd.DataFrame(out.numpy(), columns=columns)], axis=1)
+    confidence, label = out.softmax(dim=1).max(dim=1)
+    return pd.DataFrame(
+        {
+            "file": found.names,
+            "class": [best.classes[k] for k in label.tolist()],
+            "confidence": confidence.numpy().round(4),
+        }
+    )

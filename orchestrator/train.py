@@ -1,0 +1,101 @@
+"""Training one configuration across workers by Ray Train, outside any search."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from cluster.connect import connect
+from cluster.plan import plan_resources
+from methods.parts.encoders import save_encoder, save_predictor
+from methods.world import World
+from orchestrator.finish import classifier_of
+from orchestrator.folder import RunFolder
+from orchestrator.prepare import load_split
+from orchestrator.records import Job, SlotSetup
+from orchestrator.result import Result
+from orchestrator.run import slot_setup
+from orchestrator.slot import Group, GroupPlan
+from orchestrator.study import Study, StudyError, load_study
+from orchestrator.trial import TrialRun, load_training, trained
+
+
+def train(source: str, best: bool, workers: int, out: Path, address: str | None = None) -> Path:
+    """Trains one configuration on the whole label budget and writes ``encoder.pt`` and ``predictor.pt`` into ``out``.
+
+    Args:
+        source: a run folder (its winner) or a study file (its first method, with defaults or fixed values).
+        best: asserts that the winner is meant; a run folder without one is refused.
+        workers: that train together.
+        out: must not exist yet; written whole or not at all.
+    """
+    if out.exists():
+        raise StudyError(f"{out} exists already; give another --out")
+    study, job = _configuration(source, best)
+    split = load_split(study)
+    with connect(address or study.address) as connection:
+        plan = plan_resources(connection.resources, workers_per_trial=workers, slots=1)
+        temporary = Path(tempfile.mkdtemp(dir=_made(out.parent), prefix=f".{out.name}."))
+        try:
+            setup = slot_setup(study, split, RunFolder(temporary), plan)
+            group = GroupPlan(workers, plan.cpus_per_worker, plan.gpus_per_worker) if workers > 1 else None
+            _export(setup, _train(setup, job, group), job, temporary)
+            shutil.rmtree(temporary / "trials")
+            os.chmod(temporary, 0o755)
+            os.rename(temporary, out)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return out
+
+
+def _made(parent: Path) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+def _configuration(source: str, best: bool) -> tuple[Study, Job]:
+    if Path(source).is_dir():
+        folder = RunFolder.open(source)
+        winner = Result.open(source).best
+        if winner is None:
+            raise StudyError(f"{source} has no winner yet: finish the study with 'labelwise resume {source}'")
+        study, method, values = folder.load_study(), winner.method, winner.config
+    elif best:
+        raise StudyError(f"--best takes the winner of a run folder, and {source} is none; leave it out for a study file")
+    else:
+        study = load_study(source)
+        method = study.space().methods[0]
+        values = study.space().defaults(method).values
+    return study, Job("train", 0, method, values, study.seed, "refit")
+
+
+def _train(setup: SlotSetup, job: Job, group: GroupPlan | None) -> str:
+    """Trains to the top rung; returns the checkpoint's path."""
+    runner = Group(setup, group) if group else TrialRun(setup, World(device=_device()))
+    try:
+        runner.begin(job)
+        while (report := runner.advance()).status == "running":
+            print(f"epoch {report.epoch} of {setup.rungs[-1]}: loss {report.parts.get('loss', float('nan')):.4f}", flush=True)
+    finally:
+        if isinstance(runner, Group):
+            runner.close()
+    if report.status == "failed" or report.checkpoint is None:
+        raise StudyError(f"the training of {job.method} failed: {report.reason}")
+    return report.checkpoint
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _export(setup: SlotSetup, checkpoint: str, job: Job, folder: Path) -> None:
+    model = trained(load_training(setup, job, checkpoint, torch.device("cpu")))
+    save_encoder(folder / "encoder.pt", model.encoder)
+    predictor = classifier_of(model, setup)
+    if predictor is not None:
+        save_predictor(folder / "predictor.pt", predictor)
