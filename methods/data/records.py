@@ -34,7 +34,8 @@ class ArrayImages(Images):
     """Images in memory: one uint8 array [N, H, W, C], possibly read-only and shared between processes."""
 
     def __init__(self, array: NDArray[np.uint8]) -> None:
-        assert array.ndim == 4 and array.dtype == np.uint8, (array.shape, array.dtype)
+        assert array.ndim == 4, array.shape
+        assert array.dtype == np.uint8, array.dtype
         self.array = array
         with warnings.catch_warnings():
             # Shared arrays are read-only and torch warns of that; nothing here ever writes to them.

@@ -1,0 +1,349 @@
+"""Few-shot data: classes held out for the test, and N-way K-shot episodes drawn by learn2learn.
+
+Where test and validation classes come from:
+
+- a test source of its own, or ``test_groups`` of it: its classes must be new and its images must not occur in training
+  (a source whose own test part has the training classes counts as one set of images);
+- ``test_groups`` without a test source: those groups (alphabets) are held out;
+- neither: a seeded share of the groups (or classes, ``by``) is held out.
+
+Validation classes are a seeded share of what remains. Methods see the images of the training classes alone, all labelled;
+unlabelled images join their pool where nothing is held out of the source itself, since those might show held-out classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.batch import EpisodeShape, seed_of
+from methods.data.budget import train_data
+from methods.data.records import ImageSet, IntArray, Labelled, Source, Split
+from methods.data.views import RotatedImages, join, renumber, select
+from search_spaces.domains import UserError, nearest
+
+By = Literal["class", "group"]
+SHARE = 0.2
+TURNS = ("90", "180", "270")
+
+
+def split_few_shot(
+    source: Source,
+    *,
+    test: Source | ImageSet | None = None,
+    test_groups: Sequence[str] = (),
+    by: By | None = None,
+    test_share: float = SHARE,
+    validation_share: float = SHARE,
+    rotations: bool = False,
+    seed: int = 0,
+) -> Split:
+    """Divides a source by class, by the rules of the module's docstring.
+
+    Args:
+        source: the data; its own test images are its test source unless ``test`` names another.
+        test: a test source.
+        test_groups: names of the groups to test on.
+        by: hold out whole groups or single classes; None for groups where there are at least three.
+        test_share: share of groups or classes held out where no test source and no groups are named.
+        validation_share: share of the remaining groups or classes that validate.
+        rotations: the training classes turned by 90, 180 and 270 degrees are further classes (training only).
+        seed: of all draws.
+    Returns:
+        A split whose parts have classes of their own: ``labelled.data``, ``validation.data`` and ``test.data`` differ, and
+        ``labelled.index`` counts into ``train.images``.
+    Raises:
+        UserError: too few classes or groups, an unknown group, classes or images that training and test share.
+    """
+    if by not in (None, "class", "group"):
+        raise UserError(f"by must be class or group, got {by!r}; leave it out to hold out groups where there are any")
+    for name, share in (("test_share", test_share), ("validation_share", validation_share)):
+        if not 0 < share < 1:
+            raise UserError(f"{name} must lie between 0 and 1, got {share}; {SHARE} is the default")
+    data = source.train
+    given = test.train if isinstance(test, Source) else test
+    if given is None and source.test is not None:
+        if set(source.test.classes) & set(data.classes):
+            data = join([data, source.test])
+        else:
+            given = source.test
+    _some_classes(data, *((3, "to train, to validate and to test") if given is None else (2, "to train and to validate")))
+    by = by or ("group" if _count_groups(data) >= 3 else "class")
+    if given is not None:
+        tested = _of_groups(given, test_groups) if test_groups else given
+        held = np.zeros(len(data), dtype=bool)
+    else:
+        held = (
+            _in_groups(data, test_groups) if test_groups else _draw_units(data, by, test_share, seed_of(seed, "test classes"))
+        )
+        tested = select(data, np.flatnonzero(held))
+    rest = select(data, np.flatnonzero(~held & (data.label >= 0)))
+    validates = _draw_units(rest, by, validation_share, seed_of(seed, "validation classes"))
+    train, validation = (_own_classes(select(rest, np.flatnonzero(rows))) for rows in (~validates, validates))
+    tested = _own_classes(select(tested, np.flatnonzero(tested.label >= 0)))
+    _some_classes(tested, 2, "to test")
+    if given is not None:
+        _refuse_shared(train, validation, tested)
+    if rotations:
+        train = rotated(train)
+    pool = train
+    unlabelled = np.flatnonzero(data.label < 0)
+    if given is not None and len(unlabelled) and not rotations:
+        pool = join([train, renumber(select(data, unlabelled), train.classes)])
+    return Split(
+        train=train_data(pool, pool.label),
+        labelled=_all_of(pool),
+        validation=_all_of(validation),
+        test=_all_of(tested),
+        holdout=given is None,
+    )
+
+
+def rotated(data: ImageSet) -> ImageSet:
+    """The images four times over, those turned by 90, 180 and 270 degrees as classes of their own; groups stay."""
+    count = len(data.classes)
+    return ImageSet(
+        images=RotatedImages(data.images),
+        label=np.concatenate([np.where(data.label >= 0, data.label + turn * count, -1) for turn in range(4)]),
+        classes=data.classes + tuple(f"{name} turned by {turn}" for turn in TURNS for name in data.classes),
+        group=None if data.group is None else np.tile(data.group, 4),
+        groups=data.groups,
+        flip=data.flip,
+    )
+
+
+def duplicates(first: ImageSet, second: ImageSet) -> IntArray:
+    """int64 [n]: positions in ``second`` of images that ``first`` holds too, pixel for pixel."""
+    known = set(_hashes(first))
+    return np.array([i for i, digest in enumerate(_hashes(second)) if digest in known], dtype=np.int64)
+
+
+def _hashes(data: ImageSet, chunk: int = 1024) -> list[bytes]:
+    found: list[bytes] = []
+    for start in range(0, len(data), chunk):
+        images = data.images.take(torch.arange(start, min(start + chunk, len(data)))).contiguous().numpy()
+        found += [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+    return found
+
+
+def _refuse_shared(train: ImageSet, validation: ImageSet, tested: ImageSet) -> None:
+    if tested.images.shape != train.images.shape:
+        (c, h, w), (d, i, j) = tested.images.shape, train.images.shape
+        what = f"{j}x{i} with {d} channels, got {w}x{h} with {c}"
+        raise UserError(f"test images must have the training images' shape, {what}; load them with size and channels")
+    known = {digest for part in (train, validation) for digest in _hashes(part)}
+    shared = [i for i, digest in enumerate(_hashes(tested)) if digest in known]
+    if shared:
+        units = tested.groups if tested.group is not None else tested.classes
+        of = tested.group if tested.group is not None else tested.label
+        counts = np.bincount(of[shared], minlength=len(units))
+        where = ", ".join(f"{counts[k]} in {units[k]}" for k in np.flatnonzero(counts)[:4])
+        raise UserError(
+            f"training and test must share no image, but {len(shared)} of {len(tested)} test images are in the training data"
+            f" too ({where}); name other test_groups or remove them"
+        )
+    both = sorted({*train.classes, *validation.classes} & set(tested.classes))
+    if both:
+        raise UserError(
+            f"test classes must be new in few-shot learning, but {len(both)} are training classes too, first {both[0]};"
+            " remove or rename them"
+        )
+
+
+def _all_of(data: ImageSet) -> Labelled:
+    index = np.flatnonzero(data.label >= 0)
+    return Labelled(data, index, data.label[index])
+
+
+def _own_classes(data: ImageSet) -> ImageSet:
+    """Numbered anew: the classes and groups that occur, from 0."""
+    data = renumber(data, [data.classes[k] for k in np.unique(data.label) if k >= 0])
+    if data.group is None:
+        return data
+    present = [k for k in np.unique(data.group) if k >= 0]
+    number = np.full(len(data.groups) + 1, -1, dtype=np.int64)
+    number[present] = np.arange(len(present))
+    return dataclasses.replace(data, group=number[data.group], groups=tuple(data.groups[k] for k in present))
+
+
+def _some_classes(data: ImageSet, need: int, what: str) -> None:
+    found = len(np.unique(data.label[data.label >= 0]))
+    if found < need:
+        raise UserError(f"few-shot learning needs at least {need} classes {what}, got {found}; add classes")
+
+
+def _count_groups(data: ImageSet) -> int:
+    return 0 if data.group is None else len(np.unique(data.group[(data.label >= 0) & (data.group >= 0)]))
+
+
+def _in_groups(data: ImageSet, names: Sequence[str]) -> np.ndarray:
+    """bool [N]: images of the named groups."""
+    if data.group is None:
+        raise UserError(
+            f"test_groups needs data with groups (alphabet/character folders), got {names[0]} but no groups; leave it out"
+        )
+    for name in names:
+        if name not in data.groups:
+            raise UserError(f"test_groups must name groups of the data, got {name}{nearest(name, data.groups)}")
+    return np.isin(data.group, [data.groups.index(name) for name in names])
+
+
+def _of_groups(data: ImageSet, names: Sequence[str]) -> ImageSet:
+    return select(data, np.flatnonzero(_in_groups(data, names)))
+
+
+def _draw_units(data: ImageSet, by: By, share: float, seed: int) -> np.ndarray:
+    """bool [N]: labelled images of a drawn share of the groups or classes, at least one and never all."""
+    if by == "group" and _count_groups(data) < 2:
+        if data.group is None:
+            raise UserError("holding out groups needs data with groups (alphabet/character folders), got none; use by: class")
+        by = "class"  # one alphabet is left, so its characters are divided
+    unit = data.group if by == "group" and data.group is not None else data.label
+    present = np.unique(unit[(data.label >= 0) & (unit >= 0)])
+    if len(present) < 2:
+        raise UserError(f"holding out classes needs at least 2 of them, got {len(present)}; add classes or hold out fewer")
+    take = min(max(1, round(share * len(present))), len(present) - 1)
+    drawn = np.random.default_rng(seed).permutation(present)[:take]
+    return np.isin(unit, drawn) & (data.label >= 0)
+
+
+class EpisodeSampler:
+    """N-way K-shot episodes, drawn by learn2learn's MetaDataset, FusedNWaysKShots and TaskDataset.
+
+    Every task is a fixed function of (seed, step, its number in the meta-batch), so the sampler has no state and any worker
+    can draw any task. Python's global random state, which learn2learn draws from, is left as it was.
+
+    Classes with fewer images than shots + queries take no part (``left_out``), nor, within groups, do groups with fewer
+    such classes than ways: few-shot data often has a few of either.
+
+    Raises:
+        UserError: fewer than ``ways`` classes take part, or within groups no group has as many.
+    """
+
+    def __init__(self, labels: IntArray, groups: IntArray | None, shape: EpisodeShape, seed: int) -> None:
+        self.shape, self.seed = shape, seed
+        need = shape.shots + shape.queries
+        count = np.bincount(labels[labels >= 0], minlength=1)
+        fit = np.flatnonzero(count >= need)
+        self.left_out: tuple[int, ...] = tuple(int(k) for k in np.flatnonzero((count > 0) & (count < need)))
+        if len(fit) < shape.ways:
+            raise UserError(
+                f"{shape.ways}-way episodes need {shape.ways} classes of at least {need} images ({shape.shots} shots and"
+                f" {shape.queries} queries), got {len(fit)}; lower ways, shots or queries"
+            )
+        usable = np.isin(labels, fit)
+        if shape.within_group:
+            if groups is None:
+                raise UserError(
+                    "episodes within groups need data with groups (alphabet/character folders), got none; switch it off"
+                )
+            sizes = {int(g): len(np.unique(labels[usable & (groups == g)])) for g in np.unique(groups[usable]) if g >= 0}
+            members = [np.flatnonzero(usable & (groups == g)) for g, size in sizes.items() if size >= shape.ways]
+            if not members:
+                largest = max(sizes.values(), default=0)
+                raise UserError(
+                    f"{shape.ways}-way episodes within groups need a group of {shape.ways} classes, got at most {largest};"
+                    " lower ways or switch them off"
+                )
+        else:
+            members = [np.flatnonzero(usable)]
+        self._tasks = [task_set(rows, labels[rows], shape.ways, need) for rows in members]
+
+    def indices(self, step: int, rows: slice | None = None) -> tuple[Tensor, Tensor]:
+        """Positions of one meta-batch: support int64 [t, N*K] and query int64 [t, N*Q], class by class."""
+        numbers = range(self.shape.tasks)[rows if rows is not None else slice(None)]
+        n, k, q = self.shape.ways, self.shape.shots, self.shape.queries
+        drawn = torch.empty((len(numbers), n, k + q), dtype=torch.int64)
+        before = random.getstate()
+        try:
+            for row, number in enumerate(numbers):
+                random.seed(seed_of(self.seed, "episode", step, number))
+                tasks = self._tasks[0] if len(self._tasks) == 1 else random.choice(self._tasks)
+                drawn[row] = tasks[0].view(n, k + q)
+        finally:
+            random.setstate(before)
+        return drawn[:, :, :k].reshape(len(numbers), n * k), drawn[:, :, k:].reshape(len(numbers), n * q)
+
+    def labels(self, tasks: int | None = None) -> tuple[Tensor, Tensor]:
+        """Labels inside the task for the positions of ``indices``: int64 [t, N*K] and [t, N*Q], 0 .. N-1."""
+        t = self.shape.tasks if tasks is None else tasks
+        way = torch.arange(self.shape.ways)
+        return way.repeat_interleave(self.shape.shots).repeat(t, 1), way.repeat_interleave(self.shape.queries).repeat(t, 1)
+
+
+def task_set(positions: IntArray, labels: IntArray, ways: int, images: int, load: Callable[[Tensor], Any] | None = None) -> Any:
+    """learn2learn's TaskDataset over these images: each task is ``load`` of its positions (the positions themselves
+    without ``load``), ``images`` of each of ``ways`` classes, gathered in one step.
+
+    Args:
+        positions: int64 [n], where the images lie.
+        labels: int64 [n].
+        load: from int64 [ways * images] positions to whatever a task shall be, such as ``Images.take``.
+    """
+    import learn2learn.data as l2l
+
+    by_class: dict[int, list[int]] = {int(k): np.flatnonzero(labels == k).tolist() for k in np.unique(labels)}
+    dataset = l2l.MetaDataset(_rows_class()(len(positions)), labels_to_indices=by_class)
+    together = _load_together_class()(dataset, torch.from_numpy(positions), load)
+    transforms = [l2l.transforms.FusedNWaysKShots(dataset, n=ways, k=images), together]
+    return l2l.TaskDataset(dataset, transforms, task_collate=_only)
+
+
+def _only(task: list[Any]) -> Any:
+    (data,) = task
+    return data
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskDescription:
+    """A whole task as one item of a learn2learn task description: all its positions, and the transforms to run on them."""
+
+    index: Tensor
+    transforms: list[Callable[[Tensor], Any]]
+
+
+@functools.cache
+def _rows_class() -> type:
+    from torch.utils.data import Dataset
+
+    class Rows(Dataset):
+        """Row numbers as a data set: episodes need no more of it."""
+
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def __len__(self) -> int:
+            return self.n
+
+        def __getitem__(self, row: int) -> int:
+            return row
+
+    return Rows
+
+
+@functools.cache
+def _load_together_class() -> type:
+    from learn2learn.data.transforms import TaskTransform
+
+    class LoadTogether(TaskTransform):
+        """Stands where LoadData would: instead of a loader per image, one for the whole task."""
+
+        def __init__(self, dataset: Any, positions: Tensor, load: Callable[[Tensor], Any] | None) -> None:
+            super().__init__(dataset)
+            self.positions = positions
+            self.loaders = [] if load is None else [load]
+
+        def __call__(self, description: Sequence[Any] | None) -> list[TaskDescription]:
+            items = self.new_task() if description is None else description
+            rows = torch.tensor([item.index for item in items])
+            return [TaskDescription(self.positions[rows], self.loaders)]
+
+    return LoadTogether
