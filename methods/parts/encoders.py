@@ -1,11 +1,33 @@
-"""Encoders: images -> embeddings. STUB CONTRACT, to be completed."""
+"""Encoders by name, their starting weights, and the file an encoder is exported to."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from methods.parts.cnn import Conv4, ResNet
+from methods.parts.encoder_base import Encoder, Options, Shape, Statistics, scaled
+from methods.parts.vit import TokenEncoder
+from methods.parts.weights import cpu_state, load_state, read_weights, write_weights
+from search_spaces.domains import UserError, nearest
+
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "EncoderSpec",
+    "TokenEncoder",
+    "build_encoder",
+    "load_encoder",
+    "parameter_count",
+    "save_encoder",
+]
 
 
 @dataclass(frozen=True)
@@ -21,27 +43,171 @@ class EncoderSpec:
     init: str = "none"
 
 
-class Encoder(nn.Module, ABC):
-    """Images to embeddings. Takes uint8, or float in [0, 1], [B, C, H, W]; normalises by the data's mean and std inside.
+Builder = Callable[[Shape, Statistics, Statistics, float, Options], Encoder]
+"""(shape, mean, std, width, options) -> encoder; ``options`` as ``Encoder.options`` gives them override the defaults."""
 
-    Attributes:
-        dim: D, the embedding's width.
-        layers: names of the layers that ``maps`` returns, first to last.
-    """
 
-    dim: int
-    layers: tuple[str, ...]
+def _resnet(block: Any, stem: int, blocks: list[int], widths: list[int]) -> Builder:
+    def builder(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+        chosen: Any = {
+            "stem": scaled(stem, width),
+            "blocks": blocks,
+            "widths": [scaled(w, width) for w in widths],
+            **options,
+        }
+        return ResNet(shape, mean, std, block=block, **chosen)
 
-    @abstractmethod
-    def forward(self, images: Tensor) -> Tensor:
-        """float [B, D]."""
+    return builder
 
-    @abstractmethod
-    def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """Every layer's feature map [B, c, h, w], by layer name, first to last."""
+
+def _conv4(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    chosen: Any = {"widths": [scaled(64, width)] * 4, **options}
+    return Conv4(shape, mean, std, **chosen)
+
+
+def _vit_tiny(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    heads = 4
+    chosen: Any = {"width": 4 * heads * max(1, round(128 * width / (4 * heads))), "depth": 4, "heads": heads, **options}
+    return TokenEncoder(shape, mean, std, **chosen)
+
+
+ENCODERS: dict[str, Builder] = {
+    "resnet_small": _resnet(BasicBlock, 16, [1, 1, 2], [16, 32, 128]),
+    "conv4": _conv4,
+    "vit_tiny": _vit_tiny,
+    "resnet18": _resnet(BasicBlock, 64, [2, 2, 2, 2], [64, 128, 256, 512]),
+    "resnet34": _resnet(BasicBlock, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
+    "resnet50": _resnet(Bottleneck, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
+}
+TORCHVISION = ("resnet18", "resnet34", "resnet50")
+"""Encoders that torchvision has trained weights for."""
 
 
 def build_encoder(
     spec: EncoderSpec, shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...], width: float = 1.0
 ) -> Encoder:
-    raise NotImplementedError
+    """A fresh encoder for images of ``shape``, with the starting weights that ``spec.init`` names.
+
+    Args:
+        spec: name and starting weights.
+        shape: (C, H, W).
+        mean, std: of the data per channel; they stay the data's own, whatever the starting weights were trained with.
+        width: scales the channels.
+    Raises:
+        UserError: an unknown name, images it cannot take, or starting weights that cannot be had or do not fit.
+    """
+    if spec.init == "none":
+        return _build(spec.name, shape, mean, std, width, {})
+    if width != 1:
+        raise UserError(f"starting weights fit width 1 only, got width {width:g} with init {spec.init!r}; use init none")
+    if spec.init == "torchvision":
+        encoder = _build(spec.name, shape, mean, std, width, {})
+        state, source = _torchvision_state(spec.name, encoder), f"torchvision's {spec.name}"
+    else:
+        path = Path(spec.init)
+        path = path / "best" / "encoder.pt" if path.is_dir() else path
+        record, source = read_weights(path), str(path)
+        name = record.get("encoder", spec.name)
+        if name != spec.name:
+            raise UserError(f"{path} holds weights of encoder {name}, got encoder {spec.name}; set encoder: {name}")
+        encoder = _build(spec.name, shape, mean, std, width, record["options"] if "encoder" in record else {})
+        state = record["state"] if "encoder" in record else _without(record, "fc.")
+    own = {name: value for name, value in encoder.state_dict().items() if name.startswith("normalise.")}
+    load_state(encoder, {**_without(state, "normalise."), **own}, source)
+    return encoder
+
+
+def save_encoder(path: str | Path, encoder: Encoder) -> None:
+    """Writes a file that ``load_encoder`` can rebuild the encoder from, without any other knowledge.
+
+    Raises:
+        UserError: the encoder was not built by name.
+    """
+    write_weights(path, encoder_record(encoder))
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """The encoder in a file of ``save_encoder``, on the CPU and in evaluation mode.
+
+    Raises:
+        UserError: not such a file.
+    """
+    return encoder_from(read_weights(path), str(path))
+
+
+def encoder_record(encoder: Encoder) -> dict[str, Any]:
+    """Name, image shape, statistics, options and state: tensors and plain values only."""
+    if encoder.name not in ENCODERS:
+        raise UserError(f"only encoders built by name can be saved, got {type(encoder).__name__}; use build_encoder")
+    mean, std = (encoder.get_buffer(f"normalise.{name}").flatten().tolist() for name in ("mean", "std"))
+    return {
+        "encoder": encoder.name,
+        "shape": list(encoder.shape),
+        "mean": mean,
+        "std": std,
+        "options": encoder.options(),
+        "state": cpu_state(encoder),
+    }
+
+
+def encoder_from(record: dict[str, Any], source: str) -> Encoder:
+    """The inverse of ``encoder_record``; ``source`` names it in errors."""
+    wanted = ("encoder", "shape", "mean", "std", "options", "state")
+    missing = [key for key in wanted if key not in record]
+    if missing:
+        raise UserError(
+            f"{source} is not an exported encoder: it lacks {', '.join(missing)}; use it as init of a named encoder"
+        )
+    c, h, w = record["shape"]
+    encoder = _build(record["encoder"], (c, h, w), tuple(record["mean"]), tuple(record["std"]), 1.0, record["options"])
+    load_state(encoder, record["state"], source)
+    return encoder.eval()
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of parameters, trained or not."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _build(name: str, shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    if name not in ENCODERS:
+        raise UserError(f"{name} is not an encoder{nearest(name, ENCODERS)}")
+    assert len(mean) == len(std) == shape[0], (shape, mean, std)
+    encoder = ENCODERS[name](shape, mean, std, width, options)
+    encoder.name = name
+    return encoder
+
+
+def _without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+
+def _torchvision_state(name: str, encoder: Encoder) -> dict[str, Tensor]:
+    if name not in TORCHVISION:
+        raise UserError(f"init torchvision is for {', '.join(TORCHVISION)}, got encoder {name}; use init none or one of those")
+    try:
+        state = get_model_weights(name)["DEFAULT"].get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"init torchvision needs {name}'s weights in {torch.hub.get_dir()} or a download, which failed ({reason}); "
+            "connect to the internet once or use init none"
+        ) from error
+    state = _without(dict(state), "fc.")
+    state["conv1.weight"] = _adapted_stem(state["conv1.weight"], encoder.get_parameter("conv1.weight"))
+    return state
+
+
+def _adapted_stem(kernel: Tensor, like: Tensor) -> Tensor:
+    """The first convolution's kernel for other images: its centre for the small stem, its colours spread over other channels.
+
+    One channel gets the sum over colours, so a grey image answers as it did in colour; other numbers get the mean, scaled so
+    that the answer keeps its size.
+    """
+    cut = (kernel.shape[2] - like.shape[2]) // 2
+    if cut:
+        kernel = kernel[:, :, cut:-cut, cut:-cut]
+    channels = like.shape[1]
+    if channels != kernel.shape[1]:
+        kernel = kernel.sum(1, keepdim=True).expand(-1, channels, -1, -1) / channels
+    return kernel.clone()

@@ -1,0 +1,66 @@
+"""Teachers: a slow copy of a student, its weights an exponential moving average (Tarvainen & Valpola 2017, arXiv:1703.01780)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema(nn.Module):
+    """A copy of ``student`` that follows it: w <- m w + (1 - m) w_student. Its forward passes carry no gradient.
+
+    BatchNorm: a teacher that is called in training mode (MoCo, BYOL, DINO, mean teacher) normalises by its own batches' statistics,
+    and its running statistics are its own from then on. A teacher that is only ever called in evaluation mode (the exported average
+    of FixMatch) has no batches of its own: its running statistics are averaged like the weights. Counters are copied.
+
+    Attributes:
+        module: the averaged copy.
+    """
+
+    own_statistics: Tensor
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(student).requires_grad_(False)
+        self.register_buffer("own_statistics", torch.zeros(()))
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any) -> Any:
+        """The copy's output."""
+        if self.module.training:
+            self.own_statistics.fill_(1)
+        return self.module(*inputs)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, momentum: float) -> None:
+        """One step of the average.
+
+        Args:
+            student: the module this was copied from.
+            momentum: m in [0, 1]; 0 copies the student.
+        """
+        assert 0 <= momentum <= 1, momentum
+        mine, theirs = list(self.module.parameters()), list(student.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - momentum)
+        share = (1 - momentum) * (1 - self.own_statistics)
+        for own, other in zip(self.module.buffers(), student.buffers(), strict=True):
+            if own.is_floating_point():
+                own.lerp_(other, share.to(own.dtype))
+            else:
+                own.copy_(other)
+
+
+def cosine_momentum(base: float, progress: float) -> float:
+    """From ``base`` at the start to 1 at the end, by a half cosine (Grill et al. 2020, arXiv:2006.07733)."""
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
+
+
+def ramp(progress: float, share: float) -> float:
+    """exp(-5 (1 - t)^2), t growing linearly to 1 over the first ``share`` of the training (Laine & Aila 2016, arXiv:1610.02242)."""
+    if share <= 0 or progress >= share:
+        return 1.0
+    return math.exp(-5 * (1 - progress / share) ** 2)

@@ -1,0 +1,91 @@
+"""The encoder's contract, and the normalisation every encoder begins with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.domains import UserError
+
+Shape = tuple[int, int, int]
+Statistics = tuple[float, ...]
+Options = dict[str, int | str | list[int]]
+
+SMALLEST = 8
+"""Images must be at least this high and wide."""
+
+
+class Encoder(nn.Module, ABC):
+    """Images to embeddings. Takes uint8, or float in [0, 1], [B, C, H, W]; normalises by the data's mean and std inside.
+
+    Attributes:
+        dim: D, the embedding's width.
+        layers: names of the layers that ``maps`` returns, first to last.
+        name: key of ``ENCODERS`` it was built from, or empty.
+        shape: (C, H, W) of the images it was built for.
+    """
+
+    dim: int
+    layers: tuple[str, ...]
+    name: str = ""
+    shape: Shape
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, D]."""
+
+    @abstractmethod
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Every layer's feature map [B, c, h, w], by layer name, first to last."""
+
+    def options(self) -> Options:
+        """What its builder needs beyond image shape and statistics to build the same architecture again."""
+        return {}
+
+    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        """The modules that make each layer, by layer name; together they hold every parameter. Empty: cannot be cut."""
+        return {}
+
+
+class Normalise(nn.Module):
+    """Images [B, C, H, W], uint8 or float in [0, 1], to float with the data's mean 0 and standard deviation 1."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Statistics, std: Statistics) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, C, H, W], channels_last, the format in which convolutions are fastest.
+
+        Raises:
+            UserError: the images have another number of channels than the encoder was built for.
+        """
+        if images.dim() != 4 or images.shape[1] != self.mean.shape[1]:
+            raise UserError(
+                f"this encoder takes images [B, {self.mean.shape[1]}, H, W], got {list(images.shape)}; "
+                "build one for images with that many channels"
+            )
+        top = 1.0 if images.is_floating_point() else 255.0
+        x = images.to(self.mean.dtype) * (1 / (top * self.std)) - self.mean / self.std
+        if x.shape[1] == 1:  # With one channel both formats are "contiguous": only the strides tell convolutions which to use.
+            b, _, h, w = x.shape
+            return x.reshape(b, h, w, 1).permute(0, 3, 1, 2)
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+def scaled(width: int, factor: float) -> int:
+    """A layer's width times ``factor``, in steps of 8 channels and at least 8; unchanged where the factor is 1."""
+    return width if factor == 1 else max(8, 8 * round(width * factor / 8))
+
+
+def check_size(name: str, shape: Shape) -> None:
+    """Raises UserError where the images are too small for any encoder."""
+    _, h, w = shape
+    if min(h, w) < SMALLEST:
+        raise UserError(f"{name} takes images of at least {SMALLEST} x {SMALLEST} pixels, got {h} x {w}; resize them")

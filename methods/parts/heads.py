@@ -1,0 +1,165 @@
+"""Heads: what stands on an encoder. Projection heads, classifiers, prototypes; and the file a predictor is exported to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.parts.encoders import Encoder, encoder_from, encoder_record
+from methods.parts.weights import cpu_state, load_state, read_weights, write_weights
+from search_spaces.domains import UserError
+
+
+def mlp(inputs: int, hidden: int, outputs: int, depth: int, norm: bool = False, last_norm: bool = False) -> nn.Sequential:
+    """``depth`` linear layers with ReLU between them: [B, inputs] -> [B, outputs].
+
+    Args:
+        inputs, hidden, outputs: widths.
+        depth: 0 is the identity (the output is then ``inputs`` wide), 1 a linear layer, 2 has one hidden layer, 3 two.
+        norm: BatchNorm after every hidden layer.
+        last_norm: BatchNorm without scale and shift after the last layer.
+    """
+    layers: list[nn.Module] = []
+    for number in range(depth):
+        last = number == depth - 1
+        normed = last_norm if last else norm
+        width = outputs if last else hidden
+        layers.append(nn.Linear(inputs if number == 0 else hidden, width, bias=not normed))
+        if normed:
+            layers.append(nn.BatchNorm1d(width, affine=not last))
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def projection_head(inputs: int, hidden: int, outputs: int, depth: int = 2, batchnorm: bool = True) -> nn.Sequential:
+    """SimCLR's projection head (Chen et al. 2020, arXiv:2002.05709): ``mlp`` with BatchNorm in the hidden layers."""
+    return mlp(inputs, hidden, outputs, depth, norm=batchnorm)
+
+
+class CosineHead(nn.Module):
+    """Logits cos(x, w_k) / temperature (Chen et al. 2019, "A closer look at few-shot classification", arXiv:1904.04232).
+
+    Also a layer of weight-normalised prototypes (DINO, SwAV): with temperature 1 the outputs are the cosines.
+    """
+
+    def __init__(self, inputs: int, classes: int, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.weight = nn.Parameter(torch.randn(classes, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs] -> float32 [B, classes]."""
+        with torch.autocast(x.device.type, enabled=False):
+            x, weight = x.to(self.weight.dtype), self.weight
+            return F.linear(F.normalize(x, dim=1), F.normalize(weight, dim=1)) / self.temperature
+
+
+class DinoHead(nn.Module):
+    """DINO's head: an MLP to a bottleneck, unit length, cosines with the prototypes (Caron et al. 2021, arXiv:2104.14294)."""
+
+    def __init__(self, inputs: int, hidden: int, bottleneck: int, prototypes: int, depth: int = 3) -> None:
+        super().__init__()
+        self.mlp = mlp(inputs, hidden, bottleneck, depth)
+        self.prototypes = CosineHead(bottleneck if depth else inputs, prototypes, temperature=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs] -> float32 [B, prototypes]."""
+        return self.prototypes(self.mlp(x))  # type: ignore[no-any-return]
+
+
+class Classifier(nn.Module):
+    """Images [B, C, H, W] to float32 logits [B, K].
+
+    Attributes:
+        encoder: the encoder.
+        head: embeddings [B, D] to logits; a number of classes stands for one linear layer.
+        classes: names of the classes in the order of the logits, where they are known.
+    """
+
+    def __init__(self, encoder: Encoder, head: nn.Module | int, classes: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.dim, head) if isinstance(head, int) else head
+        self.classes = classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.encoder(images)).float()  # type: ignore[no-any-return]
+
+
+def save_predictor(path: str | Path, predictor: nn.Module, classes: tuple[str, ...] = ()) -> None:
+    """Writes encoder and head to a file that ``load_predictor`` can rebuild them from, without any other knowledge.
+
+    Args:
+        path: the file.
+        predictor: a module that applies ``predictor.head`` to ``predictor.encoder``; the head is made of the layers of this file.
+        classes: class names in the order of the logits; by default those the predictor carries.
+    Raises:
+        UserError: the predictor is of another kind.
+    """
+    encoder, head = getattr(predictor, "encoder", None), getattr(predictor, "head", None)
+    if not isinstance(encoder, Encoder) or not isinstance(head, nn.Module):
+        raise UserError(f"a predictor is saved as encoder and head, got {type(predictor).__name__}; use heads.Classifier")
+    names = classes or tuple(getattr(predictor, "classes", ()))
+    record = {"predictor": encoder_record(encoder), "layers": _describe(head), "head": cpu_state(head), "classes": list(names)}
+    write_weights(path, record)
+
+
+def load_predictor(path: str | Path) -> Classifier:
+    """The predictor in a file of ``save_predictor``, on the CPU and in evaluation mode.
+
+    Raises:
+        UserError: not such a file.
+    """
+    record = read_weights(path)
+    if "predictor" not in record:
+        raise UserError(f"{path} is not an exported predictor; load it as an encoder or export it with save_predictor")
+    head = _rebuild(record["layers"])
+    load_state(head, record["head"], str(path))
+    classifier = Classifier(encoder_from(record["predictor"], str(path)), head, tuple(record["classes"]))
+    return classifier.eval()
+
+
+def _describe(head: nn.Module) -> list[Any]:
+    """A head as nested lists [kind, arguments...] of plain values."""
+    if isinstance(head, nn.Sequential):
+        return ["sequence", *(_describe(layer) for layer in head)]
+    if isinstance(head, nn.Linear):
+        return ["linear", head.in_features, head.out_features, head.bias is not None]
+    if isinstance(head, CosineHead):
+        classes, inputs = head.weight.shape
+        return ["cosine", inputs, classes, head.temperature]
+    if isinstance(head, nn.BatchNorm1d):
+        return ["batchnorm", head.num_features, head.affine]
+    if isinstance(head, nn.ReLU):
+        return ["relu"]
+    if isinstance(head, nn.Dropout):
+        return ["dropout", head.p]
+    if isinstance(head, nn.Identity):
+        return ["identity"]
+    raise UserError(
+        f"a saved head is made of linear, cosine, batchnorm, relu, dropout and identity layers, got {type(head).__name__}; "
+        "compose the head of those"
+    )
+
+
+def _rebuild(description: list[Any]) -> nn.Module:
+    kind, *values = description
+    if kind == "sequence":
+        return nn.Sequential(*(_rebuild(layer) for layer in values))
+    if kind == "linear":
+        return nn.Linear(values[0], values[1], bias=values[2])
+    if kind == "cosine":
+        return CosineHead(*values)
+    if kind == "batchnorm":
+        return nn.BatchNorm1d(values[0], affine=values[1])
+    if kind == "dropout":
+        return nn.Dropout(values[0])
+    simple = {"relu": nn.ReLU, "identity": nn.Identity}
+    if kind not in simple:
+        raise UserError(f"a saved head has layers this version knows, got {kind!r}; update labelwise")
+    return simple[kind]()

@@ -1,0 +1,83 @@
+"""Weights files: read without running code from them, written whole or not at all, and fitted with an error one can act on."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.domains import UserError
+
+
+def write_weights(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values to ``path`` through a temporary file beside it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(dict(record), file)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a weights file, on the CPU.
+
+    Raises:
+        UserError: there is no such file, or it is no weights file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"a weights file must exist, got {path}; check the path")
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise UserError(
+            f"{path} is not a file of weights and plain values that torch.load can read; export it again"
+        ) from error
+    if not isinstance(record, dict):
+        raise UserError(f"a weights file must hold a dictionary, got {type(record).__name__} in {path}; save a state_dict")
+    return record
+
+
+def cpu_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state_dict as tensors of its own on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads ``state`` where it fits exactly.
+
+    Raises:
+        UserError: names or shapes differ; the message lists what does not fit.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    extra = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    found = [
+        f"{what} {_few(names)}"
+        for what, names in (("missing", missing), ("unknown", extra), ("of other shape", shapes))
+        if names
+    ]
+    if found:
+        raise UserError(f"{source} does not fit this architecture: {'; '.join(found)}; name the architecture it was made with")
+    module.load_state_dict(dict(state))
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
