@@ -21,8 +21,9 @@ cutout at the whole image.
 Deviations from the papers and from PIL:
 - Crop boxes are real numbers, not whole pixels. Interpolation is bilinear with anti-aliasing (MAE: bicubic).
 - Jitter runs in each image's own random order as one colour matrix, so values are clipped once, at the end.
-- Hue turns chrominance in YIQ at constant luminance rather than the HSV angle; images without 3 channels get brightness and
-  contrast only, and no grayscale.
+- Hue turns RGB about the grey axis, a circle where HSV has a hexagon: equal at thirds of a turn; at .2 turns the mean
+  difference is about a third of the change that HSV makes, at .1 about two thirds.
+- Images without 3 channels get brightness and contrast only, and no grayscale.
 - The blur stands before the colour operations, with which it commutes up to clipping.
 - Boxes of cutout lie wholly inside the image, so that their area is what it says.
 
@@ -115,7 +116,16 @@ class Augment:
         sigma = draw_sigma(draws, (SIGMA[0] * s, SIGMA[1] * s), 0.5)
         jitter = draw_jitter(draws, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, 0.8)
         grey = draws.chance(0.2) * min(s, 1.0)
-        return _blocks(_view, size, images, box, _flags(images, mirrored), sigma, *jitter, grey)
+        matrix, lift = colour_maps(jitter, grey, images.shape[1])
+        vertical, horizontal = _kernel_places(size[0], images.device), _kernel_places(size[1], images.device)
+
+        def view(x: Tensor, box: Tensor, mirrored: Tensor, sigma: Tensor, matrix: Tensor, lift: Tensor) -> Tensor:
+            rows, columns = _box_weights(box, mirrored, size, (height, width))
+            rows = torch.bmm(_blur_weights(sigma, vertical), rows)  # blur after interpolation: one product a side
+            columns = torch.bmm(_blur_weights(sigma, horizontal), columns)
+            return _recolour(_separable(to_float(x), rows, columns), matrix, lift)
+
+        return _blocks(view, size, images, box, _flags(images, mirrored), sigma, matrix, lift)
 
 
 def augmentation(
@@ -180,7 +190,7 @@ def _flags(images: Tensor, mirrored: Tensor | None) -> Tensor:
 
 
 def _blocks(work: Callable[..., Tensor], size: tuple[int, int], images: Tensor, *rows: Tensor) -> Tensor:
-    """work(size, images, *rows) -> float32 [B, C, h, w], a block of rows at a time on the CPU, written as channels_last."""
+    """work(images, *rows) -> float32 [B, C, h, w], a block of rows at a time on the CPU, written as channels_last."""
     total, channels, height, width = images.shape
     result = torch.empty(total, channels, *size, device=images.device).to(memory_format=torch.channels_last)
     block = (
@@ -188,7 +198,7 @@ def _blocks(work: Callable[..., Tensor], size: tuple[int, int], images: Tensor, 
     )
     for start in range(0, total, block):
         part = slice(start, start + block)
-        result[part] = work(size, images[part], *(row[part] for row in rows))
+        result[part] = work(images[part], *(row[part] for row in rows))
     return result
 
 
@@ -283,7 +293,7 @@ def random_resized_crop(
 def crop(images: Tensor, box: Tensor, size: tuple[int, int], mirrored: Tensor | None = None) -> Tensor:
     """Each image's box [B, 4] (top, left, height, width; at least a pixel) at ``size``, then mirrored where marked [B]."""
 
-    def work(size: tuple[int, int], x: Tensor, box: Tensor, mirrored: Tensor) -> Tensor:
+    def work(x: Tensor, box: Tensor, mirrored: Tensor) -> Tensor:
         rows, columns = _box_weights(box, mirrored, size, (x.shape[2], x.shape[3]))
         return _separable(to_float(x), rows, columns)
 
@@ -362,21 +372,29 @@ def blur(images: Tensor, draws: Draws, sigma: tuple[float, float] = SIGMA, p: fl
 def blurred(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur by sigma [B] pixels; 0 leaves an image as it is."""
 
-    def work(size: tuple[int, int], x: Tensor, sigma: Tensor) -> Tensor:
-        return _separable(to_float(x), _blur_weights(sigma, size[0]), _blur_weights(sigma, size[1]))
+    height, width = images.shape[2:]
+    vertical, horizontal = _kernel_places(height, images.device), _kernel_places(width, images.device)
 
-    return _blocks(work, (images.shape[2], images.shape[3]), images, sigma)
+    def work(x: Tensor, sigma: Tensor) -> Tensor:
+        return _separable(to_float(x), _blur_weights(sigma, vertical), _blur_weights(sigma, horizontal))
+
+    return _blocks(work, (height, width), images, sigma)
 
 
-def _blur_weights(sigma: Tensor, n: int) -> Tensor:
-    """[B, n, n]: each row a Gaussian kernel around its pixel, reflected at the ends."""
+def _kernel_places(n: int, device: torch.device) -> Tensor:
+    """float [2 r + 1, n, n]: which input pixel each value of a kernel of radius r meets at an output pixel, ends reflected."""
     radius = max(n // 10, 2) // 2
-    offset = torch.arange(-radius, radius + 1, device=sigma.device)
-    kernel = (-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]).square()).exp()
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # [B, 2 radius + 1]
-    source = _reflected(torch.arange(n, device=sigma.device) + offset[:, None], n)  # [2 radius + 1, n]
-    places = torch.nn.functional.one_hot(source, n).float().flatten(1)  # [2 radius + 1, n n]
-    return (kernel @ places).view(-1, n, n)
+    offset = torch.arange(-radius, radius + 1, device=device)
+    source = _reflected(torch.arange(n, device=device) + offset[:, None], n)  # [2 r + 1, n]
+    return torch.nn.functional.one_hot(source, n).float()
+
+
+def _blur_weights(sigma: Tensor, places: Tensor) -> Tensor:
+    """[B, n, n]: each row a Gaussian kernel of sigma [B] around its pixel."""
+    taps, n, _ = places.shape
+    offset = torch.arange(taps, device=sigma.device) - taps // 2
+    kernel = (-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]).square()).exp()  # [B, 2 r + 1]
+    return ((kernel / kernel.sum(dim=1, keepdim=True)) @ places.flatten(1)).view(-1, n, n)
 
 
 def _grey_weights(channels: int, device: torch.device) -> Tensor:
@@ -426,85 +444,63 @@ def colour_jitter(
 
 def recoloured(images: Tensor, jitter: Jitter, grey: Tensor | None = None) -> Tensor:
     """Apply drawn jitter, then blend a share ``grey`` [B] of the grey image in."""
+    matrix, lift = colour_maps(jitter, torch.zeros_like(jitter[0]) if grey is None else grey, images.shape[1])
 
-    def work(size: tuple[int, int], x: Tensor, *rows: Tensor) -> Tensor:
-        return _recolour(to_float(x), rows[:5], rows[5])  # type: ignore[arg-type]
+    def work(x: Tensor, matrix: Tensor, lift: Tensor) -> Tensor:
+        return _recolour(to_float(x), matrix, lift)
 
-    grey = torch.zeros_like(jitter[0]) if grey is None else grey
-    return _blocks(work, (images.shape[2], images.shape[3]), images, *jitter, grey)
+    return _blocks(work, (images.shape[2], images.shape[3]), images, matrix, lift)
 
 
-def _recolour(x: Tensor, jitter: Jitter, grey: Tensor) -> Tensor:
-    """float [b, C, H, W] -> the same, clipped to [0, 1]."""
+def _recolour(x: Tensor, matrix: Tensor, lift: Tensor) -> Tensor:
+    """matrix [b, C, C] on every pixel of float x [b, C, H, W], plus lift [b, C, C] on the mean colour; clipped to [0, 1]."""
     b, channels, height, width = x.shape
     pixels = x.reshape(b, channels, height * width)
-    matrix, bias = colour_matrix(pixels.mean(dim=2), jitter, grey)
-    return torch.baddbmm(bias[:, :, None], matrix, pixels).clamp_(0, 1).view(b, channels, height, width)
+    bias = torch.bmm(lift, pixels.mean(dim=2, keepdim=True))  # [b, C, 1]
+    return torch.baddbmm(bias, matrix, pixels).clamp_(0, 1).view(b, channels, height, width)
 
 
-def colour_matrix(mean: Tensor, jitter: Jitter, grey: Tensor) -> tuple[Tensor, Tensor]:
-    """The chain of colour operations as one affine map.
+def colour_maps(jitter: Jitter, grey: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """The chain of colour operations as one map: pixel -> matrix pixel + lift mean, with the image's mean colour.
+
+    Contrast takes a pixel to c pixel + (1 - c) luminance of the mean; so it takes the mean itself through another matrix. The
+    chain is therefore followed for pixels and for the mean, and what the two differ by acts on the mean.
 
     Args:
-        mean: float [B, C], each image's mean colour, which contrast needs.
         jitter: factors, hue and order.
         grey: float [B], share of the grey image blended in at the end.
+        channels: C.
     Returns:
-        matrix [B, C, C] and bias [B, C].
+        matrix and lift, float [B, C, C].
     """
     brightness, contrast, saturation, hue, order = jitter
-    channels = mean.shape[1]
-    weights = _grey_weights(channels, mean.device)
-    eye = torch.eye(channels, device=mean.device)
-    to_grey = weights.expand(channels, channels)  # every row gives the luminance
+    device = brightness.device
+    eye = torch.eye(channels, device=device)
+    to_grey = _grey_weights(channels, device).expand(channels, channels)  # every row gives the luminance
+    same = eye.expand(len(order), channels, channels)
 
-    def scaled(factor: Tensor, matrix: Tensor) -> Tensor:
-        return factor[:, None, None] * matrix
+    def towards_grey(factor: Tensor) -> Tensor:
+        return to_grey + factor[:, None, None] * (eye - to_grey)
 
-    same = eye.expand(len(mean), channels, channels)
-    coloured = channels == 3
-    maps = torch.stack(
-        [
-            scaled(brightness, eye),
-            scaled(contrast, eye),
-            to_grey + scaled(saturation, eye - to_grey) if coloured else same,
-            _hue_matrix(hue) if coloured else same,
-        ],
-        dim=1,
-    )  # [B, 4, C, C]
-    maps = maps.gather(1, order[:, :, None, None].expand_as(maps))  # in each image's own order
-    lift = (1 - contrast)[:, None] * (order == 1)  # [B, 4]: contrast moves towards the mean luminance
-    matrix, bias = maps[:, 0], (lift[:, :1] * (mean @ weights)[:, None]).expand_as(mean)
-    current = torch.einsum("bij,bj->bi", matrix, mean) + bias  # the mean colour so far
-    for step in range(1, 4):
-        added = lift[:, step, None] * (current @ weights)[:, None]
-        matrix = torch.bmm(maps[:, step], matrix)
-        bias = torch.einsum("bij,bj->bi", maps[:, step], bias) + added
-        current = torch.einsum("bij,bj->bi", maps[:, step], current) + added
-    if coloured:
-        final = eye + scaled(grey, to_grey - eye)
-        matrix, bias = torch.bmm(final, matrix), torch.einsum("bij,bj->bi", final, bias)
-    return matrix, bias
+    bright, flat = brightness[:, None, None] * eye, contrast[:, None, None] * eye
+    vivid, turned = (towards_grey(saturation), _hue_matrix(hue)) if channels == 3 else (same, same)
+    of_pixels = torch.stack([bright, flat, vivid, turned], dim=1)
+    of_mean = torch.stack([bright, towards_grey(contrast), vivid, turned], dim=1)
+    where = torch.arange(len(order), device=device)[:, None]
+    chain = torch.cat([of_pixels[where, order], of_mean[where, order]])  # [2 B, 4, C, C], in each image's own order
+    total = torch.bmm(torch.bmm(chain[:, 3], chain[:, 2]), torch.bmm(chain[:, 1], chain[:, 0]))
+    if channels == 3:
+        total = torch.bmm(towards_grey(1 - grey).repeat(2, 1, 1), total)
+    matrix, mean = total.chunk(2)
+    return matrix, mean - matrix
 
 
 def _hue_matrix(turns: Tensor) -> Tensor:
-    """[B, 3, 3]: the chrominance plane of YIQ turned by ``turns`` [B]; red goes towards green for positive turns."""
-    yiq = torch.tensor(
-        [GREY, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)], dtype=torch.float64, device=turns.device
-    )
-    back = torch.linalg.inv(yiq)
-    still = torch.outer(back[:, 0], yiq[0]).float()  # luminance
-    quarter = (torch.outer(back[:, 1], yiq[2]) - torch.outer(back[:, 2], yiq[1])).float()
+    """[B, 3, 3]: RGB turned about the grey axis by ``turns`` [B]; a third of a turn takes red to green to blue exactly."""
     angle = (2 * math.pi * turns)[:, None, None]
-    return still + angle.cos() * (torch.eye(3, device=turns.device) - still) + angle.sin() * quarter
-
-
-def _view(size: tuple[int, int], images: Tensor, box: Tensor, mirrored: Tensor, sigma: Tensor, *rest: Tensor) -> Tensor:
-    """A SimCLR view: crop, flip and blur in one product a side, then colour."""
-    rows, columns = _box_weights(box, mirrored, size, (images.shape[2], images.shape[3]))
-    rows = torch.bmm(_blur_weights(sigma, size[0]), rows)
-    columns = torch.bmm(_blur_weights(sigma, size[1]), columns)
-    return _recolour(_separable(to_float(images), rows, columns), rest[:5], rest[5])  # type: ignore[arg-type]
+    grey = torch.full((3, 3), 1 / 3, device=turns.device)
+    across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=turns.device) / math.sqrt(3)
+    return grey + angle.cos() * (torch.eye(3, device=turns.device) - grey) + angle.sin() * across
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:

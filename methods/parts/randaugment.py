@@ -190,7 +190,7 @@ def _matrices(kind: Tensor, magnitude: Tensor, height: int, width: int) -> Tenso
     def when(name: str) -> Tensor:
         return torch.where(kind == OPERATIONS.index(name), magnitude, 0.0)
 
-    angle = when("rotate") * math.radians(30)
+    angle = -math.radians(30) * when("rotate")  # counterclockwise in an image whose y points down
     cos, sin = angle.cos(), angle.sin()
     x, y = width / 2, height / 2
     first = torch.stack([cos, sin + 0.3 * when("shear_x"), x - x * cos - y * sin + 0.3 * width * when("translate_x")], dim=1)
