@@ -31,33 +31,32 @@ class TaskHead(nn.Module):
 
     weight: Tensor
     bias: Tensor
+    zero: Tensor
 
     def __init__(self, dim: int, ways: int, kind: str) -> None:
         super().__init__()
         assert kind in HEADS, kind
         self.dim = dim
+        self.register_buffer("zero", torch.zeros(()), persistent=False)  # Knows the device and type of a head at zero.
         self.register_parameter("weight", nn.Parameter(torch.empty(ways, dim)) if kind == "learned" else None)
         self.register_parameter("bias", nn.Parameter(torch.zeros(ways)) if kind == "learned" else None)
         if kind == "learned":
             nn.init.normal_(self.weight, std=dim**-0.5)
 
-    def start(self, ways: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def start(self, ways: int) -> tuple[Tensor, Tensor]:
         """Starting weight [N, D] and bias [N]; gradients reach the learned rows."""
         if self._parameters["weight"] is None:
-            return (
-                torch.zeros(ways, self.dim, device=device, requires_grad=True),
-                torch.zeros(ways, device=device, requires_grad=True),
-            )
-        more = max(0, ways - len(self.weight))
+            return self.zero.new_zeros(ways, self.dim).requires_grad_(), self.zero.new_zeros(ways).requires_grad_()
         weight, bias = self.weight[:ways], self.bias[:ways]
+        more = max(0, ways - len(self.weight))
         if more:
             weight = torch.cat([weight, self.weight.mean(dim=0).expand(more, -1)])
             bias = torch.cat([bias, self.bias.mean().expand(more)])
         return weight, bias
 
-    def begin(self, ways: int, device: torch.device) -> None:
+    def begin(self, ways: int) -> None:
         """Only on a task's clone: its rows become the starting rows for ``ways`` classes."""
-        self._parameters["weight"], self._parameters["bias"] = self.start(ways, device)  # type: ignore[assignment]
+        self._parameters["weight"], self._parameters["bias"] = self.start(ways)  # type: ignore[assignment]
 
     def forward(self, z: Tensor) -> Tensor:
         return linear(z, self.weight, self.bias)
@@ -102,7 +101,7 @@ def adapt_tasks(
     for support, label, query in zip(episodes.support, episodes.support_label, episodes.query, strict=True):
         fast = clone()
         per_task(fast.module, moments=True)
-        fast.module.head.begin(episodes.shape.ways, support.device)
+        fast.module.head.begin(episodes.shape.ways)
         for number in range(steps):
             loss = cross_entropy(fast(support), label)  # support [N*K, C, H, W]
             if number == 0:

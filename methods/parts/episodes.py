@@ -43,44 +43,59 @@ class EpisodicConfig(SharedConfig):
     tasks: int = knob(
         2, Int(1, 8), legal=Int(1, 1024), unit="tasks", doc="episodes per step, all workers together", source="Finn 2017"
     )
-    recipe: str = knob("weak", RECIPES, doc="augmentation recipe of support and query images", source="CATALOGUE")
+    augmentation: str = knob("weak", RECIPES, doc="augmentation recipe of support and query images", source="CATALOGUE")
     rotations: bool = knob(
         False, SWITCH, doc="training classes turned by 90, 180 and 270 degrees are classes of their own", source="Santoro 2016"
     )
+    within_group: bool = knob(
+        False, SWITCH, source="Lake 2019",
+        doc="classes of a training episode come from one group (alphabet), where the data has groups",
+    )  # fmt: skip
 
 
-def fit_shape(config: EpisodicConfig, counts: Sequence[int]) -> EpisodeShape:
+def fit_shape(config: EpisodicConfig, counts: Sequence[int], groups: Sequence[int] | None = None) -> EpisodeShape:
     """The training episode nearest to the configured one that the data can fill.
 
-    ``counts`` are the labelled images of each class. Ways are clipped to the classes with at least two images; then queries,
-    and after them shots, to the images that so many classes have. (Evaluation episodes are never clipped.)
+    Ways are clipped to the classes with at least two images, within groups to the classes of the median group, so that at
+    least half of the groups take part; then queries, and after them shots, to the images that so many classes have.
+    (Evaluation episodes are never clipped.)
 
+    Args:
+        counts: labelled images of each class.
+        groups: classes with at least two labelled images in each group, or None where the data has no groups.
     Raises:
         TrainingError: fewer than two classes with at least two labelled images.
     """
     usable = sorted((n for n in counts if n >= 2), reverse=True)
-    if len(usable) < 2:
-        raise TrainingError(
-            f"training episodes need at least 2 classes with 2 labelled images each, got {len(usable)}; give more labels"
-        )
-    ways = min(config.ways, len(usable))
-    room = usable[ways - 1]
+    within = config.within_group and groups is not None
+    most = sorted(groups, reverse=True)[len(groups) // 2] if within and groups else len(usable)
+    if most < 2:
+        kind = "training episodes within groups" if within else "training episodes"
+        raise TrainingError(f"{kind} need at least 2 classes with 2 labelled images each, got {most}; give more labels")
+    ways = min(config.ways, most)
+    room = usable[-1] if within else usable[ways - 1]
     queries = min(config.queries, max(1, room - config.shots))
     shots = min(config.shots, room - queries)
-    return EpisodeShape(config.tasks, ways, shots, queries)
+    return EpisodeShape(config.tasks, ways, shots, queries, within)
 
 
 def training_shape(config: EpisodicConfig, context: Context) -> EpisodeShape:
     """``fit_shape`` for the labels that the method may know."""
-    label = context.data.label
-    return fit_shape(config, np.bincount(label[label >= 0], minlength=1).tolist())
+    data = context.data
+    known = data.label >= 0
+    counts = np.bincount(data.label[known], minlength=1)
+    groups = None
+    if data.group is not None:
+        usable = known & (data.group >= 0) & (counts[data.label] >= 2)
+        groups = [len(np.unique(data.label[usable & (data.group == g)])) for g in np.unique(data.group[usable])]
+    return fit_shape(config, counts.tolist(), groups)
 
 
 class EpisodeViews:
     """Augmented training episodes: every image by its own draws, every class by its own turn where ``rotations`` is on."""
 
     def __init__(self, config: EpisodicConfig, context: Context) -> None:
-        self._augment = context.augment(config.recipe, strength=config.augmentation_strength)
+        self._augment = context.augment(config.augmentation, strength=config.augmentation_strength)
         self._rotations = config.rotations
 
     def __call__(self, episodes: Episodes) -> Episodes:

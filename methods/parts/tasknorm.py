@@ -85,7 +85,7 @@ def update_running(module: nn.Module, tasks: Iterable[list[Tensor]], world: Worl
         return
     with torch.no_grad():
         for layer, moments in zip(layers, zip(*tasks, strict=True), strict=True):
-            mean, square = world.mean(torch.stack(moments).mean(dim=0))
+            mean, square = world.mean(torch.stack(moments).mean(dim=0)).to(layer.running_mean.dtype)
             rate = 0.1 if layer.momentum is None else layer.momentum
             layer.running_mean.lerp_(mean, rate)
             layer.running_var.lerp_((square - mean.square()).clamp_min(0), rate)
