@@ -154,7 +154,7 @@ class _Feeder:
     def _episodes(self, shape: EpisodeShape, number: int) -> Episodes:
         assert self._sampler is not None
         rows = self.world.rows(shape.tasks)
-        support, query = (torch.from_numpy(i) for i in self._sampler.indices(number, rows))
+        support, query = self._sampler.indices(number, rows)
         draws = Draws(seed_of(self.seed, "episodes", number), shape.tasks, rows, self.world.device)
         return gather_episodes(self.data, self._episode_members, support, query, shape, draws, self._to_device)
 
@@ -278,9 +278,13 @@ class Training:
         images = self.stage.share * self.settings.epochs * self.images_per_epoch
         return max(1, round(images / self._feeder.feeds.images))
 
+    def _start(self, number: int) -> float:
+        """The epoch at which stage ``number`` begins, counted from 0 and perhaps inside one."""
+        return sum(stage.share for stage in self.stages[:number]) * self.settings.epochs
+
     def _target(self, epoch: int) -> int:
         """Steps that the current stage has done when ``epoch`` epochs are done."""
-        start = sum(stage.share for stage in self.stages[: self._stage]) * self.settings.epochs
+        start = self._start(self._stage)
         length = self.stage.share * self.settings.epochs
         return round(self._steps() * min(max((epoch - start) / length, 0.0), 1.0))
 
@@ -316,7 +320,8 @@ class Training:
         self.epoch += 1
         while self.finite:
             if self._step >= self._target(self.epoch):
-                last = self._stage == len(self.stages) - 1
+                # A stage that ends with the epoch keeps its learner, so that the rung scores what has been trained.
+                last = self._stage == len(self.stages) - 1 or self._start(self._stage + 1) >= self.epoch - 1e-6
                 if last or self._step < self._steps():
                     break
                 self._enter(self._stage + 1, self.learner)

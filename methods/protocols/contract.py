@@ -1,0 +1,288 @@
+"""How a trained method is scored: what a protocol takes and gives, embeddings, folds, and intervals."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor, nn
+
+from methods.contracts import Learner
+from methods.data.records import Images, IntArray, Labelled
+from methods.parts.encoders import Encoder
+from search_spaces.domains import UserError
+
+FOLDS = 5
+"""Folds of a cross-validation; fewer where a class has fewer labels."""
+
+EMBED_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves to be scored.
+
+    Attributes:
+        encoder: images -> embeddings.
+        predictor: the method's own classifier, images -> logits [B, K], or None.
+        learner: the learner itself, for protocols that adapt it to episodes; None for a bare encoder.
+        uses_labels: whether training read the labels of its training part, so that those cannot score it.
+    """
+
+    encoder: Encoder
+    predictor: nn.Module | None = None
+    learner: Learner | None = None
+    uses_labels: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """The outcome of one protocol.
+
+    Attributes:
+        protocol: its name.
+        metric: what ``value`` is, for people.
+        value: the score; larger is better unless ``maximise`` is False.
+        n: units that ``value`` is a mean over (images, or episodes).
+        index: int64 [n], the positions that were asked (episode numbers for episodes).
+        correct: bool [n], whether each was answered rightly, or None where the unit's outcome is not yes or no.
+        low, high: 95% interval of ``value``.
+        seconds: spent scoring.
+        predictor: a classifier images -> logits fitted on the way, ready for export; None where there is none.
+        each: float64 [n], the unit's own value (an episode's accuracy), where it is not ``correct``.
+        parts: further figures by name (the curve over severities, recall at several k).
+        maximise: whether larger values are better.
+    """
+
+    protocol: str
+    metric: str
+    value: float
+    n: int
+    index: IntArray
+    correct: NDArray[np.bool_] | None
+    low: float
+    high: float
+    seconds: float
+    predictor: nn.Module | None = None
+    each: NDArray[np.float64] | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    maximise: bool = True
+
+    def units(self) -> NDArray[np.float64] | None:
+        """float64 [n], what each unit contributes to ``value``; None where the score is no mean over units."""
+        return self.each if self.each is not None else None if self.correct is None else self.correct.astype(np.float64)
+
+
+class Protocol(ABC):
+    """A way of scoring. Concrete protocols are final frozen dataclasses whose fields are their settings."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+        """Scores ``trained``.
+
+        Args:
+            trained: what to score; left as it was, mode included.
+            fit: labels that a probe may be fitted on.
+            ask: labelled images to answer; None for a stratified cross-validation on ``fit``.
+            seed: of folds and of whatever is fitted.
+        Raises:
+            UserError: these labels or this method cannot be scored this way.
+        """
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode and full precision inside; every submodule's own mode is put back afterwards."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    device = device_of(*modules)
+    for module in modules:
+        module.eval()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def device_of(*modules: nn.Module) -> torch.device:
+    """Where the modules live: the device of their first parameter or buffer, else the CPU."""
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+def pooled(features: Tensor) -> Tensor:
+    """float [B, D] from a feature map [B, D, h, w] by its global mean; vectors pass."""
+    return features.flatten(2).mean(2) if features.dim() > 2 else features
+
+
+def features_of(encoder: Encoder, images: Tensor, layer: str | None) -> Tensor:
+    """float [B, D]: the embedding, or a layer's map globally pooled."""
+    return encoder(images) if layer is None else pooled(encoder.maps(images)[layer])
+
+
+def check_layer(encoder: Encoder, layer: str | None) -> None:
+    if layer is not None and layer not in encoder.layers:
+        raise UserError(f"layer must be one of this encoder's layers, {', '.join(encoder.layers)}, got {layer!r}")
+
+
+def batches(images: Images, index: IntArray, batch: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and uint8 images [b, C, H, W] on ``device`` of the given positions, in order."""
+    positions = torch.from_numpy(np.ascontiguousarray(index))
+    for start in range(0, len(index), batch):
+        rows = slice(start, min(start + batch, len(index)))
+        yield rows, images.take(positions[rows]).to(device)
+
+
+def run_over(
+    call: Callable[[Tensor], Tensor], images: Images, index: IntArray, device: torch.device, batch: int = EMBED_BATCH
+) -> Tensor:
+    """float32 [n, ...]: ``call`` on the images at ``index``, a batch at a time, without gradient."""
+    assert len(index), "nothing to compute on"
+    out: Tensor | None = None
+    with torch.no_grad():
+        for rows, x in batches(images, index, batch, device):
+            y = call(x).float()
+            if out is None:
+                out = torch.empty(len(index), *y.shape[1:], device=y.device)
+            out[rows] = y
+    assert out is not None
+    return out
+
+
+def embed(encoder: Encoder, images: Images, index: IntArray, batch: int = EMBED_BATCH, layer: str | None = None) -> Tensor:
+    """float32 [n, D] on the encoder's device: embeddings (or a pooled layer) of the images at ``index``.
+
+    Raises:
+        UserError: the encoder has no such layer.
+    """
+    check_layer(encoder, layer)
+    with evaluating(encoder):
+        return run_over(lambda x: features_of(encoder, x, layer), images, index, device_of(encoder), batch)
+
+
+def logits_of(predictor: nn.Module, images: Images, index: IntArray, batch: int = EMBED_BATCH) -> Tensor:
+    """float32 [n, K] on the predictor's device: logits of the images at ``index``."""
+    with evaluating(predictor):
+        return run_over(predictor, images, index, device_of(predictor), batch)
+
+
+def folds(fit: Labelled, seed: int, most: int = FOLDS) -> list[tuple[IntArray, IntArray]]:
+    """Stratified (train, held out) rows of ``fit``; every row is held out once. The same for every method at a seed.
+
+    Raises:
+        UserError: a class has a single label, or there is only one class.
+    """
+    present, counts = np.unique(fit.label, return_counts=True)
+    check_classes(fit)
+    if counts.min() < 2:
+        name = fit.data.classes[present[counts.argmin()]]
+        raise UserError(f"cross-validation needs at least 2 labels of every class, class {name} has 1; raise the label budget")
+    splitter = StratifiedKFold(min(most, int(counts.min())), shuffle=True, random_state=seed % 2**32)
+    return [(train.astype(np.int64), held.astype(np.int64)) for train, held in splitter.split(fit.label, fit.label)]
+
+
+def check_classes(fit: Labelled) -> None:
+    """Raises UserError unless ``fit`` has labels of at least two classes."""
+    if len(np.unique(fit.label)) < 2:
+        raise UserError(f"a classifier needs labels of at least 2 classes, got {len(fit)} labels of one; label another class")
+
+
+def part_of(labelled: Labelled, rows: IntArray) -> Labelled:
+    """The given rows of a labelled part."""
+    return Labelled(labelled.data, labelled.index[rows], labelled.label[rows])
+
+
+def wilson(right: float, n: int) -> tuple[float, float]:
+    """95% interval of a proportion of ``right`` out of ``n`` (Wilson 1927)."""
+    z = float(stats.norm.ppf(0.975))
+    p = right / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def mean_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean of independent values and its 95% t-interval; without limits for a single value."""
+    n, mean = len(values), float(values.mean())
+    if n < 2:
+        return mean, -np.inf, np.inf
+    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
+
+
+def accuracy(
+    protocol: str,
+    metric: str,
+    index: IntArray,
+    correct: NDArray[np.bool_],
+    started: float,
+    predictor: nn.Module | None = None,
+    parts: Mapping[str, float] | None = None,
+) -> Score:
+    """The score that is a share of right answers; ``started`` is the ``time.perf_counter()`` at its beginning."""
+    n = len(correct)
+    low, high = wilson(int(correct.sum()), n)
+    seconds = time.perf_counter() - started
+    return Score(
+        protocol, metric, float(correct.mean()), n, index, correct, low, high, seconds, predictor, parts=dict(parts or {})
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better ``a`` is than ``b`` on what both were asked.
+
+    Attributes:
+        mean: of a - b over the common units.
+        low, high: 95% interval.
+        n: common units.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_difference(a: Score, b: Score) -> Difference:
+    """a - b, unit by unit over the units both were asked.
+
+    Right-or-wrong outcomes take the adjusted Wald interval for paired proportions (Bonett & Price 2012), which stays honest
+    where the two hardly disagree; other outcomes (episodes) a t-interval.
+
+    Raises:
+        UserError: the scores are of different kinds, are no means over units, or share no unit.
+    """
+    values_a, values_b = a.units(), b.units()
+    if (a.protocol, a.metric) != (b.protocol, b.metric) or values_a is None or values_b is None:
+        raise UserError(f"a paired comparison needs two scores of one kind per image, got {a.metric} and {b.metric}")
+    common, rows_a, rows_b = np.intersect1d(a.index, b.index, return_indices=True)
+    n = len(common)
+    if n == 0:
+        raise UserError("a paired comparison needs images that both were asked, got none in common")
+    difference = values_a[rows_a] - values_b[rows_b]
+    if a.correct is None or b.correct is None:
+        return Difference(*mean_interval(difference), n)
+    more, less = ((difference > 0).sum() + 1) / (n + 2), ((difference < 0).sum() + 1) / (n + 2)
+    half = float(stats.norm.ppf(0.975) * np.sqrt((more + less - (more - less) ** 2) / (n + 2)))
+    centre = float(more - less)
+    return Difference(float(difference.mean()), max(centre - half, -1.0), min(centre + half, 1.0), n)

@@ -1,0 +1,106 @@
+"""Shared by all tests: few threads, tiny deterministic data, and a tiny encoder."""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from methods.data.records import ArrayImages, ImageSet, Labelled, Split, TrainData
+from methods.parts.encoders import Encoder
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _global_state() -> Iterator[None]:
+    """Every test starts from the same global random state and must leave grad mode and default dtype as they were."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    yield
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32
+
+
+def tiny_images(classes: int, each: int, size: int = 16, channels: int = 3, seed: int = 0) -> ImageSet:
+    """Coloured noise around a picture per class: learnable, deterministic, ordered class by class; two groups of classes."""
+    rng = np.random.default_rng(seed)
+    pattern = np.random.default_rng(7).uniform(60, 195, (classes, size, size, channels))
+    label = np.repeat(np.arange(classes), each)
+    pixels = pattern[label] + rng.normal(0, 40, (len(label), size, size, channels))
+    return ImageSet(
+        images=ArrayImages(pixels.clip(0, 255).astype(np.uint8)),
+        label=label.astype(np.int64),
+        classes=tuple(f"class {k}" for k in range(classes)),
+        group=(label * 2 // classes).astype(np.int64),
+        groups=("first half", "second half"),
+    )
+
+
+def tiny_split(classes: int = 4, each: int = 16, labelled: int = 8, size: int = 16, channels: int = 3) -> Split:
+    """A study's data in small: of every class ``labelled`` images show their label, 4 validate, and a test set of its own."""
+    data = tiny_images(classes, each, size, channels)
+    order = np.arange(classes * each).reshape(classes, each)
+    shown, validation = order[:, :labelled].ravel(), order[:, labelled : labelled + 4].ravel()
+    label = np.full(len(data), -1, dtype=np.int64)
+    label[shown] = data.label[shown]
+    half = (0.5,) * channels
+    train = TrainData(data.images, label, classes, half, (0.25,) * channels, group=data.group)
+    test = tiny_images(classes, each, size, channels, seed=1)
+    return Split(
+        train=train,
+        labelled=Labelled(data, shown, data.label[shown]),
+        validation=Labelled(data, validation, data.label[validation]),
+        test=Labelled(test, np.arange(len(test)), test.label),
+        holdout=False,
+    )
+
+
+class TinyEncoder(Encoder):
+    """Two convolutions; a real encoder in small."""
+
+    layers = ("first", "last")
+
+    def __init__(self, channels: int = 3, dim: int = 8) -> None:
+        super().__init__()
+        self.dim = dim
+        self.first = nn.Sequential(nn.Conv2d(channels, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(6, dim, 3, stride=2, padding=1), nn.BatchNorm2d(dim), nn.ReLU())
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        x = images if images.is_floating_point() else images.float() / 255
+        first = self.first(x * 4 - 2)
+        return {"first": first, "last": self.last(first)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(images)["last"].mean(dim=(2, 3))
+
+
+@pytest.fixture
+def split() -> Split:
+    return tiny_split()
+
+
+@pytest.fixture
+def tiny_encoder() -> TinyEncoder:
+    return TinyEncoder()
+
+
+@pytest.fixture
+def make_split() -> Callable[..., Split]:
+    """make_split(classes, each, labelled, size, channels): a study's data in small."""
+    return tiny_split
+
+
+@pytest.fixture
+def make_images() -> Callable[..., ImageSet]:
+    """make_images(classes, each, size, channels, seed): learnable labelled images, ordered class by class."""
+    return tiny_images
