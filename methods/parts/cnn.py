@@ -7,11 +7,12 @@ In every encoder here the last map, pooled, is the embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck  # type: ignore[import-untyped]
 
 from methods.parts.encoder_base import Encoder, Normalise, Options, Shape, Statistics, check_size
 
@@ -39,7 +40,7 @@ class ResNet(Encoder):
             mean, std: of the data, per channel in [0, 1].
             block: torchvision's residual block.
             stem: channels of the first convolution.
-            blocks, widths: for each stage its number of blocks and their inner channels; each stage but the first halves H and W.
+            blocks, widths: for each stage its number of blocks and their inner channels; all but the first stage halve H, W.
         Raises:
             UserError: the images are smaller than 8 x 8.
         """
@@ -90,8 +91,8 @@ class ResNet(Encoder):
 class Conv4(Encoder):
     """Blocks of 3x3 convolution, BatchNorm, ReLU and 2x2 pooling; the embedding is the last map, flattened.
 
-    Four blocks of 64 channels give D = 64 at 28 x 28 and 256 at 32 x 32. A block stops pooling where its map is one pixel high or
-    wide. Images of another size than ``shape`` have their last map averaged to the same grid, so D stays.
+    Four blocks of 64 channels give D = 64 at 28 x 28 and 256 at 32 x 32. A block stops pooling where its map is one pixel
+    high or wide. Images of another size than ``shape`` have their last map averaged to the same grid, so D stays.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Conv4(Encoder):
         self.pools = [1] * len(self.widths) if pools is None else list(pools)
         self.normalise = Normalise(mean, std)
         channels = [shape[0], *self.widths]
-        self.blocks = nn.ModuleList(_conv_block(*pair) for pair in zip(channels[:-1], channels[1:], strict=True))
+        self.blocks = nn.ModuleList(_conv_block(*pair) for pair in pairwise(channels))
         self.layers = tuple(f"block{i + 1}" for i in range(len(self.blocks)))
         h, w = shape[1:]
         for pool in self.pools:
@@ -161,4 +162,4 @@ def _initialise(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Teachers: a slow copy of a student, its weights an exponential moving average (Tarvainen & Valpola 2017, arXiv:1703.01780)."""
+"""Teachers: a slow copy of a student, an exponential moving average of its weights (Tarvainen 2017, arXiv:1703.01780)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 class Ema(nn.Module):
     """A copy of ``student`` that follows it: w <- m w + (1 - m) w_student. Its forward passes carry no gradient.
 
-    BatchNorm: a teacher that is called in training mode (MoCo, BYOL, DINO, mean teacher) normalises by its own batches' statistics,
-    and its running statistics are its own from then on. A teacher that is only ever called in evaluation mode (the exported average
-    of FixMatch) has no batches of its own: its running statistics are averaged like the weights. Counters are copied.
+    BatchNorm: a teacher that is called in training mode (MoCo, BYOL, DINO, mean teacher) normalises by its own batches'
+    statistics, and its running statistics are its own from then on. A teacher that is only ever called in evaluation mode
+    (the exported average of FixMatch) has no batches of its own: its running statistics are averaged like the weights.
+    Counters are copied.
 
     Attributes:
         module: the averaged copy.
@@ -44,7 +45,8 @@ class Ema(nn.Module):
             momentum: m in [0, 1]; 0 copies the student.
         """
         assert 0 <= momentum <= 1, momentum
-        mine, theirs = list(self.module.parameters()), list(student.parameters())
+        mine: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(student.parameters())
         torch._foreach_lerp_(mine, theirs, 1 - momentum)
         share = (1 - momentum) * (1 - self.own_statistics)
         for own, other in zip(self.module.buffers(), student.buffers(), strict=True):
@@ -60,7 +62,7 @@ def cosine_momentum(base: float, progress: float) -> float:
 
 
 def ramp(progress: float, share: float) -> float:
-    """exp(-5 (1 - t)^2), t growing linearly to 1 over the first ``share`` of the training (Laine & Aila 2016, arXiv:1610.02242)."""
+    """exp(-5 (1 - t)^2), t growing to 1 over the first ``share`` of the training (Laine & Aila 2016, arXiv:1610.02242)."""
     if share <= 0 or progress >= share:
         return 1.0
     return math.exp(-5 * (1 - progress / share) ** 2)

@@ -69,7 +69,7 @@ class DinoHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs] -> float32 [B, prototypes]."""
-        return self.prototypes(self.mlp(x))  # type: ignore[no-any-return]
+        return self.prototypes(self.mlp(x))
 
 
 class Classifier(nn.Module):
@@ -88,7 +88,7 @@ class Classifier(nn.Module):
         self.classes = classes
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.encoder(images)).float()  # type: ignore[no-any-return]
+        return self.head(self.encoder(images)).float()
 
 
 def save_predictor(path: str | Path, predictor: nn.Module, classes: tuple[str, ...] = ()) -> None:
@@ -96,7 +96,7 @@ def save_predictor(path: str | Path, predictor: nn.Module, classes: tuple[str, .
 
     Args:
         path: the file.
-        predictor: a module that applies ``predictor.head`` to ``predictor.encoder``; the head is made of the layers of this file.
+        predictor: applies ``predictor.head`` to ``predictor.encoder``; the head is made of the layers of this file.
         classes: class names in the order of the logits; by default those the predictor carries.
     Raises:
         UserError: the predictor is of another kind.

@@ -24,8 +24,8 @@ GRID = 8
 class TokenEncoder(Encoder):
     """Images as tokens: patches are embedded, given positions, and encoded behind a class token.
 
-    ``forward`` is the mean of the encoded patch tokens, or the class token where ``pool`` is ``cls`` (for methods that train that
-    token, such as DINO). Set ``pool`` when building; it is saved with the encoder.
+    ``forward`` is the mean of the encoded patch tokens (MAE's choice for small models), or the class token where ``pool`` is
+    ``cls``: methods that train that token, such as DINO, set it when they build the encoder. It is saved with the encoder.
 
     Attributes:
         patch: side of a patch in pixels.
@@ -83,14 +83,14 @@ class TokenEncoder(Encoder):
         """
         h, w = self._grid(*images.shape[2:])
         tokens = self.project(patches(self.normalise(images), self.patch))  # B N D
-        return tokens + positions((h, w), self.grid, self.dim).to(tokens)  # type: ignore[no-any-return]
+        return tokens + positions((h, w), self.grid, self.dim).to(tokens)
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Any n of the embedded tokens [B, n, D], in any order -> encoded [B, 1 + n, D], the class token first."""
         x = self._with_cls(tokens)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x)
 
     def attention(self, images: Tensor) -> Tensor:
         """The last block's attention from the class token to each patch, float [B, heads, N]; the rest goes to itself."""
@@ -117,10 +117,7 @@ class TokenEncoder(Encoder):
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         blocks: list[tuple[nn.Module, ...]] = [(block,) for block in self.blocks]
         blocks[-1] = (*blocks[-1], self.norm)
-        return dict(zip(self.layers, [(self.project, *self._class_token()), *blocks], strict=True))
-
-    def _class_token(self) -> tuple[nn.Module, ...]:
-        return (nn.ParameterList([self.cls]),)
+        return dict(zip(self.layers, [(self.project, nn.ParameterList([self.cls])), *blocks], strict=True))
 
     def _with_cls(self, tokens: Tensor) -> Tensor:
         return torch.cat([self.cls.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
@@ -157,7 +154,7 @@ class Block(nn.Module):
         q, k, v = self._qkv(x)
         mixed = F.scaled_dot_product_attention(q, k, v)  # B heads n d
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm2(x))
 
     def attention(self, x: Tensor) -> Tensor:
         """float32 [B, heads, n, n]: each row sums to 1."""
