@@ -1,0 +1,35 @@
+"""What most self-supervised methods share: one feed from the pool, AdamW with a warm-up, two views of an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.batch import Batch, Feeds
+from methods.contracts import Optimizer, SharedConfig
+from methods.parts.augment import Augment, to_float
+
+
+@dataclass(frozen=True)
+class SelfConfig(SharedConfig):
+    """The shared knobs, and what follows from them for a method that learns from the pool alone."""
+
+    def feeds(self) -> Feeds:
+        """The pool's images, ``batch_size`` of them."""
+        return Feeds(pool=self.batch_size)
+
+    def adamw(self, warmup: float = 0.1, clip: float | None = None) -> Optimizer:
+        """AdamW at the learning rate that the batch asks for, warmed up over a share of the training."""
+        return Optimizer("adamw", self.lr * self.batch_size / 256, self.weight_decay, warmup=warmup, clip=clip)
+
+
+def two_views(augment: Augment, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Two independent random views [B, C, H, W] of every image of the batch."""
+    return augment(batch.images, batch.draws.child("one")), augment(batch.images, batch.draws.child("two"))
+
+
+def beside(images: Tensor, *others: Tensor) -> Tensor:
+    """Pictures [n, C, H, W'] in [0, 1]: each image with what was made of it to its right; uint8 or float images."""
+    return torch.cat([to_float(images), *(x.float().clamp(0, 1) for x in others)], dim=3)
