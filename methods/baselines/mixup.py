@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from methods.baselines import supervised
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.classifier import Classifier
 from methods.parts.encoders import Encoder
+from methods.parts.heads import Classifier
 from methods.parts.mixup import mix, partners
 from search_spaces.domains import Float, knob
 

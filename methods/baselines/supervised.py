@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, SharedConfig
-from methods.parts.classifier import Classifier
 from methods.parts.encoders import Encoder
+from methods.parts.heads import Classifier
 from search_spaces.domains import Choice, Float, Int, knob
 
 

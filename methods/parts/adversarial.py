@@ -5,8 +5,12 @@ Miyato et al. 2017, "Virtual adversarial training", arXiv:1704.03976.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from methods.batch import Draws
 
@@ -44,3 +48,17 @@ def adversarial_direction(
         (grad,) = torch.autograd.grad(divergence(logits, model(images + xi * scale * d)).sum(), d)
         d = unit(grad)
     return d.detach()
+
+
+@contextmanager
+def still_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm inside uses the batch's statistics but leaves the running ones alone: for passes on artificial images."""
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

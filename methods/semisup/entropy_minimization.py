@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.classifier import Classifier
 from methods.parts.encoders import Encoder
+from methods.parts.heads import Classifier
 from methods.semisup.shared import SemiConfig
 from search_spaces.domains import Float, knob
 

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.classifier import Classifier
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
+from methods.parts.heads import Classifier
 from methods.parts.masks import confident, health
 from methods.parts.ramps import warmed_momentum
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import SemiConfig, classifier
 from search_spaces.domains import Float, Int, knob
 
 
@@ -79,10 +79,10 @@ class FixMatch(Learner):
         self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))
 
     def encoder(self) -> Encoder:
-        return self.average.module.encoder
+        return classifier(self.average).encoder
 
     def predictor(self) -> nn.Module:
-        return self.average.module
+        return classifier(self.average)
 
     def optimizer(self) -> Optimizer:
         return self.config.adamw()

@@ -5,7 +5,7 @@ The consistency cost is the squared difference of class probabilities, averaged 
 ones included; its gradient goes through the student only.
 
 Deviations: AdamW instead of Adam with a ramped-up rate. The teacher's decay is warmed up as in the paper, then constant.
-The teacher runs in evaluation mode with averaged BatchNorm statistics. No dropout; input noise comes from the augmentation.
+The teacher normalises by its own batches, as in the authors' code. No dropout; the views differ by their augmentation.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.classifier import Classifier
-from methods.parts.ema import Ema
+from methods.parts.ema import Ema, ramp
 from methods.parts.encoders import Encoder
-from methods.parts.ramps import sigmoid_ramp, warmed_momentum
-from methods.semisup.shared import SemiConfig
+from methods.parts.heads import Classifier
+from methods.parts.ramps import warmed_momentum
+from methods.semisup.shared import SemiConfig, classifier
 from search_spaces.domains import Float, Int, knob
 
 
@@ -74,7 +74,7 @@ class MeanTeacher(Learner):
         teacher = self.teacher(two)  # B+muB K
         supervised = F.cross_entropy(student[: len(labelled)], labelled.labels())
         unsupervised = consistency(student, teacher)
-        weight = c.weight * sigmoid_ramp(step.progress, c.ramp)
+        weight = c.weight * ramp(step.progress, c.ramp)
         parts = {
             "supervised": supervised.detach(),
             "consistency": unsupervised.detach(),
@@ -86,10 +86,10 @@ class MeanTeacher(Learner):
         self.teacher.update(self.model, warmed_momentum(self.config.momentum, step.number))
 
     def encoder(self) -> Encoder:
-        return self.teacher.module.encoder
+        return classifier(self.teacher).encoder
 
     def predictor(self) -> nn.Module:
-        return self.teacher.module
+        return classifier(self.teacher)
 
     def optimizer(self) -> Optimizer:
         return self.config.adamw()

@@ -19,10 +19,12 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, Stage
-from methods.parts.classifier import Classifier, Frozen, label_pool
+from methods.parts.dropout import dropout
 from methods.parts.encoders import Encoder
+from methods.parts.heads import Classifier
+from methods.parts.labelling import Frozen, label_pool
 from methods.parts.masks import confident, health
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import SemiConfig, classifier
 from search_spaces.domains import Choice, Float, Int, knob
 
 
@@ -71,7 +73,8 @@ class Teacher(Learner):
     def loss(self, step: Step) -> Loss:
         batch = step.from_labelled()
         x = self.noise(batch.images, batch.draws.child("noise"))  # B C H W
-        logits = self.model.with_dropout(x, self.config.dropout, batch.draws.child("dropout"))  # B K
+        z = dropout(self.model.encoder(x), self.config.dropout, batch.draws.child("dropout"))  # B D
+        logits = self.model.head(z).float()  # B K
         return Loss(F.cross_entropy(logits, batch.labels()))
 
     def answer(self) -> Classifier:
@@ -112,8 +115,9 @@ class Student(Learner):
             self.pseudo.copy_(label_pool(self.teacher, self.images, step.world))
         labelled, pool = step.from_labelled(), step.from_pool()
         x, u = (self.noise(batch.images, batch.draws.child("noise")) for batch in (labelled, pool))  # B C H W, muB C H W
-        dropped = labelled.draws.child("dropout"), pool.draws.child("dropout")
-        logits = self.model.with_dropout(torch.cat([x, u]), c.dropout, *dropped)  # B+muB K
+        z = self.model.encoder(torch.cat([x, u]))  # B+muB D
+        z = dropout(z, c.dropout, labelled.draws.child("dropout"), pool.draws.child("dropout"))  # B+muB D
+        logits = self.model.head(z).float()  # B+muB K
         logits_x, logits_u = logits.split([len(x), len(u)])  # B K, muB K
         q = self.pseudo[pool.index]  # muB K
         label, mask = confident(q, c.threshold)  # muB, muB
@@ -128,9 +132,7 @@ class Student(Learner):
 
     def answer(self) -> Classifier:
         """The student once half of its stage is over, until then its teacher."""
-        teacher = self.teacher.module
-        assert isinstance(teacher, Classifier)
-        return self.model if float(self.progress) >= 0.5 else teacher
+        return self.model if float(self.progress) >= 0.5 else classifier(self.teacher)
 
     def encoder(self) -> Encoder:
         return self.answer().encoder

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.classifier import Classifier
+from methods.parts.ema import ramp
 from methods.parts.encoders import Encoder
-from methods.parts.ramps import sigmoid_ramp
+from methods.parts.heads import Classifier
 from methods.semisup.shared import SemiConfig
 from search_spaces.domains import Choice, Float, Variant, When, knob
 
@@ -68,7 +68,7 @@ class PiModel(Learner):
         one, two = self.model(torch.cat(views)).chunk(2)  # B+muB K each
         supervised = F.cross_entropy(one[: len(labelled)], labelled.labels())
         unsupervised = consistency(one, two, c.cost)
-        weight = c.weight * sigmoid_ramp(step.progress, c.ramp)
+        weight = c.weight * ramp(step.progress, c.ramp)
         parts = {
             "supervised": supervised.detach(),
             "consistency": unsupervised.detach(),

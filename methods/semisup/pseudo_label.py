@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, Stage
-from methods.parts.classifier import Classifier, label_pool
 from methods.parts.encoders import Encoder
+from methods.parts.heads import Classifier
+from methods.parts.labelling import label_pool
 from methods.parts.masks import confident, health
 from methods.parts.ramps import linear_ramp
 from methods.semisup.shared import SemiConfig

@@ -7,8 +7,8 @@ augmented ones; all are mixed with the strongly augmented labelled ones; the fir
 turned by a random quarter.
 
 Deviations: RandAugment and cutout instead of CTAugment. K = 2 (the paper's best is 8). AdamW. Constant loss weights. The
-average of the weights is evaluated, as in the paper. BatchNorm as in `mixmatch`. Oblong images are turned as their central
-square.
+average of the weights is evaluated, as in the paper. BatchNorm as in `mixmatch`.
+Raises: UserError where images are not square, since they cannot be turned.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from torch.nn import functional as F
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.alignment import Alignment, class_shares
-from methods.parts.classifier import Classifier
+from methods.parts.augment import rotate_quarter
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
+from methods.parts.heads import Classifier
 from methods.parts.masks import health
 from methods.parts.ramps import warmed_momentum
-from methods.parts.rotations import turn
 from methods.parts.sharpen import sharpen
 from methods.semisup.mixmatch import mix_all
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import SemiConfig, classifier
 from search_spaces.domains import Float, Int, knob
 
 
@@ -112,7 +112,7 @@ class ReMixMatch(Learner):
         unsupervised = F.cross_entropy(logits[b:-m], target[b:])
         strong = F.cross_entropy(logits[-m:], q)
         turns = pool.draws.child("turns").integers(4)  # muB
-        rotation = F.cross_entropy(self.rotation_head(self.model.encoder(turn(u_hat[0], turns))).float(), turns)
+        rotation = F.cross_entropy(self.rotation_head(self.model.encoder(rotate_quarter(u_hat[0], turns))).float(), turns)
         parts = {
             "supervised": supervised.detach(),
             "unsupervised": unsupervised.detach(),
@@ -128,10 +128,10 @@ class ReMixMatch(Learner):
         self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))
 
     def encoder(self) -> Encoder:
-        return self.average.module.encoder
+        return classifier(self.average).encoder
 
     def predictor(self) -> nn.Module:
-        return self.average.module
+        return classifier(self.average)
 
     def optimizer(self) -> Optimizer:
         return self.config.adamw()

@@ -1,4 +1,4 @@
-"""Knobs that the semi-supervised methods have in common."""
+"""What the semi-supervised methods have in common: knobs, feeds, and teachers that are classifiers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from methods.batch import Feeds
 from methods.contracts import Optimizer, SharedConfig
+from methods.parts.ema import Ema
+from methods.parts.heads import Classifier
+from methods.parts.labelling import Frozen
 from search_spaces.domains import Float, Int, knob
 
 
@@ -29,3 +32,10 @@ class SemiConfig(SharedConfig):
 
     def adamw(self) -> Optimizer:
         return Optimizer("adamw", self.lr * self.batch_size / 256, self.weight_decay)
+
+
+def classifier(teacher: Ema | Frozen) -> Classifier:
+    """The classifier that a teacher is a copy of."""
+    inside = teacher.module
+    assert isinstance(inside, Classifier), type(inside)
+    return inside

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.classifier import Classifier
+from methods.parts.ema import ramp
 from methods.parts.encoders import Encoder
-from methods.parts.ramps import sigmoid_ramp
+from methods.parts.heads import Classifier
 from methods.semisup.shared import SemiConfig
 from methods.world import World
 from search_spaces.domains import Float, Int, knob
@@ -99,7 +99,7 @@ class TemporalEnsembling(Learner):
         self.ensemble.update(pool.index, z, step.world)
         supervised = F.cross_entropy(logits_x, labelled.labels())
         unsupervised = ((z - target).square().mean(1) * seen).mean()
-        weight = c.weight * sigmoid_ramp(step.progress, c.ramp)
+        weight = c.weight * ramp(step.progress, c.ramp)
         parts = {"supervised": supervised.detach(), "consistency": unsupervised.detach(), "seen": seen.mean()}
         return Loss(supervised + weight * unsupervised, parts)
 

@@ -21,13 +21,13 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.classifier import Classifier
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
+from methods.parts.heads import Classifier
 from methods.parts.masks import confident, health
 from methods.parts.ramps import warmed_momentum
 from methods.parts.sharpen import sharpen
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import SemiConfig, classifier
 from methods.world import World
 from search_spaces.domains import Choice, Float, Int, knob
 
@@ -118,10 +118,10 @@ class UDA(Learner):
         self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))
 
     def encoder(self) -> Encoder:
-        return self.average.module.encoder
+        return classifier(self.average).encoder
 
     def predictor(self) -> nn.Module:
-        return self.average.module
+        return classifier(self.average)
 
     def optimizer(self) -> Optimizer:
         return self.config.adamw()

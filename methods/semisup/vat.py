@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.adversarial import adversarial_direction, divergence
-from methods.parts.classifier import Classifier, still_statistics
+from methods.parts.adversarial import adversarial_direction, divergence, still_statistics
 from methods.parts.encoders import Encoder
+from methods.parts.heads import Classifier
 from methods.semisup.entropy_minimization import mean_entropy
 from methods.semisup.shared import SemiConfig
 from search_spaces.domains import Float, Int, knob

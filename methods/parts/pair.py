@@ -1,0 +1,67 @@
+"""Two encoders side by side, each on its own part of the image (co-training's two views)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.parts.augment import GREY, to_float
+from methods.parts.encoder_base import Encoder, Normalise, Options, Statistics
+from search_spaces.domains import UserError
+
+VIEWS = ("halves", "colour")
+
+
+class PairEncoder(Encoder):
+    """Embeds each view of an image with its own encoder; the embeddings stand side by side, D = D1 + D2.
+
+    Views: ``halves``, the left and the right half; ``colour``, luminance and chrominance. What an encoder must not see is
+    filled with the data's mean.
+    """
+
+    def __init__(self, first: Encoder, second: Encoder, mean: Statistics, std: Statistics, views: str) -> None:
+        """
+        Args:
+            first, second: encoders of one architecture.
+            mean, std: of the data, per channel in [0, 1].
+            views: one of VIEWS.
+        Raises:
+            UserError: unknown views, or colour views of images without 3 channels.
+        """
+        super().__init__()
+        if views not in VIEWS:
+            raise UserError(f"the views of a pair of encoders are one of {', '.join(VIEWS)}, got {views!r}")
+        if views == "colour" and first.shape[0] != 3:
+            raise UserError(f"views by colour need images of 3 channels, got {first.shape[0]}; use halves")
+        self.first, self.second, self.views = first, second, views
+        self.normalise = Normalise(mean, std)  # not used for images: its mean fills, and the encoder's file reads it
+        self.shape = first.shape
+        self.dim = first.dim + second.dim
+        self.layers = (*(f"first.{name}" for name in first.layers), *(f"second.{name}" for name in second.layers))
+
+    def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both views [B, C, H, W], float in about [0, 1], of images [B, C, H, W]."""
+        x = to_float(images)
+        mean = self.normalise.mean
+        if self.views == "colour":
+            weights = torch.tensor(GREY, device=x.device).view(1, 3, 1, 1)
+            luminance = (x * weights).sum(1, keepdim=True)  # B 1 H W
+            return luminance.expand_as(x), x - luminance + (mean * weights).sum()
+        left = torch.arange(x.shape[3], device=x.device) < x.shape[3] // 2  # W
+        return torch.where(left, x, mean), torch.where(left, mean, x)
+
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, D1] and [B, D2] of the two views."""
+        one, two = self.split(images)
+        return self.first(one), self.second(two)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat(self.both(images), dim=1)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        one, two = self.split(images)
+        found = {f"first.{name}": x for name, x in self.first.maps(one).items()}
+        return found | {f"second.{name}": x for name, x in self.second.maps(two).items()}
+
+    def options(self) -> Options:
+        return {"of": self.first.name, "views": self.views, **self.first.options()}
