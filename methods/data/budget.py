@@ -138,18 +138,11 @@ def _check(labels: object, test: object, validation: float | None, imbalance: fl
 
 def _take_test(source: Source, test: float | Source | ImageSet | None, seed: int) -> tuple[ImageSet, Labelled, bool]:
     data = _labelled_classes(source.train)
-    own = (
-        test.train
-        if isinstance(test, Source)
-        else test
-        if isinstance(test, ImageSet)
-        else source.test
-        if test is None
-        else None
-    )
+    given = test.train if isinstance(test, Source) else test
+    own = source.test if given is None else given
     if isinstance(own, ImageSet):
         return data, test_set(own, data), False
-    share = HOLDOUT if own is None else own
+    share = HOLDOUT if own is None else float(own)
     known = np.flatnonzero(data.label >= 0)
     _enough_per_class(data, known, 3, "a test, a validation and a training image (give a test set to need only two)")
     held = np.zeros(len(data), dtype=bool)

@@ -86,7 +86,7 @@ POSITIONS = {
     "at the bottom right": (1.0, 1.0),
 }
 # Mean absolute difference of two characters' 16 x 16 outlines below which they count as one.
-ALIKE = 0.05
+ALIKE = 0.09
 
 
 @dataclass(frozen=True)
