@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck  # type: ignore[imp
 
 from methods.parts.cnn import Conv4, ResNet
 from methods.parts.encoder_base import Encoder, Options, Shape, Statistics, scaled
+from methods.parts.pair import PairEncoder
 from methods.parts.vit import TokenEncoder
 from methods.parts.weights import cpu_state, load_state, read_weights, write_weights
 from search_spaces.domains import UserError, nearest
@@ -71,10 +72,18 @@ def _vit_tiny(shape: Shape, mean: Statistics, std: Statistics, width: float, opt
     return TokenEncoder(shape, mean, std, **chosen)
 
 
+def _pair(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    inner = {name: value for name, value in options.items() if name not in ("of", "views")}
+    name = str(options.get("of", "resnet_small"))
+    first, second = (_build(name, shape, mean, std, width, inner) for _ in range(2))
+    return PairEncoder(first, second, mean, std, str(options.get("views", "halves")))
+
+
 ENCODERS: dict[str, Builder] = {
     "resnet_small": _resnet(BasicBlock, 16, [1, 1, 2], [16, 32, 128]),
     "conv4": _conv4,
     "vit_tiny": _vit_tiny,
+    "pair": _pair,
     "resnet18": _resnet(BasicBlock, 64, [2, 2, 2, 2], [64, 128, 256, 512]),
     "resnet34": _resnet(BasicBlock, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
     "resnet50": _resnet(Bottleneck, 64, [3, 4, 6, 3], [64, 128, 256, 512]),

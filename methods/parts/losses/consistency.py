@@ -19,7 +19,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 @full_precision
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL(p || q) = sum_k p_k (log p_k - log q_k): logits [B, K] twice -> [B]. Gradients flow through both; detach the target."""
+    """KL(p || q) = sum_k p_k (log p_k - log q_k): logits [B, K] twice -> [B]. Gradients flow to both; detach the target."""
     log_p, log_q = p_logits.log_softmax(1), q_logits.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
@@ -32,5 +32,5 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 @full_precision
 def consistency_mse(p: Tensor, q: Tensor) -> Tensor:
-    """Mean over classes of (p_k - q_k)^2: [B, K] twice, probabilities or logits -> [B] (Laine & Aila 2016, arXiv:1610.02242)."""
+    """Mean over classes of (p_k - q_k)^2, probabilities or logits [B, K] -> [B] (Laine & Aila 2016, arXiv:1610.02242)."""
     return (p - q).square().mean(1)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from methods.parts.losses.precision import full_precision
 from methods.world import World
+from search_spaces.domains import UserError
 
 ALONE = World()
 
@@ -29,13 +30,13 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, world: World = ALONE, no
     Returns:
         scalar; the mean over workers is the loss of the global batch.
     Raises:
-        ValueError: fewer than two images in the global batch: there is nothing to contrast with.
+        UserError: fewer than two images in the global batch: there is nothing to contrast with.
     """
     if normalise:
         z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     b = len(z1)
     if b * world.size < 2:
-        raise ValueError(f"a contrastive batch needs at least 2 images, got {b}; raise batch_size")
+        raise UserError(f"a contrastive batch needs at least 2 images, got {b}; raise batch_size")
     every = world.gather(torch.stack([z1, z2], dim=1))  # G 2 D
     every = torch.cat([every[:, 0], every[:, 1]])  # 2G D
     g = len(every) // 2
@@ -63,8 +64,7 @@ def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: fl
     if normalise:
         query, positive, negatives = (F.normalize(z, dim=-1) for z in (query, positive, negatives))
     own = (query * positive).sum(1, keepdim=True)  # B 1
-    others = query @ negatives.T if negatives.dim() == 2 else torch.einsum("bd,bkd->bk", query, negatives)  # B K
-    logits = torch.cat([own, others], dim=1) / temperature
+    logits = torch.cat([own, _scores(query, negatives)], dim=1) / temperature
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64))
 
 
@@ -96,31 +96,36 @@ def nce(query: Tensor, positive: Tensor, noise: Tensor, temperature: float, imag
 
     Args:
         query, positive: float [B, D], of unit length.
-        noise: float [B, m, D], of unit length, drawn uniformly from the images.
+        noise: float [m, D] shared by all rows, or [B, m, D]; of unit length, drawn uniformly from the images.
         temperature: t.
         images: N.
         log_constant: log Z, scalar; see ``nce_log_constant``.
     Returns:
         scalar.
     """
-    m = noise.shape[1]
+    m = noise.shape[-2]
     shift = log_constant + torch.log(torch.tensor(m / images, dtype=query.dtype, device=query.device))
     own = (query * positive).sum(1) / temperature - shift  # B, log odds of being data
-    others = torch.einsum("bd,bmd->bm", query, noise) / temperature - shift  # B m
+    others = _scores(query, noise) / temperature - shift  # B m
     return -(F.logsigmoid(own) + F.logsigmoid(-others).sum(1)).mean()
 
 
 @full_precision
 def nce_log_constant(query: Tensor, noise: Tensor, temperature: float, images: int, world: World = ALONE) -> Tensor:
-    """log Z = log(N * mean exp(v q / t)), estimated once from the first batch (Wu et al. 2018, equation 8). Scalar, no gradient.
+    """log Z = log(N * mean exp(v q / t)), estimated once from the first batch (Wu et al. 2018, equation 8). No gradient.
 
     Args:
         query: float [B, D].
-        noise: float [B, m, D].
+        noise: float [m, D] or [B, m, D].
         temperature: t.
         images: N.
         world: the mean is over the global batch.
     """
     with torch.no_grad():
-        scores = world.gather(torch.einsum("bd,bmd->bm", query, noise)) / temperature  # G m
+        scores = world.gather(_scores(query, noise)) / temperature  # G m
         return scores.flatten().logsumexp(0) + torch.log(torch.tensor(images / scores.numel(), device=query.device))
+
+
+def _scores(query: Tensor, others: Tensor) -> Tensor:
+    """[B, K]: dot products of queries [B, D] with others shared by all rows [K, D], or with each row's own [B, K, D]."""
+    return query @ others.T if others.dim() == 2 else torch.einsum("bd,bkd->bk", query, others)

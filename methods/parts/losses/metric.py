@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from methods.parts.losses.contrastive import ALONE
 from methods.parts.losses.precision import full_precision
 from methods.world import World
+from search_spaces.domains import UserError
 
 Mining = Literal["all", "semi_hard", "hardest"]
 MINING: tuple[Mining, ...] = ("all", "semi_hard", "hardest")
@@ -43,6 +44,8 @@ def pairwise_contrastive(
     Returns:
         scalar.
     """
+    if form not in FORMS:
+        raise UserError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     near = _Neighbourhood.of(z, label, world)
     if mining == "all":
         positive, negative = near.distance[near.same], near.distance[near.other]
@@ -156,7 +159,7 @@ def triplets(near: _Neighbourhood, mining: Mining) -> tuple[Tensor, Tensor, Tens
         pair, negative = others.nonzero().unbind(1)
         return anchor[pair], positive[pair], negative
     if mining != "semi_hard":
-        raise ValueError(f"mining must be one of {', '.join(MINING)}, got {mining!r}")
+        raise UserError(f"mining must be one of {', '.join(MINING)}, got {mining!r}")
     beyond = others & (distance[anchor] > distance[anchor, positive][:, None])
     nearest = distance[anchor].masked_fill(~beyond, far).argmin(1)
     farthest = distance[anchor].masked_fill(~others, -far).argmax(1)

@@ -31,7 +31,7 @@ def barlow(z1: Tensor, z2: Tensor, lam: float, world: World = ALONE, eps: float 
     one, two = (_standardised(z, world, eps) for z in (z1, z2))
     c = world.sum(one.T @ two) / (len(z1) * world.size)  # D D
     diagonal = c.diagonal()
-    return (1 - diagonal).square().sum() + lam * (c.square().sum() - diagonal.square().sum())
+    return (1 - diagonal).square().sum() + lam * (c - diagonal.diag()).square().sum()
 
 
 @full_precision
@@ -72,7 +72,7 @@ def vicreg_terms(z1: Tensor, z2: Tensor, world: World = ALONE, eps: float = 1e-4
         cov = _covariance(z, world)  # D D
         var = cov.diagonal()
         v = v + F.relu(1 - (var + eps).sqrt()).mean()
-        c = c + (cov.square().sum() - var.square().sum()) / z.shape[1]
+        c = c + (cov - var.diag()).square().sum() / z.shape[1]
     return s, v, c
 
 
