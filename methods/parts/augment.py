@@ -53,7 +53,7 @@ CROP = (0.2, 1.0)
 SMALLEST_CROP = 0.08
 SIGMA = (0.1, 2.0)
 GREY = (0.299, 0.587, 0.114)
-BLOCK = 2**18  # values per block on the CPU: temporaries then stay in the cache
+BLOCK = 2**18  # values per block and thread on the CPU: temporaries then stay in the cache
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,9 @@ def _blocks(work: Callable[..., Tensor], size: tuple[int, int], images: Tensor, 
     """work(images, *rows) -> float32 [B, C, h, w], a block of rows at a time on the CPU, written as channels_last."""
     total, channels, height, width = images.shape
     result = torch.empty(total, channels, *size, device=images.device).to(memory_format=torch.channels_last)
-    block = (
-        max(1, BLOCK // (channels * max(height * width, size[0] * size[1]))) if images.device.type == "cpu" else max(total, 1)
-    )
+    block = max(total, 1)
+    if images.device.type == "cpu":
+        block = max(1, BLOCK * torch.get_num_threads() // (channels * max(height * width, size[0] * size[1])))
     for start in range(0, total, block):
         part = slice(start, start + block)
         result[part] = work(images[part], *(row[part] for row in rows))
