@@ -1,6 +1,6 @@
-"""Softmax contrasts over the global batch: what the methods with two views share.
+"""What contrastive methods need around their losses: samples of negatives, a deterministic bank, how often partners are found.
 
-B rows on this worker, G in the global batch, D embedding.
+B rows on this worker, G in the global batch, D embedding, K negatives, N images.
 """
 
 from __future__ import annotations
@@ -10,96 +10,75 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.batch import Draws
-from methods.contracts import TrainingError
+from methods.parts.losses.precision import full_precision
 from methods.parts.queue import MemoryBank
 from methods.world import World
 
 
-def normalised(z: Tensor) -> Tensor:
-    """Rows of unit length, in float32."""
-    return F.normalize(z.float(), dim=1)
-
-
-def global_rows(rows: int, world: World, device: torch.device) -> Tensor:
-    """int64 [B]: the positions of this worker's rows in the global batch."""
-    return torch.arange(rows, device=device) + world.rank * rows
-
-
-def nt_xent(
-    one: Tensor,
-    two: Tensor,
-    temperature: float,
-    world: World,
-    normalise: bool = True,
-    negatives: int = 0,
-    draws: Draws | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The normalised temperature-scaled cross-entropy of SimCLR (Chen 2020, arXiv:2002.05709, equation 1).
+@full_precision
+def sampled_nt_xent(
+    one: Tensor, two: Tensor, temperature: float, world: World, normalise: bool, negatives: int, draws: Draws
+) -> Tensor:
+    """NT-Xent whose denominators hold the partner and a random sample of the 2G - 2 views of other images.
 
     Args:
         one, two: float [B, D], two views of the same images in the same order.
         temperature: divides the similarities.
-        world: the workers; every view is compared with the views of the global batch.
+        world: the workers; negatives come from the global batch.
         normalise: compare by cosine, otherwise by dot product.
-        negatives: how many of the 2G - 2 views of other images enter a view's denominator, drawn at random; 0 for all.
-        draws: needed where ``negatives`` is not 0.
+        negatives: size of each view's sample; all where there are not that many.
+        draws: of the global batch.
     Returns:
-        the mean over this worker's 2B views, and the share of views whose partner is the most similar.
-    Raises:
-        TrainingError: a global batch of one image has no negatives.
+        scalar, the mean over this worker's 2B views.
     """
+    logits, own, partner = _view_scores(one, two, world, normalise)
+    places = torch.arange(logits.shape[1], device=logits.device)
+    others = (places != own[:, None]) & (places != partner[:, None])  # 2B 2G
+    luck = torch.cat(draws.uniform(2, logits.shape[1]).unbind(1)).masked_fill(~others, -1.0)  # 2B 2G
+    taken = luck.topk(min(negatives, logits.shape[1] - 2), dim=1).indices
+    kept = torch.cat([taken, partner[:, None]], dim=1)  # 2B K+1, the partner last
+    chosen = logits.gather(1, kept) / temperature
+    return F.cross_entropy(chosen, torch.full_like(own, chosen.shape[1] - 1))
+
+
+@torch.no_grad()
+@full_precision
+def partners_found(one: Tensor, two: Tensor, world: World) -> Tensor:
+    """Scalar: share of this worker's 2B views whose partner is the most similar of all views, by cosine."""
+    logits, own, partner = _view_scores(one, two, world, True)
+    return (logits.scatter(1, own[:, None], float("-inf")).argmax(1) == partner).float().mean()
+
+
+def _view_scores(one: Tensor, two: Tensor, world: World, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities [2B, 2G] of this worker's views with all, and int64 [2B]: where each view and its partner stand in a row."""
     if normalise:
-        one, two = normalised(one), normalised(two)
-    b = len(one)
-    everyone = torch.cat([world.gather(one.float()), world.gather(two.float())])  # 2G D
+        one, two = F.normalize(one, dim=1), F.normalize(two, dim=1)
+    everyone = torch.cat([world.gather(one), world.gather(two)])  # 2G D
     g = len(everyone) // 2
-    if g < 2:
-        raise TrainingError("a contrastive batch needs at least 2 images, got 1; raise batch_size")
-    mine = global_rows(b, world, one.device)
-    own = torch.cat([mine, mine + g])  # 2B, where each view stands among the 2G
-    partner = torch.cat([mine + g, mine])
-    logits = torch.cat([one, two]).float() @ everyone.T / temperature  # 2B 2G
-    excluded = F.one_hot(own, 2 * g).bool()
-    if negatives and negatives < 2 * g - 2:
-        assert draws is not None, "negatives are drawn at random"
-        scores = torch.cat(draws.uniform(2, 2 * g).unbind(1))  # 2B 2G
-        never = excluded | F.one_hot(partner, 2 * g).bool()
-        taken = scores.masked_fill(never, -1.0).topk(negatives, dim=1).indices
-        excluded = ~(torch.zeros_like(never).scatter(1, taken, True) | F.one_hot(partner, 2 * g).bool())
-    logits = logits.masked_fill(excluded, float("-inf"))
-    return F.cross_entropy(logits, partner), (logits.detach().argmax(1) == partner).float().mean()
+    mine = torch.arange(len(one), device=one.device) + world.rank * len(one)
+    return torch.cat([one, two]) @ everyone.T, torch.cat([mine, mine + g]), torch.cat([mine + g, mine])
 
 
-def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of telling each query's key from negatives shared by all queries (He 2020, arXiv:1911.05722, equation 1).
-
-    Args:
-        query, positive: float [B, D].
-        negatives: float [K, D].
-        temperature: divides the similarities.
-    Returns:
-        the mean over rows, and the share of queries whose own key is the most similar.
-    """
-    own = (query.float() * positive.float()).sum(1, keepdim=True)  # B 1
-    logits = torch.cat([own, query.float() @ negatives.float().T], dim=1) / temperature  # B 1+K
-    target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    return F.cross_entropy(logits, target), (logits.detach().argmax(1) == 0).float().mean()
+@torch.no_grad()
+@full_precision
+def keys_found(query: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
+    """Scalar: share of queries [B, D] that are more similar to their own key [B, D] than to each of the negatives [K, D]."""
+    return ((query * positive).sum(1) > (query @ negatives.T).amax(1)).float().mean()
 
 
-def matching(query: Tensor, key: Tensor, temperature: float | Tensor, world: World) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of telling each query's key from the keys of the whole batch, one direction (van den Oord 2018).
+@full_precision
+def matching(query: Tensor, key: Tensor, temperature: float | Tensor, world: World) -> Tensor:
+    """Cross-entropy of telling each query's key from the keys of the global batch (van den Oord 2018, arXiv:1807.03748).
 
     Args:
         query, key: float [B, D], row by row a pair.
         temperature: divides the similarities.
         world: the workers.
     Returns:
-        the mean over rows, and the share of queries whose own key is the most similar.
+        scalar, the mean over this worker's rows.
     """
-    keys = world.gather(key.float())  # G D
-    target = global_rows(len(query), world, query.device)
-    logits = query.float() @ keys.T / temperature  # B G
-    return F.cross_entropy(logits, target), (logits.detach().argmax(1) == target).float().mean()
+    target = torch.arange(len(query), device=query.device) + world.rank * len(query)
+    return F.cross_entropy(query @ world.gather(key).T / temperature, target)
 
 
 def shared_noise(images: int, count: int, draws: Draws) -> Tensor:

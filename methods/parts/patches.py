@@ -15,6 +15,7 @@ from torch import Tensor
 
 from methods.batch import Draws
 from methods.contracts import TrainingError
+from methods.parts.encoders import Encoder, TokenEncoder
 
 SMALLEST = 4
 """The least side of a patch in pixels: less than that shows nothing."""
@@ -29,14 +30,25 @@ def cut(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     return images[image, :, rows, columns].permute(0, 1, 4, 2, 3)
 
 
-def patch_side(shape: tuple[int, int, int], side: int, method: str) -> int:
-    """``side`` if it can be a patch's side in images of ``shape``. Raises TrainingError where it is too small to show much."""
-    if side < SMALLEST:
+def patch_side(shape: tuple[int, int, int], encoder: Encoder, side: float, method: str) -> int:
+    """A patch's side in whole pixels that the encoder can take: a multiple of its own patches where it is a transformer.
+
+    Args:
+        shape: (C, H, W) of the images.
+        encoder: what the patches go through.
+        side: wanted, in pixels; rounded to the nearest, down where the encoder has patches.
+        method: named in errors.
+    Raises:
+        TrainingError: the patch would be too small to show anything.
+    """
+    unit = encoder.patch if isinstance(encoder, TokenEncoder) else 1
+    pixels = round(side) // unit * unit
+    if pixels < SMALLEST:
         raise TrainingError(
-            f"{method}: patches must be at least {SMALLEST} pixels wide, got {side} from images of {shape[1]} x {shape[2]}; "
-            "use larger images or a smaller grid"
+            f"{method}: patches must be at least {SMALLEST} pixels wide, got {pixels} from images of {shape[1]} x {shape[2]}; "
+            "use larger images or a coarser grid"
         )
-    return side
+    return pixels
 
 
 def jittered_grid(images: Tensor, cells: int, side: int, draws: Draws) -> Tensor:

@@ -19,13 +19,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, TrainingError
-from methods.parts.contrast import info_nce, normalised
+from methods.parts.contrast import keys_found
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
+from methods.parts.losses import info_nce
 from methods.parts.queue import Queue
 from methods.selfsup.shared import SelfConfig, beside
 from methods.world import World
@@ -78,8 +80,8 @@ class MoCo(Learner):
         return self.config.feeds()
 
     def embed(self, network: nn.Module, images: Tensor) -> Tensor:
-        z = network(images).float()
-        return normalised(z) if self.config.normalise else z
+        z: Tensor = network(images).float()
+        return F.normalize(z, dim=1) if self.config.normalise else z
 
     @torch.no_grad()
     def keys(self, batch: Batch, world: World) -> Tensor:
@@ -102,9 +104,10 @@ class MoCo(Learner):
         batch, c = step.from_pool(), self.config
         q = self.embed(self.query, self.augment(batch.images, batch.draws.child("query")))  # B D
         k = self.keys(batch, step.world)  # G D, no gradient
-        loss, accuracy = info_nce(q, k[step.world.rows(len(k))], self.queue.keys, c.temperature)
+        own = k[step.world.rows(len(k))]  # B D
         self.fresh = k
-        return Loss(loss, {"pretext_accuracy": accuracy})
+        total = info_nce(q, own, self.queue.keys, c.temperature, normalise=False)
+        return Loss(total, {"pretext_accuracy": keys_found(q, own, self.queue.keys)})
 
     def after_step(self, step: Step) -> None:
         self.key.update(self.query, self.config.momentum)

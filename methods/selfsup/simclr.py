@@ -8,7 +8,6 @@ The switches of contrastive practice are knobs: `normalise` (without it the temp
 
 Deviations: AdamW instead of LARS; batches of hundreds, not thousands, and small images by default, so blur and crops are
 those of the shared recipe. `negatives` draws a fresh random subset of the batch for every view.
-Raises: TrainingError where the batch holds one image, which leaves no negatives.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ from torch import Tensor, nn
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.contrast import nt_xent
+from methods.parts.contrast import partners_found, sampled_nt_xent
 from methods.parts.encoders import Encoder
-from methods.parts.heads import mlp
+from methods.parts.heads import projection_head
+from methods.parts.losses import nt_xent
 from methods.selfsup.shared import SelfConfig, beside, two_views
 from search_spaces.domains import SWITCH, Float, Int, Variant, When, knob
 
@@ -52,7 +52,7 @@ class SimCLR(Learner):
         self.augment = context.augment("simclr", config.augmentation_strength)
         self.backbone = context.new_encoder()
         dim = self.backbone.dim
-        self.head: nn.Module = mlp(dim, dim, config.head_width, config.head_depth)
+        self.head: nn.Module = projection_head(dim, dim, config.head_width, config.head_depth)
 
     def feeds(self) -> Feeds:
         return self.config.feeds()
@@ -60,11 +60,13 @@ class SimCLR(Learner):
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
         views = torch.cat(two_views(self.augment, batch))  # 2B C H W
-        z = self.head(self.backbone(views)).float()  # 2B D
-        draws = batch.draws.child("negatives") if c.negatives else None
-        one, two = z.chunk(2)
-        loss, accuracy = nt_xent(one, two, c.temperature, step.world, c.normalise, c.negatives, draws)
-        return Loss(loss, {"pretext_accuracy": accuracy})
+        one, two = self.head(self.backbone(views)).chunk(2)  # B D each
+        if c.negatives:
+            draws = batch.draws.child("negatives")
+            total = sampled_nt_xent(one, two, c.temperature, step.world, c.normalise, c.negatives, draws)
+        else:
+            total = nt_xent(one, two, c.temperature, step.world, c.normalise)
+        return Loss(total, {"pretext_accuracy": partners_found(one, two, step.world)})
 
     def encoder(self) -> Encoder:
         return self.backbone
