@@ -19,7 +19,8 @@ from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
-from methods.parts.mixup import mix, partners
+from methods.parts.losses import mixup
+from methods.parts.mixup import shuffled
 from search_spaces.domains import Float, knob
 
 
@@ -50,8 +51,8 @@ class MixUp(Learner):
         p = F.one_hot(batch.labels(), self.classes).float()  # B K
         order = batch.draws.child("partners").permutation()  # B of all workers
         share = batch.draws.child("lambda").beta(c.alpha)  # B
-        x_mixed = mix(x, partners(x, order, batch.draws, world), share)  # B C H W
-        p_mixed = mix(p, partners(p, order, batch.draws, world), share)  # B K
+        (x_other,), (p_other,) = (shuffled([own], [batch.draws.rows], order, world) for own in (x, p))
+        x_mixed, p_mixed = mixup(x, p, x_other, p_other, share)  # B C H W, B K
         return Loss(F.cross_entropy(self.model(x_mixed), p_mixed, label_smoothing=c.label_smoothing))
 
     def encoder(self) -> Encoder:
@@ -66,7 +67,8 @@ class MixUp(Learner):
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         x = self.augment(batch.images, batch.draws.child("views"))
         share = batch.draws.child("lambda").beta(self.config.alpha)
-        return {"image, partner, mix": torch.cat([x, x.flip(0), mix(x, x.flip(0), share)], dim=3)}
+        mixed, _ = mixup(x, x.flatten(1), x.flip(0), x.flatten(1), share)
+        return {"image, partner, mix": torch.cat([x, x.flip(0), mixed], dim=3)}
 
 
 METHOD = Method(

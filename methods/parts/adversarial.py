@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from methods.batch import Draws
-
-
-def divergence(target: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(target) || softmax(logits)) of each row [B], from logits [B, K]; no gradient to the target."""
-    log_p = target.detach().log_softmax(1)
-    return (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)
+from methods.parts.losses import kl
 
 
 def unit(d: Tensor) -> Tensor:
@@ -45,7 +40,7 @@ def adversarial_direction(
     for _ in range(iterations):
         d = d.detach().requires_grad_()
         # The sum, not the mean: each row's gradient is its own, and with synchronised BatchNorm the workers' sums add up.
-        (grad,) = torch.autograd.grad(divergence(logits, model(images + xi * scale * d)).sum(), d)
+        (grad,) = torch.autograd.grad(kl(logits.detach(), model(images + xi * scale * d)).sum(), d)
         d = unit(grad)
     return d.detach()
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
+from methods.parts.losses import entropy
 from methods.semisup.shared import SemiConfig
 from search_spaces.domains import Float, knob
 
@@ -28,12 +29,6 @@ class Config(SemiConfig):
     weight: float = knob(
         0.3, Float(0.01, 3.0, log=True), legal=Float(0.0, 100), doc="weight of the entropy", source="Grandvalet 2004: below 1"
     )
-
-
-def mean_entropy(logits: Tensor) -> Tensor:
-    """Mean over rows of the entropy, in nats, of the class distribution that logits [B, K] stand for."""
-    log_p = logits.log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1).mean()
 
 
 class EntropyMinimization(Learner):
@@ -53,9 +48,9 @@ class EntropyMinimization(Learner):
         x, u = (self.augment(batch.images, batch.draws) for batch in (labelled, pool))  # B C H W, muB C H W
         logits_x, logits_u = self.model(torch.cat([x, u])).split([len(x), len(u)])  # B K, muB K
         supervised = F.cross_entropy(logits_x, labelled.labels())
-        entropy = mean_entropy(logits_u)
-        parts = {"supervised": supervised.detach(), "entropy": entropy.detach()}
-        return Loss(supervised + self.config.weight * entropy, parts)
+        unsure = entropy(logits_u).mean()
+        parts = {"supervised": supervised.detach(), "entropy": unsure.detach()}
+        return Loss(supervised + self.config.weight * unsure, parts)
 
     def encoder(self) -> Encoder:
         return self.model.encoder

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
@@ -21,6 +21,7 @@ from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.ema import Ema, ramp
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
+from methods.parts.losses import consistency_mse
 from methods.parts.ramps import warmed_momentum
 from methods.semisup.shared import SemiConfig, classifier
 from search_spaces.domains import Float, Int, knob
@@ -45,11 +46,6 @@ class Config(SemiConfig):
     )  # fmt: skip
 
 
-def consistency(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared difference of class probabilities, mean over rows and classes. Logits [B, K] both; no gradient to the second."""
-    return F.mse_loss(student.softmax(1), teacher.detach().softmax(1))
-
-
 class MeanTeacher(Learner):
     """A student and its averaged teacher; the teacher is the method's answer."""
 
@@ -71,9 +67,9 @@ class MeanTeacher(Learner):
             for view in ("student", "teacher")
         )  # B+muB C H W each
         student = self.model(one)  # B+muB K
-        teacher = self.teacher(two)  # B+muB K
+        teacher = self.teacher(two)  # B+muB K, no gradient
         supervised = F.cross_entropy(student[: len(labelled)], labelled.labels())
-        unsupervised = consistency(student, teacher)
+        unsupervised = consistency_mse(student.softmax(1), teacher.softmax(1)).mean()
         weight = c.weight * ramp(step.progress, c.ramp)
         parts = {
             "supervised": supervised.detach(),

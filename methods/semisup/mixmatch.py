@@ -25,9 +25,9 @@ from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
-from methods.parts.mixup import mix, shuffled
+from methods.parts.losses import consistency_mse, mixup, sharpen
+from methods.parts.mixup import shuffled
 from methods.parts.ramps import linear_ramp, warmed_momentum
-from methods.parts.sharpen import sharpen
 from methods.semisup.shared import SemiConfig, classifier
 from methods.world import World
 from search_spaces.domains import Float, Int, knob
@@ -79,7 +79,7 @@ def mix_all(groups: Pairs, rows: list[slice], shares: list[Tensor], order: Tenso
     mixed = []
     for (x, p), x_other, p_other, share in zip(groups, w_x, w_p, shares, strict=True):
         nearer = torch.maximum(share, 1 - share)  # lambda' = max(lambda, 1 - lambda)
-        mixed.append((mix(x, x_other, nearer), mix(p, p_other, nearer)))  # 13, 14: X' and U'
+        mixed.append(mixup(x, p, x_other, p_other, nearer))  # 13, 14: X' and U'
     return mixed  # 15
 
 
@@ -117,7 +117,7 @@ class MixMatch(Learner):
         target = torch.cat([targets for _, targets in mixed])  # B+KmuB K
         b = len(labelled)
         supervised = F.cross_entropy(logits[:b], target[:b])
-        unsupervised = F.mse_loss(logits[b:].softmax(1), target[b:])
+        unsupervised = consistency_mse(logits[b:].softmax(1), target[b:]).mean()
         weight = c.lambda_u * linear_ramp(step.progress, c.ramp)
         parts = {
             "supervised": supervised.detach(),

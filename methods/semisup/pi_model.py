@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
@@ -20,6 +20,7 @@ from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.ema import ramp
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
+from methods.parts.losses import consistency_mse
 from methods.semisup.shared import SemiConfig
 from search_spaces.domains import Choice, Float, Variant, When, knob
 
@@ -44,11 +45,6 @@ class Config(SemiConfig):
     )  # fmt: skip
 
 
-def consistency(one: Tensor, two: Tensor, cost: str) -> Tensor:
-    """Squared difference, mean over rows and classes, of logits [B, K] or of their probabilities; gradient to both."""
-    return F.mse_loss(one, two) if cost == "logits" else F.mse_loss(one.softmax(1), two.softmax(1))
-
-
 class PiModel(Learner):
     """A classifier that agrees with itself."""
 
@@ -67,7 +63,8 @@ class PiModel(Learner):
         views = [self.augment(batch.images, batch.draws.child(v)) for v in (1, 2) for batch in (labelled, pool)]
         one, two = self.model(torch.cat(views)).chunk(2)  # B+muB K each
         supervised = F.cross_entropy(one[: len(labelled)], labelled.labels())
-        unsupervised = consistency(one, two, c.cost)
+        compared = (one, two) if c.cost == "logits" else (one.softmax(1), two.softmax(1))
+        unsupervised = consistency_mse(*compared).mean()  # gradient to both views
         weight = c.weight * ramp(step.progress, c.ramp)
         parts = {
             "supervised": supervised.detach(),

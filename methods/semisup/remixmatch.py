@@ -26,9 +26,9 @@ from methods.parts.augment import rotate_quarter
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
+from methods.parts.losses import sharpen
 from methods.parts.masks import health
 from methods.parts.ramps import warmed_momentum
-from methods.parts.sharpen import sharpen
 from methods.semisup.mixmatch import mix_all
 from methods.semisup.shared import SemiConfig, classifier
 from search_spaces.domains import Float, Int, knob

@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.adversarial import adversarial_direction, divergence, still_statistics
+from methods.parts.adversarial import adversarial_direction, still_statistics
 from methods.parts.augment import rotate_quarter
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
-from methods.semisup.entropy_minimization import mean_entropy
+from methods.parts.losses import entropy, kl
 from methods.semisup.shared import SemiConfig
 from methods.world import World
 from search_spaces.domains import SWITCH, Choice, Float, Int, When, knob
@@ -126,7 +126,7 @@ class S4L(Learner):
             with still_statistics(self.model):
                 d = adversarial_direction(self.model, images, logits, self.scale, 1.0, 1, draws)
                 worst = self.model(images + self.config.eps * self.scale * d)  # B+muB K
-        return divergence(logits, worst).mean(), mean_entropy(logits[len(x) :])
+        return kl(logits.detach(), worst).mean(), entropy(logits[len(x) :]).mean()
 
     def loss(self, step: Step) -> Loss:
         c = self.config
@@ -139,9 +139,9 @@ class S4L(Learner):
         total = supervised + c.weight * auxiliary
         parts = {"supervised": supervised.detach(), c.auxiliary: auxiliary.detach()}
         if c.full_mix:
-            smoothness, entropy = self.mixed(x, u, labelled, pool)
-            total = total + c.vat_weight * smoothness + c.entropy_weight * entropy
-            parts |= {"divergence": smoothness.detach(), "entropy": entropy.detach()}
+            smoothness, unsure = self.mixed(x, u, labelled, pool)
+            total = total + c.vat_weight * smoothness + c.entropy_weight * unsure
+            parts |= {"divergence": smoothness.detach(), "entropy": unsure.detach()}
         return Loss(total, parts)
 
     def encoder(self) -> Encoder:

@@ -21,6 +21,7 @@ from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.ema import ramp
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
+from methods.parts.losses import consistency_mse
 from methods.semisup.shared import SemiConfig
 from methods.world import World
 from search_spaces.domains import Float, Int, knob
@@ -98,7 +99,7 @@ class TemporalEnsembling(Learner):
         target, seen = self.ensemble.targets(pool.index)  # muB K, muB
         self.ensemble.update(pool.index, z, step.world)
         supervised = F.cross_entropy(logits_x, labelled.labels())
-        unsupervised = ((z - target).square().mean(1) * seen).mean()
+        unsupervised = (consistency_mse(z, target) * seen).mean()
         weight = c.weight * ramp(step.progress, c.ramp)
         parts = {"supervised": supervised.detach(), "consistency": unsupervised.detach(), "seen": seen.mean()}
         return Loss(supervised + weight * unsupervised, parts)

@@ -24,9 +24,9 @@ from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
+from methods.parts.losses import sharpen
 from methods.parts.masks import confident, health
 from methods.parts.ramps import warmed_momentum
-from methods.parts.sharpen import sharpen
 from methods.semisup.shared import SemiConfig, classifier
 from methods.world import World
 from search_spaces.domains import Choice, Float, Int, knob

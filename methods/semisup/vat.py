@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.adversarial import adversarial_direction, divergence, still_statistics
+from methods.parts.adversarial import adversarial_direction, still_statistics
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
-from methods.semisup.entropy_minimization import mean_entropy
+from methods.parts.losses import entropy, kl
 from methods.semisup.shared import SemiConfig
 from search_spaces.domains import Float, Int, knob
 
@@ -83,10 +83,10 @@ class VAT(Learner):
                 d = adversarial_direction(self.model, images, logits, self.scale, c.xi, c.iterations, draws)  # B+muB C H W
                 worst = self.model(images + c.eps * self.scale * d)  # B+muB K
         supervised = F.cross_entropy(logits[: len(x)], labelled.labels())
-        smoothness = divergence(logits, worst).mean()
-        entropy = mean_entropy(logits[len(x) :])
-        parts = {"supervised": supervised.detach(), "divergence": smoothness.detach(), "entropy": entropy.detach()}
-        return Loss(supervised + c.weight * smoothness + c.entropy_weight * entropy, parts)
+        smoothness = kl(logits.detach(), worst).mean()
+        unsure = entropy(logits[len(x) :]).mean()
+        parts = {"supervised": supervised.detach(), "divergence": smoothness.detach(), "entropy": unsure.detach()}
+        return Loss(supervised + c.weight * smoothness + c.entropy_weight * unsure, parts)
 
     def encoder(self) -> Encoder:
         return self.model.encoder
