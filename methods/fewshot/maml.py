@@ -83,7 +83,7 @@ class Maml(EpisodicLearner):
         def clone(cheap: bool) -> Any:
             return self.maml.clone(first_order=cheap or self.config.first_order)
 
-        return evaluated(clone, episodes, self.config.steps)
+        return evaluated(clone, episodes, self.config.steps, graph=self.training)
 
     def encoder(self) -> Encoder:
         return self.net.body

@@ -112,9 +112,8 @@ def adapt_tasks(
     return torch.stack(logits), moments
 
 
-def evaluated(clone: Callable[[bool], FastLearner], episodes: Episodes, steps: int) -> Tensor:
-    """Logits [t, N*Q, N] after adapting; ``clone(cheap)``. Without gradients outside, first order is enough."""
-    graph = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+def evaluated(clone: Callable[[bool], FastLearner], episodes: Episodes, steps: int, graph: bool) -> Tensor:
+    """Logits [t, N*Q, N] after adapting; ``clone(cheap)``. Without ``graph`` first order is enough, and logits have no gradient."""
     with differentiable(episodes.query.device):
         # Labels are saved for the backward pass, which tensors made in inference mode may not be.
         episodes = replace(episodes, support_label=episodes.support_label.clone())
