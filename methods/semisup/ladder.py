@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -103,9 +104,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.sizes = [shape[1:] for shape in shapes]
         channels = [shape[0] for shape in shapes]
-        self.down = nn.ModuleList(
-            nn.Conv2d(above, own, 1, bias=False) for own, above in zip(channels, channels[1:], strict=False)
-        )
+        self.down = nn.ModuleList(nn.Conv2d(above, own, 1, bias=False) for own, above in pairwise(channels))
         # Statistics of the batch only, and those of all workers once the loop has synchronised them.
         self.norms = nn.ModuleList(nn.BatchNorm2d(c, affine=False, track_running_stats=False) for c in channels)
         self.combinators = nn.ModuleList(Combinator(c) for c in channels)
@@ -177,9 +176,8 @@ class Ladder(Learner):
     def loss(self, step: Step) -> Loss:
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()
-        images = torch.cat(
-            [self.augment(batch.images, batch.draws.child("views")) for batch in (labelled, pool)]
-        )  # B+muB C H W
+        x, u = (self.augment(batch.images, batch.draws.child("views")) for batch in (labelled, pool))  # B C H W, muB C H W
+        images = torch.cat([x, u])  # B+muB C H W
         draws = labelled.draws.child("noise"), pool.draws.child("noise")
         with torch.no_grad():
             clean, _ = self.levels(images)  # L+1 of B+muB c h w
