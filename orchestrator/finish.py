@@ -17,7 +17,8 @@ from torch import nn
 
 from cluster.plan import ResourcePlan
 from methods.data.records import Labelled, Split
-from methods.parts.encoders import save_encoder, save_predictor
+from methods.parts.encoders import save_encoder
+from methods.parts.heads import save_predictor
 from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Trained
 from orchestrator.folder import RunFolder
@@ -112,7 +113,7 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder) -> None:
     save_encoder(temporary / "encoder.pt", model.encoder)
     predictor = classifier_of(model, shared)
     if predictor is not None:
-        save_predictor(temporary / "predictor.pt", predictor)
+        save_predictor(temporary / "predictor.pt", predictor, shared.split.labelled.data.classes)
     shutil.copyfile(source.checkpoint, temporary / "checkpoint.pt")
     job = source.job
     config = {"method": job.method, **dict(job.values)}

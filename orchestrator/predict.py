@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from methods.data.sources import load_images
+from methods.data.folders import load_pictures
 from methods.protocols.contract import logits_of
 from orchestrator.result import Result
 from orchestrator.study import StudyError
@@ -28,8 +28,7 @@ def predict(directory: str | Path, images: str | Path) -> pd.DataFrame:
     if best is None:
         raise StudyError(f"{directory} has no winner yet: finish the study with 'labelwise resume {directory}'")
     encoder = best.load_encoder()
-    channels, height, width = encoder.shape
-    found = load_images(images, size=(height, width), channels=channels)
+    found, _ = load_pictures(images, encoder.shape)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index = np.arange(len(found), dtype=np.int64)
     classifies = (best.folder / "predictor.pt").is_file()

@@ -37,16 +37,13 @@ def load_split(study: Study) -> Split:
     if study.task == "classification":
         return budget.split(source, labels=study.labels, test=test, seed=study.seed)
     task = study.few_shot
-    return episodic.split(
+    return episodic.split_few_shot(
         source,
-        test=test,
-        ways=task.ways,
-        shots=task.shots,
-        queries=task.queries,
-        hold_out=task.hold_out,
-        validation=task.validation,
+        test=test if isinstance(test, Source) else None,
         test_groups=task.test_groups,
-        within_group=task.within_group,
+        by=task.hold_out,
+        test_share=test if isinstance(test, float) else episodic.SHARE,
+        validation_share=task.validation,
         rotations=task.rotations,
         seed=study.seed,
     )

@@ -1,4 +1,4 @@
-"""The live table of a study: what runs, what leads, how far it is. On a terminal it redraws; elsewhere it prints a line an end."""
+"""The live table of a study: what runs, what leads, how far it is. Without a terminal, a line for each end."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def describe(trial: Trial) -> str:
     """One line about a trial that ended."""
     value = "" if trial.value is None else f"  val {trial.value:.1%}"
     reason = f"  ({trial.reason})" if trial.reason else ""
-    return f"{trial.job.key:<16} {trial.job.method:<20} {trial.status:<8} epoch {trial.epochs}{value}  {trial.seconds:.1f} s{reason}"
+    head = f"{trial.job.key:<16} {trial.job.method:<20} {trial.status:<8} epoch {trial.epochs}"
+    return f"{head}{value}  {trial.seconds:.1f} s{reason}"
 
 
 def table(history: History, shown: int = SHOWN) -> Table:

@@ -13,7 +13,8 @@ import pandas as pd
 import yaml
 from torch import nn
 
-from methods.parts.encoders import Encoder, load_encoder, load_predictor
+from methods.parts.encoders import Encoder, load_encoder
+from methods.parts.heads import load_predictor
 from orchestrator.folder import RunFolder
 from orchestrator.journal import History
 from orchestrator.leaderboard import leaderboard

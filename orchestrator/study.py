@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from methods.catalogue import CATALOGUE, method
 from methods.contracts import Method
 from methods.parts.encoders import ENCODERS
-from methods.protocols import PROTOCOLS
+from methods.protocols import protocol
 from methods.protocols.contract import Protocol
 from search_spaces.domains import UserError, nearest
 from search_spaces.space import Override, Space, parse_override
@@ -51,7 +51,8 @@ class FewShotTask(_Strict):
         ways, shots, queries: of an evaluation episode.
         episodes: evaluation episodes, the same for every method.
         within_group: every episode's classes come from one group (alphabet).
-        hold_out: whether validation (and, without a test set, test) classes are held out by class or by whole group.
+        hold_out: whether validation (and, without a test set, test) classes are held out by class or by whole
+            group; None for groups where there are at least three.
         validation: share of the classes or groups that is held out for validation.
         test_groups: only these groups of the test set are used.
         rotations: rotations by 90 degrees become classes of their own in training.
@@ -62,9 +63,9 @@ class FewShotTask(_Strict):
     queries: int = Field(15, ge=1)
     episodes: int = Field(600, ge=2)
     within_group: bool = False
-    hold_out: Literal["class", "group"] = "class"
+    hold_out: Literal["class", "group"] | None = None
     validation: float = Field(0.2, gt=0, lt=1)
-    test_groups: tuple[str, ...] | None = None
+    test_groups: tuple[str, ...] = ()
     rotations: bool = False
 
     @field_validator("test_groups", mode="before")
@@ -210,16 +211,11 @@ class Study(_Strict):
         few_shot = self.task == "few_shot"
         raw = self.protocol if self.protocol is not None else "few_shot" if few_shot else "predict"
         name, settings = (raw, {}) if isinstance(raw, str) else _single(raw)
-        if name not in PROTOCOLS:
-            raise StudyError(f"protocol: {name} is not a protocol{nearest(name, PROTOCOLS)}")
         if name == "few_shot" and few_shot:
             task = self.few_shot
             shape = {"ways": task.ways, "shots": task.shots, "queries": task.queries, "episodes": task.episodes}
             settings = {**shape, "within_group": task.within_group, **settings}
-        try:
-            return PROTOCOLS[name](**settings)
-        except TypeError as error:
-            raise StudyError(f"protocol {name} does not take these settings: {error}") from None
+        return protocol(name, **settings)
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which trials are scored, ascending; the last is ``epochs``."""

@@ -180,7 +180,14 @@ class Sweep:
         self._fill()
 
 
-class _Searcher(Searcher):
+class _Unsaved:
+    """Tune pickles searcher and scheduler for its own restore, which is not used: nothing of them is kept."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Searcher(_Unsaved, Searcher):
     """Tune's searcher interface over a sweep."""
 
     def __init__(self, sweep: Sweep) -> None:
@@ -209,7 +216,7 @@ class _Searcher(Searcher):
         """See ``save``."""
 
 
-class _Scheduler(FIFOScheduler):
+class _Scheduler(_Unsaved, FIFOScheduler):
     """Tune's scheduler interface over a sweep."""
 
     def __init__(self, sweep: Sweep) -> None:

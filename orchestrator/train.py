@@ -11,7 +11,8 @@ import torch
 
 from cluster.connect import connect
 from cluster.plan import plan_resources
-from methods.parts.encoders import save_encoder, save_predictor
+from methods.parts.encoders import save_encoder
+from methods.parts.heads import save_predictor
 from methods.world import World
 from orchestrator.finish import classifier_of
 from orchestrator.folder import RunFolder
@@ -98,4 +99,4 @@ def _export(setup: SlotSetup, checkpoint: str, job: Job, folder: Path) -> None:
     save_encoder(folder / "encoder.pt", model.encoder)
     predictor = classifier_of(model, setup)
     if predictor is not None:
-        save_predictor(folder / "predictor.pt", predictor)
+        save_predictor(folder / "predictor.pt", predictor, setup.split.labelled.data.classes)

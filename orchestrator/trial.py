@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -12,16 +13,19 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torchvision.utils import make_grid, save_image
 
+from methods.batch import Batch, Draws, seed_of
 from methods.contracts import Method
 from methods.data.records import Labelled, TrainData
-from methods.protocols.contract import Score, Trained
+from methods.protocols.contract import Score, Trained, evaluating
 from methods.training import Training, TrainSettings
 from methods.world import World
 from orchestrator.records import Job, Report, Rung, SlotSetup
 from search_spaces.domains import UserError, build
 
-PICTURE_BATCH = 8
+PICTURES = 8
+"""Images in a picture."""
 
 
 def settings_of(setup: SlotSetup, job: Job, method: Method) -> TrainSettings:
@@ -124,6 +128,8 @@ class TrialRun:
         judged = epoch.epoch in self.setup.rungs and epoch.epoch >= training.method.min_epochs
         refit = job.purpose == "refit"
         rung = self._score() if (judged or last) and not refit and self.world.rank == 0 else None
+        if last and self.world.rank == 0 and self._shows():
+            self._draw()
         checkpoint = self._save() if (judged or last) and self.world.rank == 0 else None
         return Report(
             key=job.key,
@@ -151,6 +157,25 @@ class TrialRun:
         correct = None if score.correct is None else score.correct[np.argsort(score.index)]
         return Rung(self._training.epoch, value, score.n, score.low, score.high, asked, correct, seconds)
 
+    def _shows(self) -> bool:
+        """Pictures are drawn for each method's defaults and for each finalist's first retraining."""
+        assert self._job is not None
+        return self._job.key.endswith("retrain-0") or (
+            self._job.purpose == "search" and self._job.trial < len(self.setup.methods)
+        )
+
+    def _draw(self) -> None:
+        assert self._training is not None
+        training, device = self._training, self.world.device
+        index = torch.arange(min(PICTURES, len(training.data)))
+        draws = Draws(seed_of(self.setup.seed, "pictures"), len(index), slice(None), device)
+        batch = Batch(index.to(device), training.data.images.take(index).to(device), draws)
+        with torch.no_grad(), evaluating(training.learner), torch.random.fork_rng():
+            found = training.learner.pictures(batch)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, images in found.items():
+            save_image(make_grid(images.float().clamp(0, 1).cpu(), nrow=2), self.folder / f"{_file_name(name)}.png")
+
     def _save(self) -> str:
         assert self._training is not None
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -159,6 +184,11 @@ class TrialRun:
         torch.save({"training": self._training.state(), "seconds": self._seconds}, temporary)
         os.replace(temporary, path)
         return str(path)
+
+
+def _file_name(title: str) -> str:
+    """A picture's title as a file name on every system."""
+    return re.sub(r"[^\w ,.+-]+", "-", title)
 
 
 def validate(setup: SlotSetup, training: Training) -> tuple[Score, Any]:
