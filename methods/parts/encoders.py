@@ -83,11 +83,13 @@ ENCODERS: dict[str, Builder] = {
     "resnet_small": _resnet(BasicBlock, 16, [1, 1, 2], [16, 32, 128]),
     "conv4": _conv4,
     "vit_tiny": _vit_tiny,
-    "pair": _pair,
     "resnet18": _resnet(BasicBlock, 64, [2, 2, 2, 2], [64, 128, 256, 512]),
     "resnet34": _resnet(BasicBlock, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
     "resnet50": _resnet(Bottleneck, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
 }
+COMPOSED: dict[str, Builder] = {"pair": _pair}
+"""Encoders that methods compose of others: they can be saved and loaded, but are no choice of a study's."""
+
 TORCHVISION = ("resnet18", "resnet34", "resnet50")
 """Encoders that torchvision has trained weights for."""
 
@@ -146,7 +148,7 @@ def load_encoder(path: str | Path) -> Encoder:
 
 def encoder_record(encoder: Encoder) -> dict[str, Any]:
     """Name, image shape, statistics, options and state: tensors and plain values only."""
-    if encoder.name not in ENCODERS:
+    if encoder.name not in ENCODERS and encoder.name not in COMPOSED:
         raise UserError(f"only encoders built by name can be saved, got {type(encoder).__name__}; use build_encoder")
     mean, std = (encoder.get_buffer(f"normalise.{name}").flatten().tolist() for name in ("mean", "std"))
     return {
@@ -179,10 +181,11 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def _build(name: str, shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
-    if name not in ENCODERS:
+    builder = ENCODERS.get(name) or COMPOSED.get(name)
+    if builder is None:
         raise UserError(f"{name} is not an encoder{nearest(name, ENCODERS)}")
     assert len(mean) == len(std) == shape[0], (shape, mean, std)
-    encoder = ENCODERS[name](shape, mean, std, width, options)
+    encoder = builder(shape, mean, std, width, options)
     encoder.name = name
     return encoder
 

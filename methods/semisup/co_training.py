@@ -38,7 +38,7 @@ from search_spaces.domains import SWITCH, Choice, Float, Int, knob
 class Config(SemiConfig):
     """Knobs."""
 
-    mu: int = knob(2, Int(1, 7), legal=Int(1, 64), doc="images of the pool per labelled one; those not added do not count")
+    mu: int = knob(2, Int(1, 7), legal=Int(1, 64), doc="images of the pool per labelled one", source="own choice")
     views: str = knob("halves", Choice(VIEWS), doc="how an image is split", source="S2: a feature split")
     k: float = knob(
         0.1, Float(0.02, 0.25), legal=Float(1e-4, 1.0), unit="share of the pool",

@@ -35,7 +35,12 @@ class Config(SemiConfig):
     mu: int = knob(3, Int(1, 7), legal=Int(1, 64), doc="unlabelled images per labelled one", source="Xie 2019: 3 (14 for L2)")
     generations: int = knob(2, Int(1, 4), legal=Int(1, 20), doc="students trained one after another", source="Xie 2019: 3")
     teacher_share: float = knob(
-        0.25, Float(0.1, 0.5), legal=Float(0.01, 0.99), unit="share of the training", doc="length of the first teacher's stage"
+        0.25,
+        Float(0.1, 0.5),
+        legal=Float(0.01, 0.99),
+        unit="share of the training",
+        doc="length of the first teacher's stage",
+        source="own choice: the teacher sees few images",
     )
     targets: str = knob(
         "soft", Choice(("soft", "hard")), doc="pseudo-labels: distributions or classes", source="Xie 2019: soft"

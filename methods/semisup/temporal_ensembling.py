@@ -31,7 +31,7 @@ from search_spaces.domains import Float, Int, knob
 class Config(SemiConfig):
     """Knobs."""
 
-    mu: int = knob(3, Int(1, 7), legal=Int(1, 64), doc="unlabelled images per labelled one; more visits to the pool")
+    mu: int = knob(3, Int(1, 7), legal=Int(1, 64), doc="unlabelled images per labelled one", source="as mean_teacher")
     momentum: float = knob(
         0.6, Float(0.3, 0.95, log1m=True), legal=Float(0.0, 0.9999), doc="decay of past predictions per visit",
         source="Laine 2016: .6",
