@@ -192,7 +192,7 @@ def _flags(images: Tensor, mirrored: Tensor | None) -> Tensor:
 def _blocks(work: Callable[..., Tensor], size: tuple[int, int], images: Tensor, *rows: Tensor) -> Tensor:
     """work(images, *rows) -> float32 [B, C, h, w], a block of rows at a time on the CPU, written as channels_last."""
     total, channels, height, width = images.shape
-    result = torch.empty(total, channels, *size, device=images.device).to(memory_format=torch.channels_last)
+    result = torch.empty((total, channels, *size), device=images.device, memory_format=torch.channels_last)
     block = max(total, 1)
     if images.device.type == "cpu":
         block = max(1, BLOCK * torch.get_num_threads() // (channels * max(height * width, size[0] * size[1])))
