@@ -113,7 +113,7 @@ def adapt_tasks(
 
 
 def evaluated(clone: Callable[[bool], FastLearner], episodes: Episodes, steps: int, graph: bool) -> Tensor:
-    """Logits [t, N*Q, N] after adapting; ``clone(cheap)``. Without ``graph`` first order is enough, and logits have no gradient."""
+    """Logits [t, N*Q, N] after adapting; ``clone(cheap)``. Without ``graph`` first order does, and logits have no gradient."""
     with differentiable(episodes.query.device):
         # Labels are saved for the backward pass, which tensors made in inference mode may not be.
         episodes = replace(episodes, support_label=episodes.support_label.clone())

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from methods.batch import Draws, Episodes, EpisodeShape
@@ -120,6 +121,13 @@ class EpisodeViews:
 def turn_classes(images: Tensor, turns: Tensor) -> Tensor:
     """Images [t, n, C, H, W], each turned by its number of quarter turns, int64 [t, n]."""
     return rotate_quarter(images.flatten(0, 1), turns.flatten()).unflatten(0, turns.shape)
+
+
+def embedded(encoder: nn.Module, episodes: Episodes) -> tuple[Tensor, Tensor]:
+    """Support [t, N*K, D] and query [t, N*Q, D] embeddings, from one pass over all images."""
+    tasks, n = episodes.support.shape[:2]
+    z = encoder(torch.cat([episodes.support, episodes.query], dim=1).flatten(0, 1)).unflatten(0, (tasks, -1))
+    return z[:, :n], z[:, n:]
 
 
 def episode_loss(logits: Tensor, episodes: Episodes) -> Loss:
