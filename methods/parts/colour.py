@@ -1,4 +1,4 @@
-"""Colour as a task: scaled Lab channels, the quantised ab plane, and an encoder made of one half for each group of channels.
+"""Colour as a task: the quantised ab plane, weights of rare colours, and the way back to RGB.
 
 B images, H, W size, Q colour bins.
 """
@@ -10,26 +10,18 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from methods.contracts import Context, TrainingError
-from methods.parts.augment import rgb_to_lab
-from methods.parts.encoders import Encoder, build_encoder
-
-SPAN = 110.0
-"""a and b lie within -110 .. 110 for all colours of a screen."""
+from methods.data.records import Images
+from methods.parts.composites import LAB_STD, SPAN, LabEncoder, lab01
+from methods.parts.encoders import build_encoder
 
 
 def needs_colour(method: str, context: Context) -> None:
     """Raises TrainingError unless the images have three channels."""
     if context.shape[0] != 3:
         raise TrainingError(f"{method} needs images of 3 colour channels, got {context.shape[0]}; leave it out of methods")
-
-
-def lab01(images: Tensor) -> Tensor:
-    """sRGB [B, 3, H, W] to Lab, each channel scaled to [0, 1]: L / 100, (a + 110) / 220, (b + 110) / 220."""
-    with torch.autocast(images.device.type, enabled=False):
-        lab = rgb_to_lab(images)
-        return torch.cat([lab[:, :1] / 100, (lab[:, 1:] + SPAN) / (2 * SPAN)], dim=1).clamp(0, 1)
 
 
 @lru_cache(maxsize=8)
@@ -77,6 +69,14 @@ def rebalanced(frequency: Tensor, mix: float = 0.5) -> Tensor:
     return w / (share * w).sum()
 
 
+def bin_weights(images: Images, numbers: Tensor, size: tuple[int, int], sample: int = 2048) -> Tensor:
+    """float [Q]: ``rebalanced`` weights of the bins in a sample of evenly spaced images, averaged down to ``size``."""
+    index = torch.linspace(0, len(images) - 1, min(len(images), sample)).long()
+    ab = F.adaptive_avg_pool2d(lab01(images.take(index))[:, 1:], size)
+    counts = torch.bincount(colour_bins(ab, numbers).flatten(), minlength=int(numbers.max()) + 1)
+    return rebalanced(counts.float())
+
+
 def lab_to_rgb(lab: Tensor) -> Tensor:
     """Scaled Lab [B, 3, H, W] back to sRGB in [0, 1]; colours that no screen shows are clipped."""
     x = lab.float()
@@ -93,34 +93,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     return torch.where(linear > 0.0031308, 1.055 * linear.clamp_min(1e-8) ** (1 / 2.4) - 0.055, 12.92 * linear).clamp(0, 1)
 
 
-class LabEncoder(Encoder):
-    """Two encoders of half the study's width, one that sees the lightness and one that sees the colours.
-
-    The embedding is both of theirs side by side (Zhang 2017, arXiv:1611.09842; Tian 2019, arXiv:1906.05849).
-
-    Attributes:
-        light: Encoder of L, [B, 1, H, W].
-        colour: Encoder of ab, [B, 2, H, W].
-    """
-
-    def __init__(self, context: Context) -> None:
-        super().__init__()
-        _, h, w = context.shape
-        self.shape = context.shape
-        self.light = build_encoder(context.encoder, (1, h, w), (0.5,), (0.25,), width=0.5)
-        self.colour = build_encoder(context.encoder, (2, h, w), (0.5, 0.5), (0.1, 0.1), width=0.5)
-        self.dim = self.light.dim + self.colour.dim
-        self.layers = self.light.layers
-
-    def halves(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The embeddings of lightness and of colours, of RGB images [B, 3, H, W]."""
-        lab = lab01(images)
-        return self.light(lab[:, :1]), self.colour(lab[:, 1:])
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.cat(self.halves(images), dim=1)
-
-    def maps(self, images: Tensor) -> dict[str, Tensor]:
-        lab = lab01(images)
-        light, colour = self.light.maps(lab[:, :1]), self.colour.maps(lab[:, 1:])
-        return {name: torch.cat([light[name], colour[name]], dim=1) for name in self.layers}
+def halved(context: Context) -> LabEncoder:
+    """Two fresh encoders of half the study's width: one for the lightness, one for the colours."""
+    light, colour = (build_encoder(context.encoder, (n, *context.shape[1:]), (0.5,) * n, LAB_STD[n], width=0.5) for n in (1, 2))
+    return LabEncoder(light, colour, context.data.mean, context.data.std)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.parts.encoder_base import Encoder
 from methods.parts.vit import Block, positions
 
 
@@ -51,6 +52,15 @@ class MapDecoder(nn.Module):
         x = F.interpolate(self.before(x), self.size, mode="bilinear", align_corners=False)
         scores: Tensor = self.scores(self.after(x))
         return scores.float()
+
+
+def map_channels(encoder: Encoder) -> dict[str, int]:
+    """Channels of each layer's map."""
+    training = encoder.training
+    with torch.no_grad():
+        maps = encoder.eval().maps(torch.zeros(1, *encoder.shape))
+    encoder.train(training)
+    return {name: x.shape[1] for name, x in maps.items()}
 
 
 class TokenDecoder(nn.Module):

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.colour import LabEncoder, lab01, needs_colour
+from methods.parts.colour import halved, needs_colour
+from methods.parts.composites import lab01
 from methods.parts.contrast import matching, partners_found, remember, shared_noise
 from methods.parts.encoders import Encoder
 from methods.parts.heads import projection_head
@@ -58,7 +59,7 @@ class CMC(Learner):
         needs_colour("cmc", context)
         self.config = config
         self.augment = context.augment("crop_flip", config.augmentation_strength)
-        self.backbone = LabEncoder(context)
+        self.backbone = halved(context)
         light, colour = self.backbone.light.dim, self.backbone.colour.dim
         self.light_head = projection_head(light, light, config.head_width, 2)
         self.colour_head = projection_head(colour, colour, config.head_width, 2)
@@ -71,9 +72,9 @@ class CMC(Learner):
 
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
-        light, colour = self.backbone.halves(self.augment(batch.images, batch.draws))  # B D/2 each
-        a = F.normalize(self.light_head(light).float(), dim=1)  # B D
-        b = F.normalize(self.colour_head(colour).float(), dim=1)  # B D
+        lab = lab01(self.augment(batch.images, batch.draws))  # B 3 H W
+        a = F.normalize(self.light_head(self.backbone.light(lab[:, :1])).float(), dim=1)  # B D
+        b = F.normalize(self.colour_head(self.backbone.colour(lab[:, 1:])).float(), dim=1)  # B D
         if self.light_bank is None or self.colour_bank is None:
             total = matching(a, b, c.temperature, step.world) + matching(b, a, c.temperature, step.world)
         else:

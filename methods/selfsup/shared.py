@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.batch import Batch, Feeds
 from methods.contracts import Optimizer, SharedConfig
@@ -33,3 +35,14 @@ def two_views(augment: Augment, batch: Batch) -> tuple[Tensor, Tensor]:
 def beside(images: Tensor, *others: Tensor) -> Tensor:
     """Pictures [n, C, H, W'] in [0, 1]: each image with what was made of it to its right; uint8 or float images."""
     return torch.cat([to_float(images), *(x.float().clamp(0, 1) for x in others)], dim=3)
+
+
+@contextmanager
+def judged(learner: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, whatever it was before: pictures must not move batch statistics."""
+    training = learner.training
+    learner.eval()
+    try:
+        yield
+    finally:
+        learner.train(training)
