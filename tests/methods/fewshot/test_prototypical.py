@@ -115,7 +115,7 @@ def test_shots_yield_only_where_queries_cannot() -> None:
 
 @pytest.mark.parametrize("counts", [[], [9], [1, 1, 1], [5, 1]])
 def test_too_few_classes_are_one_clear_line(counts) -> None:
-    with pytest.raises(UserError, match="at least 2 classes with 2 labelled images each, got [01]"):
+    with pytest.raises(UserError, match=r"at least 2 classes with 2 labelled images each, got [01]"):
         fit_shape(build(METHOD.config, {}), counts)
 
 
