@@ -20,7 +20,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
         raise StudyError(f"{target} exists already; give another --out, or go on with 'labelwise resume {target}'")
     split = load_split(study)
     with connect(study.address) as connection:
-        plan = plan_resources(connection.resources, workers_per_trial=study.workers, slots=study.slots)
+        plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
     setup = slot_setup(study, split, RunFolder(target), plan)
     # Measured in this one process: the slots compute at the same time with the same number of threads each.
     epochs = seconds_per_epoch(dataclasses.replace(setup), study.space())

@@ -33,14 +33,20 @@ from orchestrator.sweep import Sweep
 from orchestrator.trial import examine, load_training, trained
 
 
-def finish(study: Study, split: Split, shared: SlotSetup, folder: RunFolder, sweep: Sweep, plan: ResourcePlan) -> Result:
-    """Chooses, tests, exports and reports. What a resumed study finds done is not done again."""
+def finish(
+    study: Study, split: Split, shared: SlotSetup, folder: RunFolder, sweep: Sweep, plan: ResourcePlan, remote: bool
+) -> Result:
+    """Chooses, tests, exports and reports. What a resumed study finds done is not done again.
+
+    Args:
+        remote: whether this process only drives a cluster elsewhere, so that testing must be sent there.
+    """
     history = sweep.history
     board = finalists(history)
     if board and history.chosen is None:
         exported = board[0].exported or board[0].trial
         sweep.tell(Chosen(board[0].trial.job.trial, exported.job.key))
-    test_finalists(board, shared, split, sweep, plan)
+    test_finalists(board, shared, split, sweep, plan, remote)
     write_outputs(study, split, folder, history)
     board = finalists(history)
     if board and board[0].exported is not None:
@@ -49,17 +55,26 @@ def finish(study: Study, split: Split, shared: SlotSetup, folder: RunFolder, swe
     return Result.open(folder.path)
 
 
-def test_finalists(board: list[Finalist], shared: SlotSetup, split: Split, sweep: Sweep, plan: ResourcePlan) -> None:
-    """Asks the test set about every finalist's models, on the cluster, each once."""
+def test_finalists(
+    board: list[Finalist], shared: SlotSetup, split: Split, sweep: Sweep, plan: ResourcePlan, remote: bool
+) -> None:
+    """Asks the test set about every finalist's models, each once."""
     assert split.test is not None
     known = {score.key for score in sweep.history.tests}
     wanted = [t for f in board for t in f.tested if t.job.key not in known and t.checkpoint is not None]
     if not wanted:
         return
+    if not remote:
+        # The slots are done, so the machine is free, and this process is warm: a new one would cost seconds.
+        for trial in wanted:
+            assert trial.checkpoint is not None
+            sweep.tell(Tested(_test(shared, split.test, trial.job, trial.checkpoint)))
+        return
     # A model is tested by one process, whatever number of workers trained it.
-    remote = ray.remote(num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker)(_test)
+    request = plan.worker_resources
+    task = ray.remote(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0))(_test)
     setup, test = ray.put(shared), ray.put(split.test)
-    for score in ray.get([remote.remote(setup, test, t.job, t.checkpoint) for t in wanted]):
+    for score in ray.get([task.remote(setup, test, t.job, t.checkpoint) for t in wanted]):
         sweep.tell(Tested(score))
 
 

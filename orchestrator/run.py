@@ -19,7 +19,6 @@ from orchestrator.result import Result
 from orchestrator.rungs import Rungs
 from orchestrator.search import Search
 from orchestrator.sinks import default_sinks
-from orchestrator.slot import GroupPlan
 from orchestrator.study import Study, StudyError
 from orchestrator.sweep import Sink, Sweep, run_sweep
 
@@ -44,7 +43,7 @@ def run(study: Study, out: str | Path | None = None, quiet: bool = True) -> Resu
         raise StudyError(f"{target} exists already; give another --out, or go on with 'labelwise resume {target}'")
     split = load_split(study)
     with connect(study.address) as connection:
-        plan = plan_resources(connection.resources, workers_per_trial=study.workers, slots=study.slots)
+        plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
         folder = RunFolder.create(target, study)
         journal = Journal(folder.journal)
         history = History(None, 0, {}, {}, None, None, [])
@@ -52,7 +51,7 @@ def run(study: Study, out: str | Path | None = None, quiet: bool = True) -> Resu
         started = Started(FORMAT, study.trials, versions())
         journal.write(started)
         history.add(started)
-        return _carry_out(study, split, folder, journal, history, plan, sinks)
+        return _carry_out(study, split, folder, journal, history, plan, sinks, connection.origin == "joined")
 
 
 def resume(directory: str | Path, trials: int | None = None, study: Study | None = None, quiet: bool = True) -> Result:
@@ -71,11 +70,12 @@ def resume(directory: str | Path, trials: int | None = None, study: Study | None
     split = load_split(study)
     journal = Journal(folder.journal)
     with connect(study.address) as connection:
-        plan = plan_resources(connection.resources, workers_per_trial=study.workers, slots=study.slots)
+        plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
         if trials is not None and trials > history.trials_wanted:
             journal.write(Extended(trials))
             history.add(Extended(trials))
-        return _carry_out(study, split, folder, journal, history, plan, default_sinks(folder, study, plan, quiet))
+        sinks = default_sinks(folder, study, plan, quiet)
+        return _carry_out(study, split, folder, journal, history, plan, sinks, connection.origin == "joined")
 
 
 def _carry_out(
@@ -86,6 +86,7 @@ def _carry_out(
     history: History,
     plan: ResourcePlan,
     sinks: Sequence[Sink],
+    remote: bool,
 ) -> Result:
     """Search, selection, test, report: the part that a resumed study shares with a new one."""
     shared = slot_setup(study, split, folder, plan)
@@ -105,13 +106,10 @@ def _carry_out(
         sinks=sinks,
     )
     try:
-        group = None
-        if plan.workers_per_slot > 1:
-            group = GroupPlan(plan.workers_per_slot, plan.cpus_per_worker, plan.gpus_per_worker)
-        run_sweep(sweep, shared, plan.slots, plan.cpus_per_slot, plan.gpus_per_slot, group)
+        run_sweep(sweep, shared, plan)
         if not sweep.over:
             raise Interrupted(f"stopped before the end; go on with 'labelwise resume {folder.path}'")
-        return finish(study, split, shared, folder, sweep, plan)
+        return finish(study, split, shared, folder, sweep, plan, remote)
     finally:
         for sink in sinks:
             close = getattr(sink, "close", None)

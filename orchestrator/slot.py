@@ -20,6 +20,7 @@ from ray import tune
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster.plan import ResourcePlan
 from methods.world import World
 from orchestrator.records import Job, Report, SlotSetup
 from orchestrator.trial import TrialRun
@@ -27,15 +28,6 @@ from orchestrator.trial import TrialRun
 JOB, REPORT = "job", "report"
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """A worker group's size and each worker's share."""
-
-    workers: int
-    cpus: float
-    gpus: float
 
 
 def encode_job(job: Job) -> dict[str, str]:
@@ -54,9 +46,11 @@ def decode_report(result: dict[str, Any]) -> Report | None:
 class Slot(tune.Trainable):
     """One warm process. ``reset_config`` hands it the next trial; nothing of the last one stays."""
 
-    def setup(self, config: dict[str, Any], *, shared: SlotSetup, group: GroupPlan | None = None) -> None:
+    def setup(self, config: dict[str, Any], *, shared: SlotSetup, plan: ResourcePlan) -> None:
         logging.getLogger("ray.train").setLevel(logging.ERROR)
-        self._runner: TrialRun | Group = Group(shared, group) if group else TrialRun(shared, World(device=_device()))
+        self._runner: TrialRun | Group = (
+            Group(shared, plan) if plan.workers_per_trial > 1 else TrialRun(shared, World(device=_device()))
+        )
         self._runner.begin(decode_job(config))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -150,17 +144,17 @@ def _work(config: dict[str, Any]) -> None:
 class Group:
     """A persistent TorchTrainer worker group: gloo on CPU, nccl on GPU. Starting it takes seconds, a trial milliseconds."""
 
-    def __init__(self, shared: SlotSetup, plan: GroupPlan) -> None:
-        self._mailbox = ray.remote(num_cpus=0)(_Mailbox).remote([ray.put(shared)], plan.workers)
+    def __init__(self, shared: SlotSetup, plan: ResourcePlan) -> None:
+        self._mailbox = ray.remote(num_cpus=0)(_Mailbox).remote([ray.put(shared)], plan.workers_per_trial)
         self._storage = tempfile.mkdtemp(prefix="labelwise-group-")
-        per_worker: dict[str, float] = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}
+        gpus = plan.gpus_per_worker > 0
         trainer = TorchTrainer(
             _work,
             train_loop_config={"mailbox": self._mailbox},
-            torch_config=TorchConfig(
-                backend="nccl" if plan.gpus else "gloo", timeout_s=int(_COLLECTIVE_TIMEOUT.total_seconds())
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(_COLLECTIVE_TIMEOUT.total_seconds())),
+            scaling_config=ScalingConfig(
+                num_workers=plan.workers_per_trial, use_gpu=gpus, resources_per_worker=plan.worker_resources
             ),
-            scaling_config=ScalingConfig(num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=per_worker),
             run_config=RunConfig(storage_path=self._storage, name="group"),
         )
         self._broken: BaseException | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,5 +17,7 @@ def submit(study: str, address: str, settings: Sequence[str], out: Path | None) 
         UserError: the study is not valid; it is checked here before anything is sent.
     """
     load_study(study, settings)
-    overrides = [word for setting in settings for word in ("--set", setting)]
-    return submit_job(find_study(study), address, overrides=[*overrides, *(["--out", str(out)] if out else [])])
+    job = submit_job(find_study(study), address, out=str(out) if out else None, overrides=settings)
+    if not job.succeeded:
+        print(f"labelwise: job {job.id} on {job.address} ended as {job.status}: {job.message}", file=sys.stderr)
+    return job.exit_code or 0

@@ -16,12 +16,13 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from cluster.plan import ResourcePlan
 from methods.batch import seed_of
 from orchestrator.journal import Asked, Checkpoint, Ended, Event, History, Journal, Scored, Selected, Trained
 from orchestrator.records import Job, Report, SlotSetup, Status, Trial
 from orchestrator.rungs import Rungs
 from orchestrator.search import Search
-from orchestrator.slot import GroupPlan, Slot, decode_report, encode_job
+from orchestrator.slot import Slot, decode_report, encode_job
 from orchestrator.study import Selection
 from search_spaces.space import Suggestion
 
@@ -237,27 +238,19 @@ class _Scheduler(_Unsaved, FIFOScheduler):
             self.sweep.receive(report)
 
 
-def run_sweep(sweep: Sweep, shared: SlotSetup, slots: int, cpus: float, gpus: float, group: GroupPlan | None) -> None:
-    """Runs the sweep's jobs in ``slots`` warm slots until it is over. Returns early on an interrupt; the journal goes on.
-
-    Args:
-        cpus, gpus: what one slot's own process takes (little where a worker group does the work).
-        group: the worker group of each slot, for trials on several workers.
-    """
+def run_sweep(sweep: Sweep, shared: SlotSetup, plan: ResourcePlan) -> None:
+    """Runs the sweep's jobs in the plan's warm slots until it is over. Returns early on an interrupt; the journal goes on."""
     if sweep.over:
         return
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots + 1)
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"
-    slot = tune.with_parameters(Slot, shared=shared, group=group)
-    bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.slots + 1)
+    slot = tune.with_parameters(Slot, shared=shared, plan=plan)
     tuner = tune.Tuner(
-        tune.with_resources(slot, PlacementGroupFactory([bundle])),
+        tune.with_resources(slot, PlacementGroupFactory([plan.trial_resources])),
         tune_config=tune.TuneConfig(
             num_samples=-1,
             search_alg=_Searcher(sweep),
             scheduler=_Scheduler(sweep),
-            max_concurrent_trials=slots + 1,
+            max_concurrent_trials=plan.slots + 1,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

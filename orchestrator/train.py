@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cluster.connect import connect
-from cluster.plan import plan_resources
+from cluster.plan import ResourcePlan, plan_resources
 from methods.parts.encoders import save_encoder
 from methods.parts.heads import save_predictor
 from methods.world import World
@@ -20,7 +20,7 @@ from orchestrator.prepare import load_split
 from orchestrator.records import Job, SlotSetup
 from orchestrator.result import Result
 from orchestrator.run import slot_setup
-from orchestrator.slot import Group, GroupPlan
+from orchestrator.slot import Group
 from orchestrator.study import Study, StudyError, load_study
 from orchestrator.trial import TrialRun, load_training, trained
 
@@ -39,12 +39,11 @@ def train(source: str, best: bool, workers: int, out: Path, address: str | None 
     study, job = _configuration(source, best)
     split = load_split(study)
     with connect(address or study.address) as connection:
-        plan = plan_resources(connection.resources, workers_per_trial=workers, slots=1)
+        plan = plan_resources(connection.nodes, workers_per_trial=workers, slots=1)
         temporary = Path(tempfile.mkdtemp(dir=_made(out.parent), prefix=f".{out.name}."))
         try:
             setup = slot_setup(study, split, RunFolder(temporary), plan)
-            group = GroupPlan(workers, plan.cpus_per_worker, plan.gpus_per_worker) if workers > 1 else None
-            _export(setup, _train(setup, job, group), job, temporary)
+            _export(setup, _train(setup, job, plan), job, temporary)
             shutil.rmtree(temporary / "trials")
             os.chmod(temporary, 0o755)
             os.rename(temporary, out)
@@ -75,9 +74,9 @@ def _configuration(source: str, best: bool) -> tuple[Study, Job]:
     return study, Job("train", 0, method, values, study.seed, "refit")
 
 
-def _train(setup: SlotSetup, job: Job, group: GroupPlan | None) -> str:
+def _train(setup: SlotSetup, job: Job, plan: ResourcePlan) -> str:
     """Trains to the top rung; returns the checkpoint's path."""
-    runner = Group(setup, group) if group else TrialRun(setup, World(device=_device()))
+    runner = Group(setup, plan) if plan.workers_per_trial > 1 else TrialRun(setup, World(device=_device()))
     try:
         runner.begin(job)
         while (report := runner.advance()).status == "running":

@@ -13,6 +13,7 @@ from torchvision.models import get_model_weights  # type: ignore[import-untyped]
 from torchvision.models.resnet import BasicBlock, Bottleneck  # type: ignore[import-untyped]
 
 from methods.parts.cnn import Conv4, ResNet
+from methods.parts.composites import LAB_STD, GreyEncoder, LabEncoder
 from methods.parts.encoder_base import Encoder, Options, Shape, Statistics, scaled
 from methods.parts.pair import PairEncoder
 from methods.parts.vit import TokenEncoder
@@ -48,12 +49,13 @@ Builder = Callable[[Shape, Statistics, Statistics, float, Options], Encoder]
 """(shape, mean, std, width, options) -> encoder; ``options`` as ``Encoder.options`` gives them override the defaults."""
 
 
-def _resnet(block: Any, stem: int, blocks: list[int], widths: list[int]) -> Builder:
+def _resnet(block: Any, stem: int, blocks: list[int], widths: list[int], stride: int = 1) -> Builder:
     def builder(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
         chosen: Any = {
             "stem": scaled(stem, width),
             "blocks": blocks,
             "widths": [scaled(w, width) for w in widths],
+            "stride": stride,
             **options,
         }
         return ResNet(shape, mean, std, block=block, **chosen)
@@ -79,15 +81,31 @@ def _pair(shape: Shape, mean: Statistics, std: Statistics, width: float, options
     return PairEncoder(first, second, mean, std, str(options.get("views", "halves")))
 
 
+def _inner(options: Options) -> tuple[str, Options]:
+    """The name and the options of the encoders inside a composed one."""
+    return str(options.get("of", "resnet_small")), {name: value for name, value in options.items() if name != "of"}
+
+
+def _lab(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    name, inner = _inner(options)
+    light, colour = (_build(name, (n, *shape[1:]), (0.5,) * n, LAB_STD[n], width, inner) for n in (1, 2))
+    return LabEncoder(light, colour, mean, std)
+
+
+def _grey(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    name, inner = _inner(options)
+    return GreyEncoder(_build(name, shape, mean, std, width, inner))
+
+
 ENCODERS: dict[str, Builder] = {
-    "resnet_small": _resnet(BasicBlock, 16, [1, 1, 2], [16, 32, 128]),
+    "resnet_small": _resnet(BasicBlock, 16, [1, 1, 2], [16, 32, 128], stride=2),
     "conv4": _conv4,
     "vit_tiny": _vit_tiny,
     "resnet18": _resnet(BasicBlock, 64, [2, 2, 2, 2], [64, 128, 256, 512]),
     "resnet34": _resnet(BasicBlock, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
     "resnet50": _resnet(Bottleneck, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
 }
-COMPOSED: dict[str, Builder] = {"pair": _pair}
+COMPOSED: dict[str, Builder] = {"pair": _pair, "lab": _lab, "grey": _grey}
 """Encoders that methods compose of others: they can be saved and loaded, but are no choice of a study's."""
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50")
