@@ -137,7 +137,7 @@ def _ask_http(address: Address, token: Token | None) -> Answer:
 
 
 def _ask_grpc(address: Address, token: Token | None) -> Answer:
-    import grpc
+    import grpc  # type: ignore[import-untyped]
 
     with grpc.insecure_channel(f"{address.host}:{address.port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
         ask = channel.unary_unary(_QUESTIONS[address.kind])
@@ -178,9 +178,7 @@ def reach(address: Address) -> Token | None:
     if answer == "silent":
         raise ClusterError(f"something listens at {address}, but it does not speak Ray; {_FORMS}")
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        raise ClusterError(
-            f"the cluster at {address} asks for a token, but RAY_AUTH_MODE forbids it here; set RAY_AUTH_MODE=token"
-        )
+        raise ClusterError(f"the cluster at {address} asks for a token, which RAY_AUTH_MODE forbids here; unset it")
     token = find_token()
     if token is None:
         raise ClusterError(
@@ -189,6 +187,7 @@ def reach(address: Address) -> Token | None:
         )
     if _ask(address, token) != "ok":
         raise ClusterError(
-            f"the cluster at {address} refuses the token from {token.source}; use the token of its head node ('ray get-auth-token' there)"
+            f"the cluster at {address} refuses the token from {token.source}; "
+            "use the one of its head node ('ray get-auth-token' prints it there)"
         )
     return token

@@ -59,7 +59,7 @@ class Connection:
             import ray
 
             ray.shutdown()
-            _set_environment(self._restore)
+            set_authentication(self._restore)
         self.origin = "found"
 
     def __enter__(self) -> Connection:
@@ -80,13 +80,14 @@ def _set_environment(values: Mapping[str, str | None]) -> dict[str, str | None]:
     return before
 
 
-def use_token_authentication() -> None:
-    """Turns token authentication on in this process, also when Ray was imported (and has read its settings) before."""
-    os.environ["RAY_AUTH_MODE"] = "token"
-    from ray._raylet import AuthenticationTokenLoader, Config
+def set_authentication(values: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Sets RAY_AUTH_ variables, also for a Ray that has read its settings before; gives back the old values."""
+    before = _set_environment(values)
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+    return before
 
 
 def _alive_nodes() -> tuple[Node, ...]:
@@ -111,16 +112,16 @@ def _join(address: Address, options: dict[str, Any]) -> Connection:
 
     if address.kind == "http":
         raise ClusterError(f"{address} takes jobs only; use 'labelwise submit', or join at host:6379 or ray://host:10001")
-    if reach(address) is not None or os.environ.get("RAY_AUTH_MODE") == "token":
-        use_token_authentication()
+    restore = set_authentication({"RAY_AUTH_MODE": "token"}) if reach(address) else {}
     try:
         context = ray.init(address=str(address), **options)
     except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
+        set_authentication(restore)
         hint = ""
         if address.kind == "client":
             hint = "; Ray Client needs a head node started with --runtime-env-agent-port, 'labelwise submit' does not"
         raise ClusterError(f"joining the cluster at {address} failed: {one_line(error)}{hint}") from error
-    return Connection(str(address), "joined", _alive_nodes(), context.dashboard_url or None)
+    return Connection(str(address), "joined", _alive_nodes(), context.dashboard_url or None, restore)
 
 
 def _start(cpus: int | None, gpus: int | None, store: int | None, dashboard: bool, options: dict[str, Any]) -> Connection:
@@ -128,12 +129,13 @@ def _start(cpus: int | None, gpus: int | None, store: int | None, dashboard: boo
 
     if cpus is not None and cpus < 1:
         raise ClusterError(f"cpus must be at least 1, got {cpus}")
-    restore: dict[str, str | None] = {}
+    wanted: dict[str, str | None] = {}
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+        wanted = {"RAY_AUTH_MODE": "token"}
         if find_token() is None and not dashboard:
             # A token for this run alone. Ray would write a lasting one, readable by everybody, into the home folder.
-            restore = _set_environment({"RAY_AUTH_TOKEN": secrets.token_hex(32)})
-        use_token_authentication()
+            wanted["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    restore = set_authentication(wanted)
     try:
         context = ray.init(
             address="local",
@@ -145,10 +147,8 @@ def _start(cpus: int | None, gpus: int | None, store: int | None, dashboard: boo
         )
     except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
         ray.shutdown()
-        _set_environment(restore)
-        raise ClusterError(
-            f"starting Ray on this machine failed: {one_line(error)}; 'labelwise doctor' shows what is missing"
-        ) from error
+        set_authentication(restore)
+        raise ClusterError(f"starting Ray here failed: {one_line(error)}; 'labelwise doctor' shows what is missing") from error
     return Connection("local", "started", _alive_nodes(), context.dashboard_url or None, restore)
 
 
@@ -191,7 +191,5 @@ def connect(
     given = {"cpus": cpus, "gpus": gpus, "object_store_memory": object_store_memory}
     fixed = [name for name, amount in given.items() if amount is not None]
     if fixed:
-        raise ClusterError(
-            f"{fixed[0]} belongs to a Ray started here, but {address} names a running cluster; leave out one of them"
-        )
+        raise ClusterError(f"{fixed[0]} is for a Ray started here, but {address} names a running cluster; leave out one")
     return _join(find_address(address), options)

@@ -48,15 +48,20 @@ def examine(address: str | None = None, *, runs: Path | str = "runs") -> list[Fi
         address: as connect() takes it, or a dashboard's ``http://`` address.
         runs: the folder that run folders will be written to; it need not exist.
     """
-    return [*_python(), *_packages(), *_hardware(), *_storage(Path(runs)), _cluster(address)]
+    return [_python(), *_packages(), *_hardware(), *_storage(Path(runs)), _cluster(address)]
 
 
-def _python() -> Iterator[Finding]:
+def _python() -> Finding:
+    from packaging.specifiers import SpecifierSet
+
     version = ".".join(str(part) for part in sys.version_info[:3])
-    if sys.version_info >= (3, 11):
-        yield Finding("Python", "ok", version)
-    else:
-        yield Finding("Python", "fail", version, "use Python 3.11 or newer")
+    try:
+        needed = importlib.metadata.metadata(_DISTRIBUTION)["Requires-Python"]
+    except importlib.metadata.PackageNotFoundError:
+        needed = ""
+    if SpecifierSet(needed or "").contains(version):
+        return Finding("Python", "ok", version)
+    return Finding("Python", "fail", f"{version}, needed {needed}", "make a virtual environment with a newer Python")
 
 
 def _packages() -> Iterator[Finding]:

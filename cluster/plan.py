@@ -167,7 +167,8 @@ def _check_room(
     trials = f"{_count(slots, 'trial')} at a time with " if slots else "one trial with "
     each = _count(share, "GPU") if share else _count(threads, "thread")
     have = f"{gpus:g} GPUs" if share else f"{cpus:g} CPUs"
+    fewer = "fewer workers or trials at a time" if slots and slots > 1 else "fewer workers"
     raise ClusterError(
-        f"{trials}{_count(workers_per_trial, 'worker')} of {each} needs room for {wanted} workers, but there is room for {fit} "
-        f"({have} in all); ask for fewer workers{', fewer trials at a time' if slots and slots > 1 else ''} or join a larger cluster"
+        f"{trials}{_count(workers_per_trial, 'worker')} of {each} needs room for {wanted}, there is room for {fit} ({have}); "
+        f"ask for {fewer}, or join a larger cluster"
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.address import find_address, reach
-from cluster.connect import ENVIRONMENT, use_token_authentication
+from cluster.connect import ENVIRONMENT, set_authentication
 from cluster.errors import ClusterError, one_line
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ class Job:
         return self.status == "SUCCEEDED"
 
 
-def study_entrypoint(
-    study: Path | str, *, out: str | None = None, overrides: Sequence[str] = (), python: str = "python"
-) -> str:
+def study_entrypoint(study: Path | str, *, out: str | None = None, overrides: Sequence[str] = ()) -> str:
     """The shell command that runs a study inside the job's working directory, every argument quoted.
 
     Args:
@@ -89,7 +87,7 @@ def study_entrypoint(
     for override in overrides:
         if "=" not in override:
             raise ClusterError(f"an override is written key=value, got {override!r}")
-    words = [python, "-m", "orchestrator", "run", str(study)]
+    words = ["python", "-m", "orchestrator", "run", str(study)]
     words += ["--out", out] if out is not None else []
     return shlex.join([*words, *(word for override in overrides for word in ("--set", override))])
 
@@ -123,8 +121,9 @@ def check_upload(working_dir: Path, excludes: Sequence[str] = EXCLUDES) -> int:
     if total > UPLOAD_LIMIT:
         largest = ", ".join(f"{name} {size / 1024**2:.0f} MiB" for name, size in entries.most_common(3))
         raise ClusterError(
-            f"Ray takes at most {UPLOAD_LIMIT // 1024**2} MiB of working directory, {working_dir} has {total / 1024**2:.0f} MiB "
-            f"(largest: {largest}); list what the job does not need in .rayignore and keep data where the nodes can read it"
+            f"Ray takes at most {UPLOAD_LIMIT // 1024**2} MiB of working directory, "
+            f"{working_dir} has {total / 1024**2:.0f} MiB (largest: {largest}); "
+            "list what the job does not need in .rayignore and keep data where the nodes can read it"
         )
     return total
 
@@ -150,7 +149,7 @@ def _client(address: str | None) -> JobSubmissionClient:
     token = reach(where)
     headers = {"Authorization": f"Bearer {token.value}"} if token else None
     if token and where.kind != "http":
-        use_token_authentication()  # Ray asks the head node for its dashboard's address
+        set_authentication({"RAY_AUTH_MODE": "token"})  # Ray asks the head node for its dashboard's address
     with _address_argument_wins():
         try:
             return JobSubmissionClient(str(where), headers=headers)

@@ -302,7 +302,7 @@ class Training:
         torch.manual_seed(seed_of(self._seed, "layers", number))
         with self.autocast():
             loss = self.learner.loss(step)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
         self._optimization.step(progress, self.world)
         with torch.no_grad(), self.autocast():
             self.learner.after_step(step)

@@ -25,7 +25,7 @@ class _AllReduceSum(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
@@ -42,7 +42,7 @@ class _AllGather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         start = dist.get_rank() * ctx.rows
@@ -65,7 +65,7 @@ class World:
 
     def sum(self, x: Tensor) -> Tensor:
         """Differentiable sum of ``x`` over the workers, same shape."""
-        return x if self.size == 1 else _AllReduceSum.apply(x)  # type: ignore[no-any-return]
+        return x if self.size == 1 else _AllReduceSum.apply(x)
 
     def mean(self, x: Tensor) -> Tensor:
         """Differentiable mean of ``x`` over the workers, same shape."""
@@ -73,7 +73,7 @@ class World:
 
     def gather(self, x: Tensor) -> Tensor:
         """Differentiable: rows [b, ...] of every worker as [size * b, ...], in rank order, the order of the global batch."""
-        return x if self.size == 1 else _AllGather.apply(x)  # type: ignore[no-any-return]
+        return x if self.size == 1 else _AllGather.apply(x)
 
     def rows(self, total: int) -> slice:
         """This worker's rows of a global batch of ``total`` rows. ``total`` is a multiple of ``size`` (Training checks)."""

@@ -132,7 +132,7 @@ def _decode(line: str) -> Event:
         return Scored(body["key"], Rung(**rung))
     if kind is Tested:
         return Tested(TestScore(**body["score"]))
-    return kind(**body)  # type: ignore[no-any-return]
+    return kind(**body)
 
 
 class Journal:

@@ -22,10 +22,11 @@ from search_spaces.domains import Choice, Knob
 CENTRAL = ("temperature", "momentum", "mask_ratio", "augmentation_strength")
 """The knobs that mean the same in every method, so that one plot shows their effect across methods."""
 
-_COLOURS = matplotlib.color_sequences["tab10"]
+Colour = tuple[float, float, float]
+_COLOURS: list[Colour] = [matplotlib.colors.to_rgb(c) for c in matplotlib.color_sequences["tab10"]]
 
 
-def colours(methods: Iterable[str]) -> dict[str, tuple[float, float, float]]:
+def colours(methods: Iterable[str]) -> dict[str, Colour]:
     """One colour a method, the same in every figure."""
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(methods)}
 
@@ -46,6 +47,11 @@ def _tidy(axes: Axes) -> None:
     axes.grid(alpha=0.25)
 
 
+def _value(trial: Trial) -> float:
+    assert trial.value is not None, "only scored trials are drawn"
+    return trial.value
+
+
 def methods_figure(history: History, board: list[Finalist], methods: list[str]) -> str:
     """Every trial's last score by method, and the finalists' test scores beside them."""
     paint = colours(methods)
@@ -58,10 +64,8 @@ def methods_figure(history: History, board: list[Finalist], methods: list[str]) 
         axes = figure.subplots()
         for row, name in enumerate(methods):
             for trial in by_method[name]:
-                full = trial.status == "finished"
-                axes.plot(
-                    trial.value, row, "o", color=paint[name], fillstyle="full" if full else "none", alpha=0.8, markersize=6
-                )
+                full = "full" if trial.status == "finished" else "none"
+                axes.plot([_value(trial)], [row], "o", color=paint[name], fillstyle=full, alpha=0.8, markersize=6)
         for finalist in board:
             row = methods.index(finalist.trial.job.method)
             for score in finalist.tests:
@@ -123,14 +127,12 @@ def knob_figure(history: History, method: str, declared: Mapping[str, Knob]) -> 
     return svg(draw, 2.6 * columns, 2.1 * rows)
 
 
-def _scatter(axes: Axes, item: Knob, trials: list[Trial], colour: object = _COLOURS[0]) -> None:
+def _scatter(axes: Axes, item: Knob, trials: list[Trial], colour: Colour = _COLOURS[0]) -> None:
     categorical = isinstance(item.search or item.legal, Choice)
     for trial in trials:
         x = trial.job.values[item.name]
-        full = trial.status == "finished"
-        axes.plot(
-            str(x) if categorical else x, trial.value, "o", color=colour, fillstyle="full" if full else "none", markersize=5
-        )
+        full = "full" if trial.status == "finished" else "none"
+        axes.plot([str(x) if categorical else x], [_value(trial)], "o", color=colour, fillstyle=full, markersize=5)
     if not categorical and (item.search or item.legal).scale == "log":
         axes.set_xscale("log")
     axes.set_xlabel(item.name)

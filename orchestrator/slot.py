@@ -173,7 +173,7 @@ class Group:
         while True:
             ready, _ = ray.wait([pending], timeout=1.0)
             if ready:
-                return ray.get(pending)  # type: ignore[no-any-return]
+                return ray.get(pending)
             if not self._thread.is_alive():
                 # The slot is of no more use: this exception makes Tune replace it.
                 raise RuntimeError("the worker group of this slot ended") from self._broken

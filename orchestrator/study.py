@@ -233,7 +233,7 @@ class Study(_Strict):
         dump["search"] = {key: _plain_override(value) for key, value in self.search.items()}
         if any(isinstance(v, np.ndarray) for v in (self.data if isinstance(self.data, tuple) else ())):
             dump["data"] = "(arrays given in Python)"
-        return _plain(dump)  # type: ignore[no-any-return]
+        return _plain(dump)
 
 
 def load_study(path: str | Path, settings: Sequence[str] = ()) -> Study:

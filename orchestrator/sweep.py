@@ -121,7 +121,7 @@ class Sweep:
                     key = f"{number:04d}-{purpose}-{repeat}"
                     if key not in self.history.trials:
                         seed = seed_of(self.seed, "retrain", repeat)
-                        self._add(Job(key, number, origin.method, origin.values, seed, purpose))  # type: ignore[arg-type]
+                        self._add(Job(key, number, origin.method, origin.values, seed, purpose))
 
     def next_job(self) -> Job | None:
         """The next job to start, or None while all wait for an end."""

@@ -69,7 +69,7 @@ class _Axis:
             return 2 ** int(raw)
         if isinstance(d, Float) and d.log1m:
             return min(max(1 - float(raw), d.low), d.high)
-        return raw  # type: ignore[no-any-return]
+        return raw
 
     def encode(self, value: Value) -> Any:
         """The value moved into the domain where it lies outside: the nearest end, or the first option."""

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, Bottleneck  # type: ignore[import-untyped]
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from methods.parts.encoder_base import Encoder, Normalise, Options, Shape, Statistics, check_size
 

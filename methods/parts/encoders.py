@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights  # type: ignore[import-untyped]
-from torchvision.models.resnet import BasicBlock, Bottleneck  # type: ignore[import-untyped]
+from torchvision.models import get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from methods.parts.cnn import Conv4, ResNet
 from methods.parts.composites import LAB_STD, GreyEncoder, LabEncoder

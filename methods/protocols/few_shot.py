@@ -76,7 +76,7 @@ class FewShot(Protocol):
         return Score(self.name, metric, mean, self.episodes, numbers, None, low, high, seconds, each=each)
 
     def _draw(self, asked: Labelled, most: int) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
-        """Draw number, rows of the draw, support int64 [t, N*K] and query [t, N*Q] rows of ``asked``; ``most`` tasks at once."""
+        """Draw number, rows of the draw, support int64 [t, N*K] and query [t, N*Q] rows of ``asked``."""
         shape = EpisodeShape(_DRAWN, self.ways, self.shots, self.queries, self.within_group)
         group = None if asked.data.group is None else asked.data.group[asked.index]
         sampler = EpisodeSampler(asked.label, group, shape, seed_of("few_shot", self.episode_seed))
