@@ -55,13 +55,14 @@ class Optimizer:
     """How a learner wants to be optimised. The loop builds it, schedules it and leaves norms and biases undecayed.
 
     Attributes:
-        kind: ``adamw`` or ``sgd`` (Nesterov, momentum .9).
+        kind: ``adamw`` or ``sgd``.
         lr: learning rate as it is used, already scaled to the batch.
         weight_decay: decoupled for adamw.
         warmup: share of the stage with linear warm-up.
         schedule: ``cosine`` to zero, or ``constant`` after the warm-up.
         betas: of adamw.
         clip: largest global gradient norm, or None.
+        momentum: of sgd, in Nesterov's form; 0 for plain descent.
     """
 
     kind: Literal["adamw", "sgd"]
@@ -71,6 +72,7 @@ class Optimizer:
     schedule: Literal["cosine", "constant"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = None
+    momentum: float = 0.9
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,8 @@ class _Optimization:
                 groups, lr=self.spec.lr, betas=self.spec.betas, fused=True
             )
         else:
-            self.optimizer = torch.optim.SGD(groups, lr=self.spec.lr, momentum=0.9, nesterov=True, fused=True)
+            momentum = self.spec.momentum
+            self.optimizer = torch.optim.SGD(groups, lr=self.spec.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
 
     def rate(self, progress: float) -> float:
         """The learning rate at ``progress`` of the stage."""
@@ -363,7 +364,7 @@ class Training:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from ``state``. Earlier stages' learners are built but not trained: what a later one keeps is in its state."""
+        """Goes on from ``state``. Learners of earlier stages are built untrained: what a later one keeps is in its state."""
         if state["method"] != self.method.name:
             raise TrainingError(f"the checkpoint must be of method {self.method.name}, got {state['method']}")
         for number in range(self._stage + 1, state["stage"] + 1):
