@@ -43,9 +43,7 @@ class Config(SelfConfig):
         source="Radford 2021: .07",
     )  # fmt: skip
     embedding: int = knob(128, None, legal=Int(2, 4096), unit="units", doc="width shared by both", source="Radford 2021: 512")
-    text_width: int = knob(
-        64, None, legal=Int(4, 2048), unit="units, by 4", doc="width of the text", source="Radford 2021: 512"
-    )
+    text_width: int = knob(64, None, legal=Int(4, 2048), unit="units", doc="of the text tower", source="Radford 2021: 512")
     text_depth: int = knob(2, None, legal=Int(0, 24), unit="blocks", doc="depth of the text tower", source="Radford 2021: 12")
 
 
