@@ -8,7 +8,7 @@ distance to the clean layer.
 Deviations: any encoder, so a level is one of the encoder's layers (its feature map after the activation) and the levels
 below and above them are the image and the logits. Levels are normalised per channel by their own pass's statistics, where
 the paper normalises the reconstruction by the clean pass's. The clean pass carries no gradient. The combinator's ten
-parameters are per channel. Downward steps are a 1x1 convolution and nearest-neighbour upsampling. Costs are means over
+parameters are per channel. Downward steps are a 3x3 convolution and nearest-neighbour upsampling. Costs are means over
 units, so their weights do not depend on the width. BatchNorm's running statistics follow the clean pass, which predicts.
 """
 
@@ -104,7 +104,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.sizes = [shape[1:] for shape in shapes]
         channels = [shape[0] for shape in shapes]
-        self.down = nn.ModuleList(nn.Conv2d(above, own, 1, bias=False) for own, above in pairwise(channels))
+        self.down = nn.ModuleList()
+        for own, above in pairwise(shapes):
+            kernel = 3 if min(above[1:]) > 1 else 1
+            self.down.append(nn.Conv2d(above[0], own[0], kernel, padding=kernel // 2, bias=False))
         # Statistics of the batch only, and those of all workers once the loop has synchronised them.
         self.norms = nn.ModuleList(nn.BatchNorm2d(c, affine=False, track_running_stats=False) for c in channels)
         self.combinators = nn.ModuleList(Combinator(c) for c in channels)
