@@ -20,36 +20,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from methods.batch import Episodes, Feeds, Step
 from methods.contracts import Context, EpisodicLearner, Loss, Method, Optimizer
-from methods.parts.adaptation import HEADS, TaskNet, adapt_tasks, differentiable, evaluated
+from methods.parts.adaptation import TaskNet, adapt_tasks, differentiable, evaluated
 from methods.parts.encoders import Encoder
-from methods.parts.episodes import EpisodeViews, EpisodicConfig, episode_loss, training_shape
+from methods.parts.episodes import EpisodeViews, episode_loss, training_shape
+from methods.parts.gradient_knobs import InnerConfig
 from methods.parts.tasknorm import update_running
-from search_spaces.domains import SWITCH, Choice, Float, Int, knob
+from search_spaces.domains import Float, knob
 
 
 @dataclass(frozen=True)
-class Config(EpisodicConfig):
-    weight_decay: float = knob(
-        0.0, Float(0.0, 0.05), legal=Float(0, 10), doc="decoupled weight decay of the meta-optimizer", source="Finn 2017: none"
-    )
-    ways: int = knob(
-        5, Int(5, 20), legal=Int(2, 1000), unit="classes", source="Finn 2017",
-        doc="classes of a training episode; at most as many as the data offers are taken",
-    )  # fmt: skip
-    tasks: int = knob(
-        4, Int(2, 16), legal=Int(1, 1024), unit="tasks", doc="tasks of a meta-batch, all workers together", source="Finn 2017"
-    )
+class Config(InnerConfig):
     inner_lr: float = knob(
         0.4, Float(0.005, 1.0, log=True), legal=Float(1e-6, 100), source="Finn 2017",
         doc="learning rate of the steps on a support set",
     )  # fmt: skip
-    steps: int = knob(1, Int(1, 10), legal=Int(1, 100), unit="steps", doc="gradient steps on a support set", source="Finn 2017")
-    first_order: bool = knob(False, SWITCH, doc="drop second derivatives (FOMAML)", source="Finn 2017")
-    head: str = knob("learned", Choice(HEADS), doc="where a task's linear head starts", source="Finn 2017; Kao 2021")
 
 
 class Maml(EpisodicLearner):
@@ -83,13 +72,13 @@ class Maml(EpisodicLearner):
         def clone(cheap: bool) -> Any:
             return self.maml.clone(first_order=cheap or self.config.first_order)
 
-        return evaluated(clone, episodes, self.config.steps, graph=self.training)
+        return evaluated(clone, episodes, self.config.steps, graph=self.training and torch.is_grad_enabled())
 
     def encoder(self) -> Encoder:
         return self.net.body
 
     def optimizer(self) -> Optimizer:
-        return Optimizer("adamw", lr=self.config.lr, weight_decay=self.config.weight_decay, clip=10.0)
+        return self.config.adamw()
 
 
 METHOD = Method(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from methods.batch import Draws, Episodes, EpisodeShape
 from methods.contracts import Context, Loss, SharedConfig, TrainingError
 from methods.parts.augment import rotate_quarter
-from search_spaces.domains import SWITCH, Choice, Float, Int, knob
+from search_spaces.domains import SWITCH, Choice, Float, Int, When, knob, knobs
 
 RECIPES = Choice(("weak", "crop_flip", "simclr", "strong"))
 
@@ -52,6 +53,12 @@ class EpisodicConfig(SharedConfig):
         False, SWITCH, source="Lake 2019",
         doc="classes of a training episode come from one group (alphabet), where the data has groups",
     )  # fmt: skip
+
+
+def restated(name: str, when: When) -> Any:
+    """A knob of ``EpisodicConfig`` that in another ``Config`` exists only under a condition."""
+    item = knobs(EpisodicConfig)[name]
+    return knob(item.default, item.search, legal=item.legal, unit=item.unit, doc=item.doc, source=item.source, when=when)
 
 
 def fit_shape(config: EpisodicConfig, counts: Sequence[int], groups: Sequence[int] | None = None) -> EpisodeShape:
