@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -134,7 +135,7 @@ class Study(_Strict):
     name: str = "study"
     earlier: tuple[str, ...] = ()
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -249,6 +250,8 @@ def load_study(path: str | Path, settings: Sequence[str] = ()) -> Study:
         raise StudyError(f"{file} must be plain YAML, but {_yaml_problem(error)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{file} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"{file} must be plain YAML, but a value in it cannot be: {error}") from None
     if not isinstance(raw, dict):
         raise StudyError(f"{file} must hold a mapping of study fields such as 'data: digits', got {type(raw).__name__}")
     for setting in settings:
@@ -296,12 +299,10 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
         raise StudyError(f"--set takes key=value, got {setting!r}")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise StudyError(f"--set {key} needs a plain YAML value, got {text!r}") from None
     head, _, rest = key.partition(".")
-    if head in ("search",) and rest:
-        raw.setdefault("search", {})[rest] = value
-    elif rest and isinstance(raw.get(head), dict | None):
+    if rest and isinstance(raw.get(head), dict | None):
         raw[head] = {**(raw.get(head) or {}), rest: value}
     else:
         raw[key] = value
@@ -317,7 +318,10 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem as a sentence: where, rule, value, remedy."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal", "int", "function", "is-")))
+    if not first["loc"]:
+        # Raised by the study's own rules, which are sentences already.
+        return " ".join(first["msg"].removeprefix("Value error, ").split())
+    where = ".".join(str(part) for part in first["loc"] if not _branch(str(part)))
     if first["type"] == "extra_forbidden":
         owner: type[BaseModel] = model
         for part in first["loc"][:-1]:
@@ -328,7 +332,13 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
         return f"a study needs the field '{where}', for example {where}: digits"
     rules = [e["msg"].removeprefix("Value error, ") for e in error.errors() if e["loc"][0] == first["loc"][0]]
     rule = " or ".join(dict.fromkeys(r[0].lower() + r[1:] for r in rules))
-    return f"{where}: {rule}, got {first['input']!r}"
+    given = first["input"]
+    return f"{where}: {rule}, got {reprlib.repr(given) if isinstance(given, np.ndarray) else repr(given)}"
+
+
+def _branch(part: str) -> bool:
+    """Whether a part of pydantic's location names the branch of a union, and no field."""
+    return part in ("str", "int", "[key]") or part.startswith(("literal", "function", "is-", "dict[", "mapping[", "tuple["))
 
 
 def _single(raw: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -345,7 +355,8 @@ def _plain_override(value: Any) -> Any:
         return value
     if hasattr(value, "options"):
         return {"choices": list(value.options)}
-    switches = {s: True for s in ("log", "log1m", "power_of_two") if getattr(value, s, False)}
+    # Every switch is written, since a range without any is searched on its knob's own scale.
+    switches = {s: getattr(value, s) for s in ("log", "log1m", "power_of_two") if hasattr(value, s)}
     return {"low": value.low, "high": value.high, **switches}
 
 

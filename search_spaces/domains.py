@@ -147,7 +147,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Knob:
-    """One hyperparameter as its ``Config`` field declares it. ``legal`` bounds what a person may set, ``search`` what is tried."""
+    """One hyperparameter as its ``Config`` declares it. ``legal`` bounds what a person may set, ``search`` what is tried."""
 
     name: str
     default: Value
@@ -224,6 +224,8 @@ def knob(
 
 def check_inside(domain: Domain, legal: Domain, where: str) -> None:
     """Raises KnobError unless every value of ``domain`` is legal."""
+    if not isinstance(domain, Choice) and (isinstance(legal, Choice) or (isinstance(legal, Int) and isinstance(domain, Float))):
+        raise KnobError(f"{where} must stay within {legal.describe()}, got {domain.describe()}")
     ends = domain.options if isinstance(domain, Choice) else (domain.low, domain.high)
     for value in ends:
         widened = float(value) if isinstance(legal, Float) and type(value) is int else value

@@ -8,6 +8,7 @@ log(1 - x)), ``m.log2(batch_size)`` (powers of two), ``m.temperature@normalise=F
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,12 +202,28 @@ def parse_override(raw: object, item: Knob | None, where: str) -> Override:
     if isinstance(raw, Float | Int | Choice):
         return raw
     if isinstance(raw, list | tuple):
-        return Choice(raw)
+        return _parse_choices(raw, item, where)
     if not isinstance(raw, Mapping):
         if not isinstance(raw, bool | int | float | str):
             raise KnobError(f"{where} must be a value, a list of choices or a range with low and high, got {raw!r}")
-        return raw
+        return _number(raw, item)
     return _parse_range(dict(raw), item, where)
+
+
+def _number(raw: Any, item: Knob | None) -> Any:
+    """A number that YAML takes for text, such as 1e-3, where the knob is a float; anything else as it is."""
+    if isinstance(raw, str) and (item is None or item.type == "float") and _EXPONENT.fullmatch(raw):
+        return float(raw)
+    return raw
+
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def _parse_choices(raw: Sequence[Any], item: Knob | None, where: str) -> Choice:
+    if not raw:
+        raise KnobError(f"{where} needs at least one choice, got an empty list")
+    return Choice(_number(value, item) for value in raw)
 
 
 def _parse_range(raw: dict[str, Any], item: Knob | None, where: str) -> Domain:
@@ -214,7 +231,7 @@ def _parse_range(raw: dict[str, Any], item: Knob | None, where: str) -> Domain:
         extra = set(raw) - {"choices"}
         if extra or not isinstance(raw["choices"], Sequence) or isinstance(raw["choices"], str):
             raise KnobError(f"{where} with choices must be {{choices: [a, b, ...]}}, got {raw!r}")
-        return Choice(raw["choices"])
+        return _parse_choices(raw["choices"], item, where)
     allowed = ("low", "high", "log", "log1m", "power_of_two")
     for key in raw:
         if key not in allowed:
@@ -222,12 +239,22 @@ def _parse_range(raw: dict[str, Any], item: Knob | None, where: str) -> Domain:
     missing = [key for key in ("low", "high") if key not in raw]
     if missing:
         raise KnobError(f"{where} needs low and high, but {missing[0]} is missing in {raw!r}")
+    for key in ("log", "log1m", "power_of_two"):
+        if not isinstance(raw.get(key, False), bool):
+            raise KnobError(f"{where}.{key} must be true or false, got {raw[key]!r}")
+    raw = {key: _number(value, None) for key, value in raw.items()}
     for key in ("low", "high"):
         if isinstance(raw[key], bool) or not isinstance(raw[key], int | float):
             raise KnobError(f"{where}.{key} must be a number, got {raw[key]!r}")
     declared = item.search or item.legal if item else None
-    whole = isinstance(declared, Int) if declared else all(isinstance(raw[k], int) for k in ("low", "high"))
-    switches = {key: bool(raw[key]) for key in ("log", "log1m", "power_of_two") if key in raw}
+    whole = isinstance(declared, Int) or "power_of_two" in raw
+    if declared is None:
+        whole = all(isinstance(raw[k], int) for k in ("low", "high"))
+    if whole:
+        for key in ("low", "high"):
+            if raw[key] != raw[key] // 1:
+                raise KnobError(f"{where}.{key} must be a whole number, got {raw[key]!r}")
+    switches = {key: raw[key] for key in ("log", "log1m", "power_of_two") if key in raw}
     try:
         if whole:
             if not switches and isinstance(declared, Int):
