@@ -119,7 +119,7 @@ def _encode(event: Event) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
-def _decode(line: str) -> Event:
+def _decode(line: bytes) -> Event:
     body: dict[str, Any] = json.loads(line)
     kind = _EVENTS[body.pop("event")]
     if kind is Asked:
@@ -140,9 +140,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._repair()
         self._file = path.open("a", encoding="utf-8")
         self._lock()
+        # Only after the lock: another writer's line may be half-written at this moment.
+        self._repair()
 
     def _lock(self) -> None:
         import fcntl
@@ -150,12 +151,11 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self._file.close()
             raise JournalError(f"{self.path.parent} is being written by another run; wait for it or stop it first") from None
 
     def _repair(self) -> None:
         """Cuts off a last line without an end."""
-        if not self.path.exists():
-            return
         with self.path.open("rb+") as file:
             data = file.read()
             if data and not data.endswith(b"\n"):
@@ -174,11 +174,11 @@ def read_journal(path: Path) -> Iterator[Event]:
     """The events in order. Raises JournalError where the file is missing, damaged or of another format."""
     if not path.is_file():
         raise JournalError(f"{path.parent} is not a run folder: it has no {path.name}; give the folder that 'run' printed")
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
             event = _decode(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise JournalError(f"{path} is damaged at line {number}: {error}") from None
         if isinstance(event, Started) and event.format != FORMAT:
             raise JournalError(f"{path} has format {event.format}, and this version reads format {FORMAT}")
@@ -200,8 +200,11 @@ class History:
     @classmethod
     def read(cls, path: Path) -> History:
         history = cls(None, 0, {}, {}, None, None, [])
-        for event in read_journal(path):
-            history.add(event)
+        for number, event in enumerate(read_journal(path), start=1):
+            try:
+                history.add(event)
+            except KeyError as error:
+                raise JournalError(f"{path} is damaged at line {number}: it tells of {error}, which was never asked") from None
         return history
 
     def add(self, event: Event) -> None:
