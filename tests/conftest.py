@@ -27,12 +27,12 @@ def _global_state() -> Iterator[None]:
     assert torch.get_default_dtype() == torch.float32
 
 
-def tiny_images(classes: int, each: int, size: int = 16, channels: int = 3, seed: int = 0) -> ImageSet:
+def tiny_images(classes: int, each: int, size: int = 16, channels: int = 3, seed: int = 0, noise: float = 40) -> ImageSet:
     """Coloured noise around a picture per class: learnable, deterministic, ordered class by class; two groups of classes."""
     rng = np.random.default_rng(seed)
     pattern = np.random.default_rng(7).uniform(60, 195, (classes, size, size, channels))
     label = np.repeat(np.arange(classes), each)
-    pixels = pattern[label] + rng.normal(0, 40, (len(label), size, size, channels))
+    pixels = pattern[label] + rng.normal(0, noise, (len(label), size, size, channels))
     return ImageSet(
         images=ArrayImages(pixels.clip(0, 255).astype(np.uint8)),
         label=label.astype(np.int64),
@@ -99,5 +99,5 @@ def make_split() -> Callable[..., Split]:
 
 @pytest.fixture
 def make_images() -> Callable[..., ImageSet]:
-    """make_images(classes, each, size, channels, seed): learnable labelled images, ordered class by class."""
+    """make_images(classes, each, size, channels, seed, noise): learnable labelled images, ordered class by class."""
     return tiny_images

@@ -57,7 +57,7 @@ class Score:
         correct: bool [n], whether each was answered rightly, or None where the unit's outcome is not yes or no.
         low, high: 95% interval of ``value``.
         seconds: spent scoring.
-        predictor: a classifier images -> logits fitted on the way, ready for export; None where there is none.
+        predictor: a classifier images -> logits fitted on the way, for export; it shares the encoder. None where there is none.
         each: float64 [n], the unit's own value (an episode's accuracy), where it is not ``correct``.
         parts: further figures by name (the curve over severities, recall at several k).
         maximise: whether larger values are better.
@@ -212,7 +212,8 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     p = right / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # At the ends the formula gives exactly 0 and 1, which rounding would miss.
+    return (0.0 if right == 0 else centre - half), (1.0 if right == n else centre + half)
 
 
 def mean_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -36,7 +36,8 @@ def score_head(
 ) -> Score:
     """The accuracy of a head on frozen features: on ``ask``, or by stratified cross-validation on ``fit``.
 
-    Images are embedded once. The predictor that comes back is fitted on all of ``fit``.
+    Images are embedded once. The predictor that comes back is fitted on all of ``fit`` and shares
+    the encoder, whose mode it has: switch it to evaluation before use elsewhere.
     """
     started = time.perf_counter()
     check_classes(fit)
@@ -50,7 +51,7 @@ def score_head(
     if ask is not None:
         correct = _guess(head, embed(trained.encoder, ask.data.images, ask.index, layer=layer)) == ask.label
     index = fit.index if ask is None else ask.index
-    return accuracy(protocol, "accuracy", index, correct, started, Classifier(trained.encoder, head, layer).eval())
+    return accuracy(protocol, "accuracy", index, correct, started, Classifier(trained.encoder, head, layer))
 
 
 def _guess(head: nn.Module, x: Tensor) -> IntArray:
