@@ -46,7 +46,7 @@ class SharedConfig:
         source="Chen 2020",
     )  # fmt: skip
     augmentation_strength: float = knob(
-        1.0, Float(0.0, 2.0), doc="0 = identity, 1 = the paper's recipe", source="DESIGN: one meaning across methods"
+        1.0, Float(0.0, 2.0), doc="0 = identity, 1 = the paper's recipe", source="one meaning across methods"
     )
 
 

@@ -211,11 +211,11 @@ def _span(gap: Interval) -> str:
 
 def _against_defaults(history: History, best: Finalist) -> str:
     """The winner against its own method's defaults, which are that method's first trial."""
-    default = next((t for t in history.search() if t.job.method == best.trial.job.method and t.rungs), None)
-    if default is None or default.job.trial == best.trial.job.trial:
+    default = next(t for t in history.search() if t.job.method == best.trial.job.method)
+    if default.job.trial == best.trial.job.trial:
         return "The winner is its method's default configuration: the search found none better."
-    gap = paired(best.trial.rungs[-1], default.rungs[-1])
-    if gap is None or not default.rungs:
+    gap = paired(best.trial.rungs[-1], default.rungs[-1]) if default.status == "finished" else None
+    if gap is None:
         return "Its method's defaults were not scored on the same images."
     if gap.clear_of_zero and gap.mean > 0:
         return f"Against its method's defaults: {gap.mean:+.1%}{_span(gap)} on validation."

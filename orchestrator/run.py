@@ -19,6 +19,7 @@ from orchestrator.result import Result
 from orchestrator.rungs import Rungs
 from orchestrator.search import Search
 from orchestrator.sinks import default_sinks
+from orchestrator.slot import ship_user_code
 from orchestrator.study import Study, StudyError
 from orchestrator.sweep import Sink, Sweep, run_sweep
 
@@ -106,6 +107,7 @@ def _carry_out(
         sinks=sinks,
     )
     try:
+        ship_user_code(shared.methods.values(), shared.objective)
         run_sweep(sweep, shared, plan)
         if not sweep.over:
             raise Interrupted(f"stopped before the end; go on with 'labelwise resume {folder.path}'")

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable
 
 import optuna
-from optuna.samplers import TPESampler
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from methods.batch import seed_of
@@ -41,6 +41,7 @@ class Search:
         self._study = optuna.create_study(direction="maximize", sampler=self._sampler(0))
         self._asked = 0
         self._open: dict[str, optuna.Trial] = {}
+        self._reported: set[tuple[str, int]] = set()
         self._seen: set[tuple[str, tuple[tuple[str, Value], ...]]] = set()
 
     def _sampler(self, number: int) -> TPESampler:
@@ -62,21 +63,19 @@ class Search:
             self._study.sampler = self._sampler(self._asked * _ATTEMPTS + attempt)
             trial = self._study.ask()
             suggestion = self.space.suggest(trial)
-            if _identity(suggestion) not in self._seen or attempt == _ATTEMPTS - 1:
-                break
-            trial.set_user_attr("duplicate", True)
+            # Only a draft: Optuna keeps what it drew for every method in it, which a journal does not know.
             self._study.tell(trial, state=TrialState.FAIL)
-        return self._open_as(key, trial, suggestion)
+            if _identity(suggestion) not in self._seen:
+                break
+        return self.enter(key, suggestion)
 
     def enter(self, key: str, suggestion: Suggestion) -> Suggestion:
-        """Takes a given configuration as the next one: defaults, and unfinished trials of a journal."""
+        """Takes a given configuration as the next one: every trial opens here, so that a replayed one equals a live one."""
         parameters, _ = self.space.parameters(suggestion)
+        self._study.sampler = RandomSampler(seed=seed_of(self.seed, "enter", self._asked) % 2**32)
         self._study.enqueue_trial(parameters)
         trial = self._study.ask()
         self.space.suggest(trial)
-        return self._open_as(key, trial, suggestion)
-
-    def _open_as(self, key: str, trial: optuna.Trial, suggestion: Suggestion) -> Suggestion:
         trial.set_user_attr("key", key)
         self._open[key] = trial
         self._seen.add(_identity(suggestion))
@@ -84,8 +83,10 @@ class Search:
         return suggestion
 
     def report(self, key: str, epoch: int, value: float) -> None:
-        """A score on the way."""
-        self._open[key].report(value, epoch)
+        """A score on the way. A rung that is scored again after a resume counts once."""
+        if (key, epoch) not in self._reported:
+            self._reported.add((key, epoch))
+            self._open[key].report(value, epoch)
 
     def tell(self, key: str, status: str, value: float | None) -> FrozenTrial:
         """The trial's end: ``finished`` with its value, ``pruned`` or ``failed``."""

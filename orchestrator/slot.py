@@ -5,11 +5,13 @@ a persistent Ray Train worker group. Only here do dictionaries with string keys 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -21,13 +23,26 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.plan import ResourcePlan
+from methods.contracts import Method
 from methods.world import World
 from orchestrator.records import Job, Report, SlotSetup
 from orchestrator.trial import TrialRun
 
 JOB, REPORT = "job", "report"
 
+OURS = ("cluster", "methods", "orchestrator", "search_spaces")
+"""Packages that every worker has."""
+
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def ship_user_code(methods: Iterable[Method], objective: object) -> None:
+    """Lets a user's own methods and objective travel to the workers with their code: their modules need not exist there."""
+    owners = {inspect.getmodule(part) for m in methods for part in (m.config, m.learner, m.stages) if part is not None}
+    owners.add(inspect.getmodule(objective) if callable(objective) else None)
+    for module in owners:
+        if module is not None and module.__name__ != "__main__" and module.__name__.partition(".")[0] not in OURS:
+            ray.cloudpickle.register_pickle_by_value(module)
 
 
 def encode_job(job: Job) -> dict[str, str]:

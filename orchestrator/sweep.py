@@ -71,19 +71,20 @@ class Sweep:
 
     def _continue(self) -> None:
         """Takes up a history: ended trials teach the search, unfinished jobs are ready from their checkpoints."""
-        trials = self.history.search()
-        self.search.replay(t for t in trials if t.status != "running")
         for trial in self.history.trials.values():
-            if trial.job.purpose == "search":
+            job = trial.job
+            if job.purpose == "search":
                 for rung in trial.rungs:
-                    self.rungs.judge(trial.job.key, rung.epoch, rung.value, exempt=True)
+                    self.rungs.judge(job.key, rung.epoch, rung.value, exempt=True)
+                # In the order asked, ended or not: the sampler weighs trials by their order.
+                if trial.status == "running":
+                    self.search.enter(job.key, Suggestion(job.method, job.values))
+                    for rung in trial.rungs:
+                        self.search.report(job.key, rung.epoch, rung.value)
+                else:
+                    self.search.replay([trial])
             if trial.status != "running":
                 continue
-            if trial.job.purpose == "search":
-                self.search.enter(trial.job.key, Suggestion(trial.job.method, trial.job.values))
-                for rung in trial.rungs:
-                    self.search.report(trial.job.key, rung.epoch, rung.value)
-            job = trial.job
             checkpoint = trial.checkpoint if trial.checkpoint and Path(trial.checkpoint).is_file() else None
             self._ready.append(Job(job.key, job.trial, job.method, job.values, job.seed, job.purpose, checkpoint))
 

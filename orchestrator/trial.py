@@ -19,7 +19,7 @@ from methods.batch import Batch, Draws, seed_of
 from methods.contracts import Method
 from methods.data.records import Labelled, TrainData
 from methods.protocols.contract import Score, Trained, evaluating
-from methods.training import Training, TrainSettings
+from methods.training import EpochReport, Training, TrainSettings
 from methods.world import World
 from orchestrator.records import Job, Report, Rung, SlotSetup
 from search_spaces.domains import UserError, build
@@ -75,6 +75,7 @@ class TrialRun:
         self._training: Training | None = None
         self._seconds = 0.0
         self._failed = ""
+        self._owed: EpochReport | None = None
 
     @property
     def folder(self) -> Path:
@@ -83,7 +84,7 @@ class TrialRun:
 
     def begin(self, job: Job) -> None:
         """Takes a job, from its checkpoint where it has one."""
-        self._job, self._training, self._seconds, self._failed = job, None, 0.0, ""
+        self._job, self._training, self._seconds, self._failed, self._owed = job, None, 0.0, "", None
         self._guard(self._build)
 
     def _build(self) -> None:
@@ -93,6 +94,8 @@ class TrialRun:
             state = torch.load(self._job.checkpoint, map_location=self.world.device, weights_only=True)
             training.load(state["training"])
             self._seconds = float(state["seconds"])
+            # The study may have died before it heard of this epoch, which may be the last one: it is told again.
+            self._owed = EpochReport(**state["report"])
         self._training = training
 
     def _guard(self, action: Callable[[], Any]) -> Any:
@@ -120,7 +123,7 @@ class TrialRun:
         assert self._job is not None
         assert self._training is not None
         job, training = self._job, self._training
-        epoch = training.train_epoch()
+        epoch, self._owed = self._owed or training.train_epoch(), None
         self._seconds += epoch.seconds
         if not epoch.finite:
             raise UserError(f"diverged: the loss was not a number in epoch {epoch.epoch}; a lower lr may help")
@@ -130,7 +133,7 @@ class TrialRun:
         rung = self._score() if (judged or last) and not refit and self.world.rank == 0 else None
         if last and self.world.rank == 0 and self._shows():
             self._draw()
-        checkpoint = self._save() if (judged or last) and self.world.rank == 0 else None
+        checkpoint = self._save(epoch) if (judged or last) and self.world.rank == 0 else None
         return Report(
             key=job.key,
             epoch=epoch.epoch,
@@ -176,12 +179,14 @@ class TrialRun:
         for name, images in found.items():
             save_image(make_grid(images.float().clamp(0, 1).cpu(), nrow=2), self.folder / f"{_file_name(name)}.png")
 
-    def _save(self) -> str:
+    def _save(self, epoch: EpochReport) -> str:
         assert self._training is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "checkpoint.pt"
         temporary = path.with_suffix(".tmp")
-        torch.save({"training": self._training.state(), "seconds": self._seconds}, temporary)
+        # Its seconds are in the sum already.
+        report = {**dataclasses.asdict(epoch), "seconds": 0.0}
+        torch.save({"training": self._training.state(), "seconds": self._seconds, "report": report}, temporary)
         os.replace(temporary, path)
         return str(path)
 
