@@ -2,8 +2,9 @@
 
 On GPUs the scarce resource is the GPU: one worker per GPU unless a share is asked for. On CPUs it is the CPU, and an
 unasked plan runs half as many trials at a time as there are CPUs, but at least two where there are two: few trials at a
-time leave the search more to learn from, and on 2 CPUs two trials of one thread trained 1.27 times as many images a
-second as one trial of two threads (small ResNet, fp32, batch 256: 89 to 70 at width 16; 33 to 26 at width 32).
+time leave the search more to learn from, and on 2 CPUs two trials of one thread trained about 1.27 times as many images
+a second as one trial of two threads (small ResNets of width 16 and 32, fp32, batch 256; two short runs each on a machine
+busy with other work, which threads that wait for each other suffer from most, so an idle machine gains less).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -246,12 +246,13 @@ def _follow(client: JobSubmissionClient, job_id: str, echo: Callable[[str], None
     async def tail() -> None:
         nonlocal shown
         seen = 0
-        async for piece in client.tail_job_logs(job_id):
-            fresh = piece[max(0, shown - seen) :]
-            seen += len(piece)
-            if fresh:
-                echo(fresh)
+        async with aclosing(client.tail_job_logs(job_id)) as pieces:
+            async for piece in pieces:
+                fresh = piece[max(0, shown - seen) :]
+                seen += len(piece)
                 shown = max(shown, seen)
+                if fresh:
+                    echo(fresh)
 
     silent = 0  # times in a row that the cluster did not say how the job is
     while True:
