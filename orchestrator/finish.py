@@ -117,6 +117,19 @@ def classifier_of(model: Trained, shared: SlotSetup) -> nn.Module | None:
     return PROTOCOLS["linear"]().score(model, shared.split.budget(), None, shared.seed).predictor
 
 
+def export(model: Trained, shared: SlotSetup, folder: Path) -> None:
+    """Writes ``encoder.pt`` and, where the task has fixed classes, ``predictor.pt``.
+
+    An encoder class of the user's own cannot be rebuilt from a file; its weights are in the checkpoint.
+    """
+    if not model.encoder.name:
+        return
+    save_encoder(folder / "encoder.pt", model.encoder)
+    predictor = classifier_of(model, shared)
+    if predictor is not None:
+        save_predictor(folder / "predictor.pt", predictor, shared.split.labelled.data.classes)
+
+
 def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder) -> None:
     """``best/``, made whole beside its place and then moved there."""
     source = best.exported
@@ -125,10 +138,7 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.path, prefix=".best."))
     training = load_training(shared, source.job, source.checkpoint, torch.device("cpu"))
     model = trained(training)
-    save_encoder(temporary / "encoder.pt", model.encoder)
-    predictor = classifier_of(model, shared)
-    if predictor is not None:
-        save_predictor(temporary / "predictor.pt", predictor, shared.split.labelled.data.classes)
+    export(model, shared, temporary)
     shutil.copyfile(source.checkpoint, temporary / "checkpoint.pt")
     job = source.job
     config = {"method": job.method, **dict(job.values)}

@@ -53,7 +53,12 @@ class Best:
     classes: tuple[str, ...]
 
     def load_encoder(self) -> Encoder:
-        """Images [B, C, H, W], uint8 or float in [0, 1] -> embeddings [B, D]."""
+        """Images [B, C, H, W], uint8 or float in [0, 1] -> embeddings [B, D].
+
+        Raises StudyError where the winner's encoder is a class of your own, which no file can rebuild.
+        """
+        if not (self.folder / "encoder.pt").is_file():
+            raise StudyError(f"the winner's encoder is a class of your own; load its weights from {self.folder}/checkpoint.pt")
         return load_encoder(self.folder / "encoder.pt")
 
     def load_predictor(self) -> nn.Module:

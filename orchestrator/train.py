@@ -11,10 +11,8 @@ import torch
 
 from cluster.connect import connect
 from cluster.plan import ResourcePlan, plan_resources
-from methods.parts.encoders import save_encoder
-from methods.parts.heads import save_predictor
 from methods.world import World
-from orchestrator.finish import classifier_of
+from orchestrator.finish import export
 from orchestrator.folder import RunFolder
 from orchestrator.prepare import load_split
 from orchestrator.records import Job, SlotSetup
@@ -94,8 +92,4 @@ def _device() -> torch.device:
 
 
 def _export(setup: SlotSetup, checkpoint: str, job: Job, folder: Path) -> None:
-    model = trained(load_training(setup, job, checkpoint, torch.device("cpu")))
-    save_encoder(folder / "encoder.pt", model.encoder)
-    predictor = classifier_of(model, setup)
-    if predictor is not None:
-        save_predictor(folder / "predictor.pt", predictor, setup.split.labelled.data.classes)
+    export(trained(load_training(setup, job, checkpoint, torch.device("cpu"))), setup, folder)
