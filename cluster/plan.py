@@ -55,6 +55,16 @@ class ResourcePlan:
         request = {"CPU": self.cpus_per_worker}
         return {**request, "GPU": self.gpus_per_worker} if self.gpus_per_worker else request
 
+    @property
+    def fills_the_machine(self) -> bool:
+        """Whether Ray's resources alone keep one more slot from starting; drivers of several workers ask for too little."""
+        if self.workers_per_trial > 1:
+            return False
+        share, total = (
+            (self.gpus_per_worker, self.total_gpus) if self.gpus_per_worker else (self.cpus_per_worker, self.total_cpus)
+        )
+        return (self.slots + 1) * share > total
+
     def describe(self) -> str:
         """One line for people, shown before the start."""
         machine = _count(self.total_cpus, "CPU") + (f" and {_count(self.total_gpus, 'GPU')}" if self.total_gpus else "")

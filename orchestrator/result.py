@@ -108,7 +108,8 @@ def read_leaderboard(directory: str | Path, study: Study | None = None) -> pd.Da
     """The leaderboard of a run folder, finished or not, from its journal."""
     folder = RunFolder.open(directory)
     if folder.leaderboard.is_file():
-        frame = pd.read_csv(folder.leaderboard)
+        # Only empty cells are missing: a knob may have the value "none".
+        frame = pd.read_csv(folder.leaderboard, keep_default_na=False, na_values=[""])
         frame["test_n"] = frame["test_n"].astype("Int64")
         return frame
     return leaderboard(History.read(folder.journal), knob_columns(study or folder.load_study()))

@@ -20,4 +20,4 @@ def submit(study: str, address: str, settings: Sequence[str], out: Path | None) 
     job = submit_job(find_study(study), address, out=str(out) if out else None, overrides=settings)
     if not job.succeeded:
         print(f"labelwise: job {job.id} on {job.address} ended as {job.status}: {job.message}", file=sys.stderr)
-    return job.exit_code or 0
+    return 0 if job.succeeded else job.exit_code or 1

@@ -251,7 +251,7 @@ def run_sweep(sweep: Sweep, shared: SlotSetup, plan: ResourcePlan) -> None:
             num_samples=-1,
             search_alg=_Searcher(sweep),
             scheduler=_Scheduler(sweep),
-            max_concurrent_trials=plan.slots + 1,
+            max_concurrent_trials=plan.slots + (1 if plan.fills_the_machine else 0),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
