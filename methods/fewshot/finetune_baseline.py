@@ -34,8 +34,9 @@ class Config(BaseConfig):
         source="Chen 2019",
     )  # fmt: skip
     head_lr: float = knob(
-        0.3, Float(0.03, 3.0, log=True), legal=Float(1e-6, 100), doc="learning rate of those steps", when=LINEAR
-    )
+        0.3, Float(0.03, 3.0, log=True), legal=Float(1e-6, 100), doc="learning rate of those steps", when=LINEAR,
+        source="Chen 2019: .01 on raw embeddings",
+    )  # fmt: skip
     head_decay: float = knob(
         1e-3, Float(1e-4, 1.0, log=True), legal=Float(0, 100), doc="weight decay of a task's head", source="Chen 2019"
     )
