@@ -18,20 +18,33 @@ from methods.protocols.contract import (
     wilson,
 )
 from methods.protocols.few_shot import FewShot
+from methods.protocols.fine_tune import Efficient, FineTune
+from methods.protocols.other_data import Ood, Transfer
 from methods.protocols.predict import Predict
 from methods.protocols.probes import Knn, Linear
+from methods.protocols.reliability import Calibration, NamesClasses, Retrieval, ZeroShot
+from methods.protocols.robustness import Robustness
 from search_spaces.domains import UserError, nearest
 
 __all__ = [
     "PROTOCOLS",
+    "Calibration",
     "Difference",
+    "Efficient",
     "FewShot",
+    "FineTune",
     "Knn",
     "Linear",
+    "NamesClasses",
+    "Ood",
     "Predict",
     "Protocol",
+    "Retrieval",
+    "Robustness",
     "Score",
     "Trained",
+    "Transfer",
+    "ZeroShot",
     "embed",
     "folds",
     "logits_of",
@@ -44,7 +57,15 @@ PROTOCOLS: dict[str, type[Protocol]] = {
     "predict": Predict,
     "knn": Knn,
     "linear": Linear,
+    "fine_tune": FineTune,
+    "efficient": Efficient,
     "few_shot": FewShot,
+    "transfer": Transfer,
+    "zero_shot": ZeroShot,
+    "robustness": Robustness,
+    "calibration": Calibration,
+    "ood": Ood,
+    "retrieval": Retrieval,
 }
 
 

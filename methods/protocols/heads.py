@@ -21,6 +21,7 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from methods.data.records import IntArray
 from methods.parts.encoders import Encoder
@@ -56,7 +57,7 @@ def _linear(weight: NDArray[np.float64], bias: NDArray[np.float64], present: Int
     """A layer over all classes from rows for the present ones; two classes come as a single row from scikit-learn."""
     if len(present) == 2 and len(weight) == 1:
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    layer = nn.Linear(weight.shape[1], classes)
+    layer: nn.Linear = skip_init(nn.Linear, weight.shape[1], classes)  # the global random state stays as it is
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.fill_(NEVER)
@@ -124,7 +125,7 @@ def mlp_head(x: FloatArray, label: IntArray, classes: int, hidden: int, seed: in
     with _quiet():
         model.fit((x - mean) / std, label)
     first, last = model.coefs_
-    inner = nn.Linear(x.shape[1], hidden)
+    inner: nn.Linear = skip_init(nn.Linear, x.shape[1], hidden)
     with torch.no_grad():
         inner.weight.copy_(torch.from_numpy(first.T))
         inner.bias.copy_(torch.from_numpy(model.intercepts_[0]))
