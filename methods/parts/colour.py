@@ -25,17 +25,20 @@ def needs_colour(method: str, context: Context) -> None:
 
 
 @lru_cache(maxsize=8)
-def possible_bins(cells: int) -> Tensor:
-    """int64 [cells^2]: a square grid over the ab plane, its cells numbered 0 .. Q - 1 where a screen colour falls into them.
-
-    Cells that no colour reaches are numbered with the nearest possible one (Zhang 2016 keeps 313 of its cells of size 10).
-    """
+def _possible(cells: int) -> Tensor:
+    """int64 [Q]: the cells of a square grid over the ab plane that a screen colour falls into, in order."""
     side = torch.linspace(0, 1, 33)
     cube = torch.cartesian_prod(side, side, side).T.reshape(1, 3, -1, 1)
-    cell = _cell(lab01(cube)[:, 1:], cells).flatten()
-    possible = cell.unique()
+    return _cell(lab01(cube)[:, 1:], cells).unique()
+
+
+def possible_bins(cells: int) -> Tensor:
+    """int64 [cells^2]: each cell's bin, 0 .. Q - 1 for those that screen colours fall into.
+
+    Cells that no colour reaches have the nearest possible one's bin (Zhang 2016 keeps 313 of its cells of size 10).
+    """
     centres = torch.cartesian_prod(torch.arange(cells), torch.arange(cells)).float()
-    return torch.cdist(centres, centres[possible]).argmin(1)
+    return torch.cdist(centres, centres[_possible(cells)]).argmin(1)
 
 
 def _cell(ab: Tensor, cells: int) -> Tensor:
@@ -52,11 +55,8 @@ def colour_bins(ab: Tensor, numbers: Tensor) -> Tensor:
 def bin_colours(numbers: Tensor) -> Tensor:
     """float [Q, 2]: the scaled ab in the middle of each bin."""
     cells = math.isqrt(len(numbers))
-    places = torch.arange(cells, device=numbers.device)
-    middle = (torch.cartesian_prod(places, places) + 0.5) / cells  # cells^2 2
-    count = int(numbers.max()) + 1
-    total = torch.zeros(count, 2, device=numbers.device).index_add(0, numbers, middle)
-    return total / torch.bincount(numbers, minlength=count)[:, None]
+    possible = _possible(cells).to(numbers.device)
+    return (torch.stack([possible // cells, possible % cells], dim=1) + 0.5) / cells
 
 
 def rebalanced(frequency: Tensor, mix: float = 0.5) -> Tensor:

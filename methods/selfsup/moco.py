@@ -14,6 +14,7 @@ Raises: TrainingError where the queue is longer than the data: a query would mee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -93,8 +94,9 @@ class MoCo(Learner):
         return torch.empty_like(shuffled).index_copy_(0, order, shuffled)
 
     def groups(self, order: Tensor, world: World) -> tuple[Tensor, ...]:
-        """The shuffled batch in groups of at least 4 images, each a multiple of the number of workers."""
-        each = max(max(len(order) // self.config.shuffle_groups, 4) // world.size, 1) * world.size
+        """The shuffled batch in groups of a multiple of 4 images and of the workers: the same groups for 1, 2 and 4 workers."""
+        unit = math.lcm(4, world.size)
+        each = max(len(order) // self.config.shuffle_groups // unit, 1) * unit
         rows = list(order.split(each))
         if len(rows) > 1 and len(rows[-1]) < each:
             rows[-2:] = [torch.cat(rows[-2:])]

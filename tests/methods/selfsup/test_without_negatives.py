@@ -1,0 +1,207 @@
+"""BYOL, DINO, Barlow Twins and VICReg: losses from the formula, teachers without gradient, collapse where the papers see it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from methods.batch import Batch, Step
+from methods.contracts import Learner
+from methods.data.records import TrainData
+from methods.parts.centering import Centre
+from methods.parts.encoders import TokenEncoder
+from methods.selfsup import barlow_twins, byol, dino, vicreg
+from methods.selfsup.shared import two_views
+from methods.training import Training
+from methods.world import World
+
+Make = Callable[..., Training]
+Data = Callable[..., TrainData]
+
+
+def test_byol_regression_is_the_formula() -> None:
+    p, t = torch.randn(2, 5, 4, dtype=torch.float64)
+    expected = 0.0
+    for i in range(5):
+        a, b = p[i] / p[i].norm(), t[i] / t[i].norm()
+        expected += sum((float(x) - float(y)) ** 2 for x, y in zip(a, b, strict=True))
+    assert float(byol.regression(p, t)) == pytest.approx(expected / 5, rel=1e-6)
+
+
+def test_byol_regression_ignores_lengths_and_stops_at_the_target() -> None:
+    p = torch.randn(5, 4, requires_grad=True)
+    t = torch.randn(5, 4, requires_grad=True)
+    loss = byol.regression(p, t)
+    torch.testing.assert_close(byol.regression(3 * p, 0.1 * t), loss)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert t.grad is None
+    assert p.grad is not None
+
+
+@pytest.mark.parametrize("method", [byol.METHOD, dino.METHOD], ids=lambda m: m.name)
+def test_teachers_get_no_gradient_and_follow_by_their_momentum(train: Make, make_data: Data, method: Any) -> None:
+    training = train(method, make_data(), momentum=0.9)
+    learner = training.learner
+    teacher, student = (learner.target, learner.online) if method is byol.METHOD else (learner.teacher, learner.student)
+    before = {k: v.clone() for k, v in teacher.module.named_parameters()}
+    training._one_step()
+    learner.loss(training._feeder.step(1, 0.5)).total.backward()
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert all(p.grad is not None for p in student.parameters())
+    now, own = dict(teacher.module.named_parameters()), dict(student.named_parameters())
+    for name, old in before.items():
+        torch.testing.assert_close(now[name], 0.9 * old + 0.1 * own[name].detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_byol_loss_is_both_orders_of_the_views(
+    train: Make, make_data: Data, make_batch: Callable[..., Batch], make_step: Callable[..., Step]
+) -> None:
+    data = make_data()
+    learner = train(byol.METHOD, data).learner
+    assert isinstance(learner, byol.BYOL)
+    learner.eval()
+    total = learner.loss(make_step(make_batch(data, [0, 1, 2, 3]))).total
+    one, two = two_views(learner.augment, make_batch(data, [0, 1, 2, 3]))
+    first = byol.regression(learner.predict(learner.online(one)), learner.target(two))
+    second = byol.regression(learner.predict(learner.online(two)), learner.target(one))
+    torch.testing.assert_close(total, first + second)
+
+
+def test_dino_distillation_is_the_formula() -> None:
+    student = [torch.randn(3, 6, dtype=torch.float64).log_softmax(1) for _ in range(4)]
+    teacher = [torch.randn(3, 6, dtype=torch.float64).softmax(1) for _ in range(2)]
+    terms = [
+        -sum(float(teacher[i][b, k]) * float(student[j][b, k]) for k in range(6))
+        for i in range(2)
+        for j in range(4)
+        if i != j
+        for b in range(3)
+    ]
+    assert len(terms) == 6 * 3
+    assert float(dino.distillation(student, teacher)) == pytest.approx(sum(terms) / len(terms), rel=1e-9)
+
+
+def test_centre_is_a_running_mean_of_scores() -> None:
+    centre = Centre(3)
+    scores = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+    centre.update(scores, 0.9, World())
+    centre.update(scores, 0.9, World())
+    torch.testing.assert_close(centre.mean, torch.full((3,), 2 * (1 - 0.81)))
+    torch.testing.assert_close(centre(scores), scores - centre.mean)
+
+
+def test_dino_shows_attention_of_a_transformer_whose_class_token_it_trains(
+    train: Make, make_data: Data, make_batch: Callable[..., Batch]
+) -> None:
+    data = make_data()
+    learner = train(dino.METHOD, data, "vit_tiny", local_crops=1).learner
+    backbone = learner.encoder()
+    assert isinstance(backbone, TokenEncoder)
+    assert backbone.pool == "cls"
+    picture = learner.pictures(make_batch(data, [0, 1]))["original | attention of each head"]
+    assert picture.shape == (2, 3, 16, 16 * (1 + backbone.heads))
+
+
+def test_barlow_twins_is_the_formula(
+    train: Make, make_data: Data, make_batch: Callable[..., Batch], make_step: Callable[..., Step]
+) -> None:
+    data = make_data()
+    learner = train(barlow_twins.METHOD, data, head_width=4).learner
+    assert isinstance(learner, barlow_twins.BarlowTwins)
+    total = learner.loss(make_step(make_batch(data, list(range(8))))).total
+    z = learner.head(learner.backbone(torch.cat(two_views(learner.augment, make_batch(data, list(range(8))))))).detach()
+    one, two = ((x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt() for x in z.double().chunk(2))
+    expected = 0.0
+    for i in range(4):
+        for j in range(4):
+            c = sum(float(one[b, i]) * float(two[b, j]) for b in range(8)) / 8
+            expected += (1 - c) ** 2 if i == j else 0.005 * c**2
+    assert total.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_vicreg_is_the_formula(
+    train: Make, make_data: Data, make_batch: Callable[..., Batch], make_step: Callable[..., Step]
+) -> None:
+    data = make_data()
+    learner = train(vicreg.METHOD, data, head_width=3, weight=10.0, variance=0.5, covariance_weight=2.0).learner
+    assert isinstance(learner, vicreg.VICReg)
+    total = learner.loss(make_step(make_batch(data, list(range(6))))).total
+    z = learner.head(learner.backbone(torch.cat(two_views(learner.augment, make_batch(data, list(range(6)))))))
+    views = [x.tolist() for x in z.detach().double().chunk(2)]
+    n, d = 6, 3
+    s = sum((views[0][b][j] - views[1][b][j]) ** 2 for b in range(n) for j in range(d)) / (n * d)
+    v = c = 0.0
+    for rows in views:
+        mean = [sum(row[j] for row in rows) / n for j in range(d)]
+        cov = [[sum((row[i] - mean[i]) * (row[j] - mean[j]) for row in rows) / (n - 1) for j in range(d)] for i in range(d)]
+        v += sum(max(0.0, 1 - math.sqrt(cov[j][j] + 1e-4)) for j in range(d)) / d
+        c += sum(cov[i][j] ** 2 for i in range(d) for j in range(d) if i != j) / d
+    assert total.item() == pytest.approx(10 * (s + 0.5 * v) + 2 * c, rel=1e-4)
+
+
+# Collapse
+
+
+def spread(learner: Learner, data: TrainData, head: Callable[[Tensor], Tensor]) -> float:
+    """Mean sd over images of the units of normalised outputs, times the root of their number: about 1 when spread out."""
+    learner.eval()
+    with torch.no_grad():
+        z = head(data.images.take(torch.arange(256)))
+    z = torch.nn.functional.normalize(z.float(), dim=1)
+    return float(z.std(0).mean() * z.shape[1] ** 0.5)
+
+
+def trained(train: Make, method: Any, data: TrainData, **values: Any) -> Learner:
+    training = train(method, data, epochs=4, epoch_images=2048, batch_size=64, **values)
+    while training.epoch < 4:
+        training.train_epoch()
+    return training.learner
+
+
+@pytest.mark.slow
+def test_byol_collapses_without_its_predictor(train: Make, digits: TrainData) -> None:
+    found = {}
+    for predictor in (True, False):
+        learner = trained(train, byol.METHOD, digits, predictor=predictor, momentum=0.9, lr=3e-3)
+        assert isinstance(learner, byol.BYOL)
+        found[predictor] = spread(learner, digits, learner.online)
+    assert found[False] < 0.5 * found[True], found
+
+
+@pytest.mark.slow
+def test_dino_collapses_without_centring(train: Make, digits: TrainData) -> None:
+    entropy = {}
+    for centring in (True, False):
+        training = train(
+            dino.METHOD,
+            digits,
+            epochs=4,
+            epoch_images=2048,
+            batch_size=64,
+            centring=centring,
+            momentum=0.9,
+            prototypes=64,
+            lr=3e-3,
+        )
+        reports = [training.train_epoch() for _ in range(4)]
+        entropy[centring] = reports[-1].parts["prototype_entropy"]
+    # Without centring one prototype wins for all images: the entropy of the mean assignment falls.
+    assert entropy[False] < 0.5 * entropy[True], entropy
+
+
+@pytest.mark.slow
+def test_vicreg_collapses_without_its_variance_term(train: Make, digits: TrainData) -> None:
+    sd = {}
+    for variance in (1.0, 0.0):
+        learner = trained(train, vicreg.METHOD, digits, variance=variance)
+        assert isinstance(learner, vicreg.VICReg)
+        learner.eval()
+        with torch.no_grad():
+            sd[variance] = float(learner.head(learner.backbone(digits.images.take(torch.arange(256)))).std(0).mean())
+    assert sd[1.0] > 0.3, sd
+    assert sd[0.0] < 0.25 * sd[1.0], sd
