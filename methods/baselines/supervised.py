@@ -26,7 +26,7 @@ class Config(SharedConfig):
     """Knobs."""
 
     lr: float = knob(
-        4e-3, Float(5e-4, 3e-2, log=True), legal=Float(1e-8, 100), unit="per 256 images", doc="learning rate of AdamW",
+        8e-3, Float(5e-4, 6e-2, log=True), legal=Float(1e-8, 100), unit="per 256 images", doc="learning rate of AdamW",
         source="Loshchilov & Hutter 2019",
     )  # fmt: skip
     batch_size: int = knob(

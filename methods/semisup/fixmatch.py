@@ -2,10 +2,10 @@
 
 Sohn et al. 2020, "FixMatch: simplifying semi-supervised learning with consistency and confidence", arXiv:2001.07685.
 
-Deviations: AdamW instead of SGD. The averaged weights are evaluated, as in the paper, but with the decay warmed up and
-.99 by default, because small budgets have hundreds of steps rather than a million. The weak branch needs no gradient and
-is a forward pass of its own, so BatchNorm takes its statistics apart from the labelled and strong images'; the authors'
-code interleaves all three in one pass.
+Deviations: AdamW instead of SGD; smaller batches by default (see ``SemiConfig``). The averaged weights are evaluated, as in
+the paper, but with the decay warmed up and .99 by default, because small budgets have hundreds of steps rather than a
+million. The weak branch needs no gradient and is a forward pass of its own, so BatchNorm takes its statistics apart from
+the labelled and strong images'; the authors' code interleaves all three in one pass.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ from search_spaces.domains import Float, Int, knob
 class Config(SemiConfig):
     """Knobs."""
 
-    mu: int = knob(7, Int(1, 7), legal=Int(1, 64), doc="unlabelled images per labelled one", source="Sohn 2020: 7")
+    mu: int = knob(
+        3,
+        Int(1, 7),
+        legal=Int(1, 64),
+        doc="unlabelled images per labelled one",
+        source="Sohn 2020: 7; fewer for short trainings",
+    )
     threshold: float = knob(
         0.95, Float(0.5, 0.99), legal=Float(0.0, 1.0), doc="confidence from which a prediction is a label",
         source="Sohn 2020: .95",

@@ -4,7 +4,8 @@ Xie et al. 2019, "Unsupervised data augmentation for consistency training", arXi
 Training-signal annealing leaves labelled images out of the loss once the model is surer of them than a rising limit.
 
 Where public sources disagree: the authors' code has masking and sharpening off unless set, and their CIFAR-10 script sets
-threshold .8, temperature .4, ratio 7, and no annealing. The script is followed.
+threshold .8, temperature .4, batches of 64 with 7 times as many unlabelled images, and no annealing. The script is
+followed, but for smaller batches by default (see ``SemiConfig``).
 
 Deviations: AdamW instead of SGD. As in `fixmatch`, the average of the weights is evaluated, and the weak branch is a
 forward pass of its own. The weak view is translated and flipped, with a little noise.
@@ -36,7 +37,13 @@ from search_spaces.domains import Choice, Float, Int, knob
 class Config(SemiConfig):
     """Knobs."""
 
-    mu: int = knob(7, Int(1, 7), legal=Int(1, 64), doc="unlabelled images per labelled one", source="Xie 2019, script: 7")
+    mu: int = knob(
+        3,
+        Int(1, 7),
+        legal=Int(1, 64),
+        doc="unlabelled images per labelled one",
+        source="Xie 2019: 5 and 7; fewer for short trainings",
+    )
     sharpening_temperature: float = knob(
         0.4, Float(0.1, 1.0), legal=Float(0.01, 10), doc="T of the weak prediction", source="Xie 2019: .4"
     )
