@@ -11,6 +11,7 @@ Deviations from the paper:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from methods.batch import Feeds, Step
+from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.adaptation import HEADS, TaskHead, differentiable
 from methods.parts.encoders import Encoder
@@ -81,6 +82,9 @@ class Anil(MetricLearner):
 
     def optimizer(self) -> Optimizer:
         return self.config.adamw()
+
+    def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.views.pictures(batch)
 
 
 METHOD = Method(

@@ -11,14 +11,16 @@ Deviations from the papers:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from methods.batch import Feeds, Step
+from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.base_classes import BaseConfig, classified
 from methods.parts.encoders import Encoder
+from methods.parts.episodes import augmented_pictures
 from methods.parts.heads import Classifier, CosineHead
 from methods.parts.support_heads import cosine_logits
 from search_spaces.domains import Float, Int, knob
@@ -65,6 +67,9 @@ class CosineClassifier(MetricLearner):
 
     def optimizer(self) -> Optimizer:
         return self.config.adamw()
+
+    def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
+        return augmented_pictures(self.augment, batch)
 
 
 METHOD = Method(

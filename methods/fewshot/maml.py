@@ -17,13 +17,14 @@ evaluation: the query images of a task are normalised together (transductive), s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from methods.batch import Episodes, Feeds, Step
+from methods.batch import Batch, Episodes, Feeds, Step
 from methods.contracts import Context, EpisodicLearner, Loss, Method, Optimizer
 from methods.parts.adaptation import TaskNet, adapt_tasks, differentiable, evaluated
 from methods.parts.encoders import Encoder
@@ -79,6 +80,9 @@ class Maml(EpisodicLearner):
 
     def optimizer(self) -> Optimizer:
         return self.config.adamw()
+
+    def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.views.pictures(batch)
 
 
 METHOD = Method(

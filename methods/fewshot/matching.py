@@ -11,12 +11,13 @@ Deviations from the paper:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Feeds, Step
+from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.distances import DISTANCES, class_logsumexp, similarity_logits
 from methods.parts.encoders import Encoder
@@ -92,6 +93,9 @@ class Matching(MetricLearner):
 
     def optimizer(self) -> Optimizer:
         return Optimizer("adamw", lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.views.pictures(batch)
 
 
 METHOD = Method(

@@ -14,13 +14,14 @@ Deviations from the papers:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from methods.batch import Feeds, Step
+from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.distances import class_means, similarity_logits
 from methods.parts.encoders import Encoder
@@ -131,6 +132,9 @@ class MetricLearning(MetricLearner):
 
     def optimizer(self) -> Optimizer:
         return Optimizer("adamw", lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.views.pictures(batch)
 
 
 METHOD = Method(

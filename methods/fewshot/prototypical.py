@@ -11,11 +11,12 @@ Deviations from the paper:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.batch import Feeds, Step
+from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.distances import DISTANCES, class_means, similarity_logits
 from methods.parts.encoders import Encoder
@@ -60,6 +61,9 @@ class Prototypical(MetricLearner):
 
     def optimizer(self) -> Optimizer:
         return Optimizer("adamw", lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.views.pictures(batch)
 
 
 METHOD = Method(

@@ -14,13 +14,14 @@ The loop's plain SGD makes the outer step: the gradient handed to it is phi minu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from methods.batch import Episodes, Feeds, Step
+from methods.batch import Batch, Episodes, Feeds, Step
 from methods.contracts import Context, EpisodicLearner, Loss, Method, Optimizer
 from methods.parts.adaptation import HEADS, TaskNet, differentiable
 from methods.parts.encoders import Encoder
@@ -147,6 +148,9 @@ class Reptile(EpisodicLearner):
 
     def optimizer(self) -> Optimizer:
         return Optimizer("sgd", lr=self.config.lr, warmup=0.0, momentum=0.0)
+
+    def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.views.pictures(batch)
 
 
 def _copy(net: TaskNet, ways: int) -> TaskNet:

@@ -14,18 +14,19 @@ Raises: UserError where images are not square (turns); TrainingError where patch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from methods.batch import Draws, Feeds, Step
+from methods.batch import Batch, Draws, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.auxiliary import Auxiliary, NeighbourTask, TurnTask
 from methods.parts.distances import DISTANCES, class_means, similarity_logits
 from methods.parts.encoders import Encoder
-from methods.parts.episodes import EpisodeViews, EpisodicConfig, episode_loss, restated, training_shape
+from methods.parts.episodes import EpisodeViews, EpisodicConfig, augmented_pictures, episode_loss, restated, training_shape
 from methods.parts.heads import Classifier, CosineHead
 from search_spaces.domains import Choice, Float, Int, Variant, When, knob
 
@@ -121,6 +122,9 @@ class SelfsupFewshot(MetricLearner):
 
     def optimizer(self) -> Optimizer:
         return Optimizer("adamw", lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.views.pictures(batch) if self.config.learner == "prototypical" else augmented_pictures(self.augment, batch)
 
 
 METHOD = Method(

@@ -15,13 +15,14 @@ Deviations from the paper:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
-from methods.batch import Feeds, Step
+from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.distances import class_means, squared_distances, weighted_l1
 from methods.parts.encoders import Encoder
@@ -87,6 +88,9 @@ class Siamese(MetricLearner):
 
     def optimizer(self) -> Optimizer:
         return Optimizer("adamw", lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.views.pictures(batch)
 
 
 METHOD = Method(

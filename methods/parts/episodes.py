@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.batch import Draws, Episodes, EpisodeShape
+from methods.batch import Batch, Draws, Episodes, EpisodeShape
 from methods.contracts import Context, Loss, SharedConfig, TrainingError
-from methods.parts.augment import rotate_quarter
+from methods.parts.augment import Augment, rotate_quarter, to_float
 from search_spaces.domains import SWITCH, Choice, Float, Int, When, knob, knobs
 
 RECIPES = Choice(("weak", "crop_flip", "simclr", "strong"))
@@ -120,9 +120,18 @@ class EpisodeViews:
             query=self._view(query, draws.child("query")),
         )
 
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Each image with an augmented view to its right."""
+        return augmented_pictures(self._augment, batch)
+
     def _view(self, images: Tensor, draws: Draws) -> Tensor:
         tasks, n = images.shape[:2]
         return self._augment(images.flatten(0, 1), draws.per(n)).unflatten(0, (tasks, n))
+
+
+def augmented_pictures(augment: Augment, batch: Batch) -> dict[str, Tensor]:
+    """Each image with an augmented view to its right."""
+    return {"original | augmented": torch.cat([to_float(batch.images), augment(batch.images, batch.draws)], dim=3)}
 
 
 def turn_classes(images: Tensor, turns: Tensor) -> Tensor:
