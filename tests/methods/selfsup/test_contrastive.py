@@ -100,7 +100,9 @@ def test_moco_loss_is_info_nce_against_the_queue(train: Make, make_data: Data, m
     batch = make_batch(data, [3, 1, 4, 5])
     keys = learner.queue.keys.clone().double()
     total = learner.loss(make_step(batch)).total
-    q = unit(learner.query(learner.augment(batch.images, make_batch(data, [3, 1, 4, 5]).draws.child("query"))).double())
+    q = unit(
+        learner.query(learner.augment(batch.images, make_batch(data, [3, 1, 4, 5]).draws.child("query"))).double().detach()
+    )
     k = unit(learner.key(learner.augment(batch.images, make_batch(data, [3, 1, 4, 5]).draws.child("key"))).double())
     expected = 0.0
     for i in range(4):
@@ -161,7 +163,7 @@ def test_instance_discrimination_nce_is_the_formula(
     bank = learner.bank.bank.clone().double()
     total = learner.loss(make_step(make_batch(data, index))).total
     fresh = make_batch(data, index)
-    v = unit(learner.head(learner.backbone(learner.augment(fresh.images, fresh.draws))).double())
+    v = unit(learner.head(learner.backbone(learner.augment(fresh.images, fresh.draws))).double().detach())
     noise = bank[shared_noise(20, 7, fresh.draws.child("noise"))]
     t, n, m = 0.07, 20, 7
     z = n * sum(math.exp(float(v[i] @ f) / t) for i in range(3) for f in noise) / (3 * m)
@@ -193,7 +195,7 @@ def test_instance_discrimination_softmax_is_the_formula(
     index = [3, 0, 9]
     total = learner.loss(make_step(make_batch(data, index))).total
     fresh = make_batch(data, index)
-    v = unit(learner.head(learner.backbone(learner.augment(fresh.images, fresh.draws))).double())
+    v = unit(learner.head(learner.backbone(learner.augment(fresh.images, fresh.draws))).double().detach())
     expected = 0.0
     for i in range(3):
         scores = [float(v[i] @ f.double()) / 0.07 for f in learner.bank.bank]

@@ -40,7 +40,7 @@ def test_simclr_v2_hands_its_model_from_stage_to_stage(train: Make, make_data: D
     assert tuned.encoder() is pretrained.encoder()
     assert isinstance(tuned.model.head, nn.Sequential)
     assert [type(layer) for layer in tuned.model.head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
-    assert tuned.model.head[0] is list(pretrained.head)[0]
+    assert tuned.model.head[0] is next(iter(pretrained.head))
     training._one_step()
     training._enter(2, tuned)
     student = training.learner

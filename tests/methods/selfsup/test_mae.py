@@ -87,7 +87,8 @@ def test_loss_is_the_mean_squared_error_of_hidden_patches(
     total = learner.loss(make_step(make_batch(data, [0, 1, 2]))).total
     batch = make_batch(data, [0, 1, 2])
     images = learner.augment(batch.images, batch.draws.child("view"))
-    painted, hidden = learner.paint(images, batch.draws.child("mask"))
+    with torch.no_grad():
+        painted, hidden = learner.paint(images, batch.draws.child("mask"))
     wanted = mae.targets(images, learner.backbone.patch, True)
     errors = [
         sum((float(a) - float(b)) ** 2 for a, b in zip(painted[i, n], wanted[i, n], strict=True)) / wanted.shape[2]

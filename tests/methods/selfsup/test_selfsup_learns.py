@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from methods.data.records import ArrayImages, TrainData, channel_statistics
 from methods.selfsup import (
@@ -68,23 +69,15 @@ CASES: list[tuple[ModuleType, str, dict[str, Any]]] = [
 
 def coloured(digits: TrainData) -> TrainData:
     """The digits in colour: each class its own hue, on a dark ground."""
-    grey = digits.images.take(np_index(len(digits))).permute(0, 2, 3, 1).numpy()
+    grey = digits.images.take(torch.arange(len(digits))).permute(0, 2, 3, 1).numpy()
     hue = np.random.default_rng(0).uniform(0.2, 1.0, (10, 3))
     pixels = (grey * hue[digits.label][:, None, None]).astype(np.uint8)
     images = ArrayImages(pixels)
     return TrainData(images, digits.label, 10, *channel_statistics(images), flip=False)
 
 
-def np_index(n: int) -> Any:
-    import torch
-
-    return torch.arange(n)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("module", "watch", "values"), CASES, ids=lambda v: v.__name__.split(".")[-1] if isinstance(v, ModuleType) else ""
-)
+@pytest.mark.parametrize(("module", "watch", "values"), CASES, ids=[case[0].METHOD.name for case in CASES])
 def test_pretext_task_is_learned(
     train: Callable[..., Training], digits: TrainData, module: ModuleType, watch: str, values: dict[str, Any]
 ) -> None:
