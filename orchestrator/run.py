@@ -28,13 +28,14 @@ class Interrupted(StudyError):
     """The study was stopped before its end; its run folder can be resumed."""
 
 
-def run(study: Study, out: str | Path | None = None, quiet: bool = True) -> Result:
+def run(study: Study, out: str | Path | None = None, quiet: bool = True, sinks: Sequence[Sink] = ()) -> Result:
     """Runs a study and returns its result.
 
     Args:
         study: what to run.
         out: the run folder, which must not exist yet; None for ``study.out`` or ``runs/<name>``.
         quiet: without a live table.
+        sinks: told of every event beside TensorBoard and the live table; one with a ``close`` is closed at the end.
     Raises:
         UserError: a mistake in the study or its data, in one line, before anything is left behind.
         Interrupted: stopped by the user; ``resume`` goes on.
@@ -48,11 +49,11 @@ def run(study: Study, out: str | Path | None = None, quiet: bool = True) -> Resu
         folder = RunFolder.create(target, study)
         journal = Journal(folder.journal)
         history = History(None, 0, {}, {}, None, None, [])
-        sinks = default_sinks(folder, study, plan, quiet)
+        told = [*default_sinks(folder, study, plan, quiet), *sinks]
         started = Started(FORMAT, study.trials, versions())
         journal.write(started)
         history.add(started)
-        return _carry_out(study, split, folder, journal, history, plan, sinks, connection.origin == "joined")
+        return _carry_out(study, split, folder, journal, history, plan, told, connection.origin == "joined")
 
 
 def resume(directory: str | Path, trials: int | None = None, study: Study | None = None, quiet: bool = True) -> Result:

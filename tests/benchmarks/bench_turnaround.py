@@ -21,7 +21,6 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from torch import Tensor
 
-import orchestrator.run as running
 from cluster.connect import connect
 from methods import Classifier, Context, Encoder, Feeds, Learner, Loss, Method, Optimizer, SharedConfig, Step
 from orchestrator import Study, run
@@ -140,11 +139,7 @@ def slots(workers: int, folder: Path) -> Turnaround:
         data=(images, np.arange(200) % 4), labels=40, methods=[TRIVIAL], trials=TRIALS, epochs=1, epoch_images=2,
         selection={"top": 1, "seeds": 1, "refit": False}, slots=1, workers=workers, search={"trivial.lr": 1e-3},
     )  # fmt: skip
-    default, running.default_sinks = running.default_sinks, lambda *_: [clock]
-    try:
-        run(study, folder)
-    finally:
-        running.default_sinks = default
+    run(study, folder, sinks=[clock])
     beyond = [after - before - work for (before, after), work in zip(pairwise(moments), own[1:], strict=True)]
     return Turnaround((moments[-1] - started - sum(own)) / TRIALS, statistics.median(beyond))
 

@@ -67,7 +67,9 @@ def test_the_run_folder_holds_what_the_readme_says(finished: tuple[Study, Result
     assert html.count("<svg") >= 2
     assert yaml.safe_load((result.folder / "study.yaml").read_text())["labels"] == 60
     assert not (result.folder / ".ray").exists()
-    assert all((result.folder / "best" / name).is_file() for name in ("config.yaml", "scores.json", "encoder.pt", "predictor.pt"))
+    assert all(
+        (result.folder / "best" / name).is_file() for name in ("config.yaml", "scores.json", "encoder.pt", "predictor.pt")
+    )
 
 
 def test_the_winner_loads_and_scores_as_reported(finished: tuple[Study, Result]) -> None:
@@ -201,19 +203,15 @@ KILLED = """
 import os, signal
 from orchestrator import Study, run
 from orchestrator.journal import Scored
-import orchestrator.run as module
 
-def killing(folder, study, plan, quiet):
-    seen = []
-    def sink(event, history):
-        if isinstance(event, Scored):
-            seen.append(event)
-        if len(seen) == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return [sink]
+seen = []
 
-module.default_sinks = killing
-run(Study(**{study!r}), {out!r})
+def kill(event, history):
+    seen.append(isinstance(event, Scored))
+    if sum(seen) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(Study(**{study!r}), {out!r}, sinks=[kill])
 """
 
 
@@ -221,7 +219,9 @@ def test_a_killed_driver_resumes_to_exactly_the_requested_trials(tmp_path: Path)
     given = {**SMALL, "methods": ["supervised", "simclr"], "trials": 7, "epochs": 3, "address": "local"}
     out = tmp_path / "killed"
     script = KILLED.format(study=given, out=str(out))
-    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "RAY_ADDRESS": ""}, capture_output=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "RAY_ADDRESS": ""}, capture_output=True, timeout=240
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
     left = History.read(out / "journal.jsonl")
     assert any(t.status == "running" for t in left.trials.values())
