@@ -24,7 +24,7 @@ from search_spaces.domains import UserError
 FOLDS = 5
 """Folds of a cross-validation; fewer where a class has fewer labels."""
 
-EMBED_BATCH = 512
+EMBED_BATCH = 256
 
 
 @dataclass(frozen=True)
