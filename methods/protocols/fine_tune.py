@@ -72,7 +72,7 @@ class FineTune(Protocol):
         """A fine-tuned copy, in evaluation mode."""
         model = Linear().score(Trained(encoder), fit, fit, seed).predictor
         assert isinstance(model, Classifier)
-        model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = copy.deepcopy(model).to(memory_format=torch.channels_last)
         device = device_of(model)
         with torch.no_grad():  # Classes without a label begin level with the others.
             bias = model.head.get_parameter("bias")
