@@ -19,8 +19,10 @@ from orchestrator.records import Trial
 from search_spaces.domains import Value
 from search_spaces.space import Space, Suggestion
 
-_ATTEMPTS = 20
-"""How often a configuration that was tried before is asked anew, before it is tried again with another seed."""
+_ATTEMPTS, _MODELLED = 100, 10
+"""How often a configuration that was tried before is asked anew, and how often of these the model is asked: it likes to
+repeat itself in a small space, where chance finds what is left. After that a configuration is tried again.
+"""
 
 _STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -55,12 +57,16 @@ class Search:
                 constant_liar=True,
             )
 
+    def _chance(self, number: int) -> RandomSampler:
+        return RandomSampler(seed=seed_of(self.seed, "chance", number) % 2**32)
+
     def ask(self, key: str) -> Suggestion:
         """The next configuration, remembered under ``key`` until it is told."""
         if self._asked < len(self.space.methods):
             return self.enter(key, self.space.defaults(self.space.methods[self._asked]))
         for attempt in range(_ATTEMPTS):
-            self._study.sampler = self._sampler(self._asked * _ATTEMPTS + attempt)
+            number = self._asked * _ATTEMPTS + attempt
+            self._study.sampler = self._sampler(number) if attempt < _MODELLED else self._chance(number)
             trial = self._study.ask()
             suggestion = self.space.suggest(trial)
             # Only a draft: Optuna keeps what it drew for every method in it, which a journal does not know.
@@ -72,7 +78,7 @@ class Search:
     def enter(self, key: str, suggestion: Suggestion) -> Suggestion:
         """Takes a given configuration as the next one: every trial opens here, so that a replayed one equals a live one."""
         parameters, _ = self.space.parameters(suggestion)
-        self._study.sampler = RandomSampler(seed=seed_of(self.seed, "enter", self._asked) % 2**32)
+        self._study.sampler = self._chance(self._asked * _ATTEMPTS)
         self._study.enqueue_trial(parameters)
         trial = self._study.ask()
         self.space.suggest(trial)
