@@ -55,7 +55,8 @@ def catalogue_json(methods: Iterable[Method]) -> list[dict[str, Any]]:
 def method_table(methods: Iterable[Method]) -> Table:
     view = Table(box=None, pad_edge=False)
     for column in ("method", "family", "what it is", "paper"):
-        view.add_column(column)
+        # Names stay whole in a narrow terminal or a pipe, so that they can be copied and found.
+        view.add_column(column, no_wrap=column in ("method", "family"))
     for m in methods:
         view.add_row(m.name, m.family, m.summary, m.paper)
     return view
@@ -64,7 +65,7 @@ def method_table(methods: Iterable[Method]) -> Table:
 def knob_table(method: Method) -> Table:
     view = Table(box=None, pad_edge=False)
     for column in ("knob", "default", "searched", "legal", "unit", "what it is", "source"):
-        view.add_column(column)
+        view.add_column(column, no_wrap=column == "knob")
     for item in method.knobs().values():
         condition = f" (if {item.when.knob} is {' or '.join(map(str, item.when.values))})" if item.when else ""
         row = (item.name, str(item.default), span(item.search), span(item.legal), item.unit, item.doc + condition, item.source)
