@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from methods.contracts import Method
 from search_spaces.domains import Choice, Domain, Int, Knob
@@ -63,16 +64,18 @@ def method_table(methods: Iterable[Method]) -> Table:
 
 
 def knob_table(method: Method) -> Table:
+    """Four columns, so that it reads in a terminal of 80: knob, default, what is searched, and what it is."""
     view = Table(box=None, pad_edge=False)
-    for column in ("knob", "default", "searched", "legal", "unit", "what it is", "source"):
-        view.add_column(column, no_wrap=column == "knob")
+    for column in ("knob", "default", "searched", "what it is"):
+        view.add_column(column, no_wrap=column in ("knob", "default"))
     for item in method.knobs().values():
+        unit = f", in {item.unit}" if item.unit else ""
         condition = f" (if {item.when.knob} is {' or '.join(map(str, item.when.values))})" if item.when else ""
-        row = (item.name, str(item.default), span(item.search), span(item.legal), item.unit, item.doc + condition, item.source)
-        view.add_row(*row)
+        what = f"{item.doc}{unit}{condition}; legal {span(item.legal)} [{item.source}]"
+        view.add_row(item.name, str(item.default), span(item.search), Text(what))
         for variant in item.variants:
-            what = f"  if {variant.when.knob} is {' or '.join(map(str, variant.when.values))}"
-            view.add_row("", str(variant.default), span(variant.search), "", "", what, "")
+            what = f"if {variant.when.knob} is {' or '.join(map(str, variant.when.values))}"
+            view.add_row("", str(variant.default), span(variant.search), what)
     return view
 
 

@@ -10,14 +10,13 @@ from cluster.plan import plan_resources
 from orchestrator.folder import RunFolder
 from orchestrator.prepare import load_split, seconds_per_epoch
 from orchestrator.run import slot_setup
-from orchestrator.study import Study, StudyError
+from orchestrator.study import Study
 
 
 def dry_run(study: Study, out: str | Path | None = None) -> str:
     """What the study would do, and roughly how long it would take. Nothing is written."""
     target = Path(out or study.out or Path("runs") / study.name)
-    if target.exists():
-        raise StudyError(f"{target} exists already; give another --out, or go on with 'labelwise resume {target}'")
+    RunFolder.check(target)
     split = load_split(study)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)

@@ -71,6 +71,15 @@ class RunFolder:
         """Tune's own files: of no use after the study, and removed then."""
         return self.path / ".ray"
 
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raises StudyError where ``create`` would fail, before any work is done."""
+        if path.exists():
+            raise StudyError(f"{path} exists already; give another --out, or go on with 'labelwise resume {path}'")
+        parent = next(p for p in path.absolute().parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise StudyError(f"the run folder {path} cannot be made: {parent} cannot be written; give another --out")
+
     @classmethod
     def create(cls, path: Path, study: Study) -> RunFolder:
         """A new run folder with its study, made whole or not at all.
@@ -78,8 +87,7 @@ class RunFolder:
         Raises:
             StudyError: the folder exists already, or its parent cannot be written.
         """
-        if path.exists():
-            raise StudyError(f"{path} exists already; give another --out, or go on with 'labelwise resume {path}'")
+        cls.check(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))

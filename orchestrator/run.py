@@ -41,8 +41,7 @@ def run(study: Study, out: str | Path | None = None, quiet: bool = True, sinks: 
         Interrupted: stopped by the user; ``resume`` goes on.
     """
     target = Path(out or study.out or Path("runs") / study.name)
-    if target.exists():
-        raise StudyError(f"{target} exists already; give another --out, or go on with 'labelwise resume {target}'")
+    RunFolder.check(target)
     split = load_split(study)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
