@@ -198,7 +198,7 @@ def test_type(domain: Domain, kind: str) -> None:
 
     @dataclass(frozen=True)
     class One:
-        a: Any = knob(default, domain)
+        a: Any = knob(default, domain)  # noqa: RUF009
 
     assert knobs(One)["a"].type == kind
 

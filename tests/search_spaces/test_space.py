@@ -91,7 +91,7 @@ def test_conditions_and_variants_open_knobs_and_rename_axes() -> None:
             if values["normalise"]
             else (10.0, 100.0, "contrast.temperature@normalise=False")
         )
-        assert low <= values["temperature"] <= high
+        assert low <= float(values["temperature"]) <= high
         assert [n for n in trial.params if "temperature" in n] == [name]
         sharp, soft = sharp + bool(values["normalise"]), soft + (not values["normalise"])
         assert values["width"] == 128
