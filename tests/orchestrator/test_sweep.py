@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,16 @@ def test_a_study_takes_its_course(pretence: Callable[..., Any]) -> None:
     for trial in history.trials.values():
         if trial.job.purpose != "search":
             assert dict(trial.job.values) == dict(searched[trial.job.trial].job.values)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_who_is_stopped_against_a_plain_loop(pretence: Callable[..., Any], seed: int) -> None:
+    """One slot, reduction 2: a trial is stopped when it lies below the median so far, unless it is a method's defaults."""
+    scores: list[float] = []
+    for trial in pretence(trials=10, seed=seed, failing=0.0).play().search():
+        scores.append(trial.rungs[0].value)
+        below = scores[-1] < statistics.median(scores)
+        assert trial.status == ("pruned" if below and trial.job.trial >= 2 else "finished"), trial.job.key
 
 
 def test_search_checkpoints_go_and_finalists_stay(pretence: Callable[..., Any]) -> None:
