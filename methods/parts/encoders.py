@@ -98,7 +98,7 @@ def _grey(shape: Shape, mean: Statistics, std: Statistics, width: float, options
 
 
 ENCODERS: dict[str, Builder] = {
-    "resnet_small": _resnet(BasicBlock, 16, [1, 1, 2], [16, 32, 128], stride=2),
+    "resnet_small": _resnet(BasicBlock, 16, [1, 1, 1], [16, 32, 128], stride=2),
     "conv4": _conv4,
     "vit_tiny": _vit_tiny,
     "resnet18": _resnet(BasicBlock, 64, [2, 2, 2, 2], [64, 128, 256, 512]),
