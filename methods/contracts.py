@@ -120,7 +120,7 @@ class Context:
         return build_encoder(self.encoder, self.shape, self.data.mean, self.data.std, width=width)
 
     def augment(self, recipe: str, strength: float = 1.0, mask_ratio: float | None = None) -> Augment:
-        """One of the four recipes (weak, simclr, strong, crop_flip), fitted to the data (mirrors only where they keep meaning)."""
+        """One of the four recipes (weak, simclr, strong, crop_flip); mirrored only where that keeps the image's meaning."""
         return augmentation(recipe, strength=strength, flip=self.data.flip, mask_ratio=mask_ratio)
 
 
@@ -153,7 +153,7 @@ class Learner(nn.Module, ABC):
 
     def after_step(self, step: Step) -> None:
         """Runs after the optimizer's step, without gradient: teachers, queues, banks."""
-        return None
+        return
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         """Images worth looking at, by name: float [n, C, H, W] in [0, 1]. Rows of one picture lie side by side."""

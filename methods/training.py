@@ -312,7 +312,8 @@ class Training:
 
     def train_epoch(self) -> EpochReport:
         """Trains to the end of the next epoch, across stages where one ends. Stops early where the loss is not finite."""
-        assert self.epoch < self.settings.epochs and self.finite, "nothing left to train"
+        assert self.epoch < self.settings.epochs, "nothing left to train"
+        assert self.finite, "a training that diverged is over"
         started = time.perf_counter()
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
