@@ -55,10 +55,10 @@ class DyingJournal(Journal):
 
 
 class PretendSlot:
-    """What ``TrialRun`` tells, without training: scores are a fixed function of configuration, seed and epoch."""
+    """What ``TrialRun`` tells, without training: scores are a fixed function of study, configuration, seed, epoch."""
 
-    def __init__(self, folder: Path, rungs: tuple[int, ...], failing: float) -> None:
-        self.folder, self.rungs, self.failing = folder, rungs, failing
+    def __init__(self, folder: Path, rungs: tuple[int, ...], failing: float, study: int) -> None:
+        self.folder, self.rungs, self.failing, self.study = folder, rungs, failing, study
         self.job: Job | None = None
 
     def begin(self, job: Job) -> None:
@@ -68,7 +68,7 @@ class PretendSlot:
 
     def draw(self, *parts: object) -> float:
         assert self.job is not None
-        return seed_of(self.job.method, sorted(self.job.values.items()), *parts) / 2**63
+        return seed_of(self.study, self.job.method, sorted(self.job.values.items()), *parts) / 2**63
 
     def advance(self) -> Report:
         job = self.job
@@ -132,7 +132,7 @@ class Pretence:
         journal = DyingJournal(self.journal, -1 if kill_at is None else kill_at)  # creates the file
         try:
             sweep = self.sweep(journal)
-            idle = [PretendSlot(self.folder, self.epochs, self.failing) for _ in range(self.slots)]
+            idle = [PretendSlot(self.folder, self.epochs, self.failing, self.seed) for _ in range(self.slots)]
             busy: list[PretendSlot] = []
             while not sweep.over:
                 while idle and (job := sweep.next_job()) is not None:
