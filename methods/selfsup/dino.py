@@ -4,9 +4,10 @@ Caron, Touvron, Misra, Jegou, Mairal, Bojanowski & Joulin 2021, "Emerging proper
 arXiv:2104.14294. Cross-entropy from the teacher's softmax((t - c) / teacher temperature) on each of two large views to the
 student's softmax on every other view, `local_crops` small ones included. `centring` False shows the collapse.
 
-Deviations: runs on any encoder (a transformer's class token is the embedding); AdamW at a constant weight decay; no first epoch
-with a frozen last layer; heads and prototypes sized for small images. Large views
-take the simclr recipe's crop of .2-1 (with small views: .4-1, and these .05-.4 at half the side); no solarisation.
+Deviations: runs on any encoder (a transformer's class token is the embedding); AdamW at a constant weight decay; no first
+epoch with a frozen last layer; heads and prototypes sized for small images; BatchNorm in the head and at its bottleneck
+(`head_norm`: without it the teacher of a short training drifts to the uniform distribution). Large views take the simclr
+recipe's crop of .2-1 (with small views: .4-1, and these .05-.4 at half the side); no solarisation.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from methods.parts.augment import augmentation
 from methods.parts.centering import Centre
 from methods.parts.ema import Ema, cosine_momentum
 from methods.parts.encoders import Encoder, TokenEncoder
-from methods.parts.heads import DinoHead
+from methods.parts.heads import CosineHead, DinoHead, mlp
 from methods.selfsup.shared import SelfConfig, beside, two_views
 from search_spaces.domains import SWITCH, Float, Int, knob
 
@@ -49,6 +50,7 @@ class Config(SelfConfig):
     local_crops: int = knob(
         0, None, legal=Int(0, 12), unit="views", doc="small views for the student", source="Caron 2021: 6-10"
     )
+    head_norm: bool = knob(True, None, legal=SWITCH, doc="BatchNorm in the head", source="Caron 2021: off; see Deviations")
     centre_momentum: float = knob(0.9, None, legal=Float(0.0, 0.9999), doc="of the centre", source="Caron 2021: .9")
     centring: bool = knob(
         True, None, legal=SWITCH, doc="subtract the centre; False collapses", source="Caron 2021, section 5.3"
@@ -84,7 +86,11 @@ class DINO(Learner):
         if isinstance(self.backbone, TokenEncoder):
             self.backbone.pool = "cls"
         dim = self.backbone.dim
-        self.student = nn.Sequential(self.backbone, DinoHead(dim, 2 * dim, 128, config.prototypes))
+        normed = nn.Sequential(
+            mlp(dim, 2 * dim, 128, 3, norm=True, last_norm=True), CosineHead(128, config.prototypes, temperature=1.0)
+        )
+        head = normed if config.head_norm else DinoHead(dim, 2 * dim, 128, config.prototypes)
+        self.student = nn.Sequential(self.backbone, head)
         self.teacher = Ema(self.student)
         self.centre = Centre(config.prototypes)
 

@@ -136,33 +136,39 @@ def test_clip_draws_labelled_images_where_only_they_have_captions(train: Make, m
 
 
 @pytest.mark.slow
-def test_clip_learns_attributes_and_names_combinations_it_never_saw(train: Make) -> None:
+def test_clip_names_combinations_of_attributes_it_never_saw(train: Make) -> None:
     from methods.data.records import ArrayImages, channel_statistics
 
-    colours, places = ("red", "green", "blue"), ("left", "middle", "right")
+    colours = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
+    places, sizes = ("left", "inner", "outer", "right"), ("small", "tall")
     rng = np.random.default_rng(0)
-    pairs = [(c, p) for c in range(3) for p in range(3)]
-    unseen = [(0, 0), (1, 1), (2, 2)]
+    every = [(colour, place, size) for colour in colours for place in range(4) for size in range(2)]
+    unseen = [every[i] for i in (0, 6, 9, 13, 18, 27)]
 
-    def images(chosen: list[tuple[int, int]]) -> np.ndarray:
+    def caption(colour: str, place: int, size: int) -> str:
+        return f"a {sizes[size]} {colour} bar at the {places[place]}"
+
+    def images(chosen: list[tuple[str, int, int]]) -> np.ndarray:
         x = rng.integers(0, 60, (len(chosen), 16, 16, 3))
-        for image, (c, p) in zip(x, chosen, strict=True):
-            image[5:11, 1 + 5 * p : 5 + 5 * p, c] += 180
+        for image, (colour, place, size) in zip(x, chosen, strict=True):
+            half = 2 + 3 * size
+            image[8 - half : 8 + half, 4 * place : 4 * place + 4] += 180 * np.array(colours[colour])
         return x.astype(np.uint8)
 
-    shown = [pair for pair in pairs if pair not in unseen] * 60
-    captions = tuple(f"a {colours[c]} bar at the {places[p]}" for c, p in shown)
+    shown = [one for one in every if one not in unseen] * 20
+    captions = tuple(caption(*one) for one in shown)
     pool = ArrayImages(images(shown))
     none = np.full(len(shown), -1, dtype=np.int64)
     data = TrainData(pool, none, 1, *channel_statistics(pool), tokens=tokenize(captions), flip=False)
-    training = train(clip.METHOD, data, epochs=6, epoch_images=1024, batch_size=64, augmentation_strength=0.3, lr=4e-3)
-    while training.epoch < 6:
+    # conv4 keeps places apart, which the mean over a ResNet's last map does not.
+    values = {"batch_size": 64, "augmentation_strength": 0.2, "lr": 4e-3}
+    training = train(clip.METHOD, data, "conv4", epochs=8, epoch_images=1024, **values)
+    while training.epoch < 8:
         training.train_epoch()
     learner = training.learner.eval()
-    tokens = Tokenizer(captions).encode([f"a {colours[c]} bar at the {places[p]}" for c, p in pairs])[:, None]
-    classifier = learner.zero_shot(tokens)
-    asked = unseen * 30
+    classifier = learner.zero_shot(Tokenizer(captions).encode([caption(*one) for one in every])[:, None])
+    asked = unseen * 10
     with torch.no_grad():
         answer = classifier(torch.from_numpy(images(asked)).permute(0, 3, 1, 2)).argmax(1)
-    right = np.mean([pairs[a] == pair for a, pair in zip(answer.tolist(), asked, strict=True)])
-    assert right > 5 / 9, right
+    right = np.mean([every[a] == one for a, one in zip(answer.tolist(), asked, strict=True)])
+    assert right > 10 / len(every), right

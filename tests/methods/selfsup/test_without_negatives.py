@@ -186,6 +186,7 @@ def test_dino_collapses_without_centring(train: Make, digits: TrainData) -> None
             centring=centring,
             momentum=0.9,
             prototypes=64,
+            head_norm=False,
             lr=3e-3,
         )
         reports = [training.train_epoch() for _ in range(4)]
