@@ -21,11 +21,11 @@ from torch.nn.functional import cross_entropy
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
-from methods.parts.adaptation import HEADS, TaskHead, differentiable
+from methods.parts.adaptation import TaskHead, differentiable
 from methods.parts.encoders import Encoder
 from methods.parts.episodes import EpisodeViews, episode_loss, training_shape
 from methods.parts.gradient_knobs import InnerConfig
-from search_spaces.domains import Choice, Float, Int, knob
+from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Config(InnerConfig):
         0.1, Float(0.005, 1.0, log=True), legal=Float(1e-6, 100), doc="learning rate of the steps on a support set",
         source="Raghu 2020: .1",
     )  # fmt: skip
-    head: str = knob("zero", Choice(HEADS), doc="where a task's linear head starts", source="Kao 2021; Raghu 2020: learned")
 
 
 class Anil(MetricLearner):

@@ -5,9 +5,10 @@ derivatives (FOMAML). Shapes: T tasks, N ways, K shots, Q queries, D embedding.
 
 Deviations from the paper:
 - the meta-optimizer is AdamW with a cosine schedule in place of Adam; the meta-gradient's norm is clipped;
-- ``head: zero`` starts every task's linear head at zero (Kao et al. 2021, https://arxiv.org/abs/2106.15367), so that any number
-  of ways can be evaluated; ``head: learned`` is the paper's: its N rows are meta-learned; evaluated with fewer ways it takes
-  the first rows, with more ways the further ones start at the mean row;
+- ``head: zero``, the default, starts every task's linear head at zero (Kao et al. 2021, https://arxiv.org/abs/2106.15367), so
+  that any number of ways can be evaluated, and learns much faster; the first inner step then moves the head alone, hence 3
+  steps; ``head: learned`` is the paper's: its N rows are meta-learned; evaluated with fewer ways it takes the first rows, with
+  more ways the further ones start at the mean row;
 - the running statistics of batch normalisation, which only the exported, unadapted encoder uses, follow the moments of each
   task's first pass over its support set, averaged over the meta-batch.
 
@@ -37,7 +38,7 @@ from search_spaces.domains import Float, knob
 @dataclass(frozen=True)
 class Config(InnerConfig):
     inner_lr: float = knob(
-        0.4, Float(0.005, 1.0, log=True), legal=Float(1e-6, 100), source="Finn 2017",
+        0.1, Float(0.005, 1.0, log=True), legal=Float(1e-6, 100), source="Finn 2017: .4",
         doc="learning rate of the steps on a support set",
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ class Config(EpisodicConfig):
     distance: str = knob("cosine", Choice(DISTANCES), doc="what attention compares by", source="Vinyals 2016: cosine")
     temperature: float = knob(
         0.1, Float(0.01, 1.0, log=True), legal=Float(1e-4, 1e5), doc="divides the similarities", source="Vinyals 2016: 1",
-        variants=(Variant(When("distance", "euclidean"), 1.0, Float(0.1, 100.0, log=True)),),
+        variants=(Variant(When("distance", "euclidean"), 8.0, Float(0.5, 200.0, log=True)),),
     )  # fmt: skip
     context: bool = knob(False, SWITCH, doc="full-context embeddings (LSTMs over the support set)", source="Vinyals 2016")
     context_steps: int = knob(

@@ -57,8 +57,9 @@ class Config(EpisodicConfig):
         source="Nichol 2018: 5",
     )
     inner_lr: float = knob(
-        1e-3, Float(1e-4, 1e-2, log=True), legal=Float(1e-8, 10), doc="learning rate of the inner Adam", source="Nichol 2018"
-    )
+        3e-3, Float(3e-4, 2e-2, log=True), legal=Float(1e-8, 10), doc="learning rate of the inner Adam",
+        source="Nichol 2018: 1e-3",
+    )  # fmt: skip
     steps: int = knob(5, Int(3, 20), legal=Int(1, 1000), unit="steps", doc="inner steps in training", source="Nichol 2018: 5")
     inner_batch: int = knob(
         10, Int(5, 40), legal=Int(1, 10_000), unit="images", doc="images of an inner step in training", source="Nichol 2018: 10"

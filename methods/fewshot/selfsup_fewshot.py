@@ -55,7 +55,7 @@ class Config(EpisodicConfig):
         source="Gidaris 2019: 64",
     )  # fmt: skip
     temperature: float = knob(
-        1.0, Float(0.1, 100.0, log=True), legal=Float(1e-4, 1e5), doc="divides the similarities", source="Snell 2017: 1",
+        8.0, Float(0.5, 200.0, log=True), legal=Float(1e-4, 1e5), doc="divides the similarities", source="Snell 2017: 1",
         variants=(
             Variant(When("distance", "cosine"), 0.1, Float(0.01, 1.0, log=True)),
             Variant(CLASSES, 0.1, Float(0.02, 0.5, log=True)),

@@ -27,8 +27,8 @@ class EpisodicConfig(SharedConfig):
     """Knobs of every method trained on episodes. lr is used as it stands: a step counts tasks, not images."""
 
     lr: float = knob(
-        1e-3, Float(1e-4, 1e-2, log=True), legal=Float(1e-8, 100), unit="per step", doc="learning rate of AdamW",
-        source="Snell 2017",
+        3e-3, Float(3e-4, 2e-2, log=True), legal=Float(1e-8, 100), unit="per step", doc="learning rate of AdamW",
+        source="Snell 2017: 1e-3",
     )  # fmt: skip
     batch_size: int = 0  # Not a knob here: the size of a step is tasks x ways x (shots + queries).
     ways: int = knob(

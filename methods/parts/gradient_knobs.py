@@ -24,9 +24,11 @@ class InnerConfig(EpisodicConfig):
     tasks: int = knob(
         4, Int(2, 16), legal=Int(1, 1024), unit="tasks", doc="tasks of a meta-batch, all workers together", source="Finn 2017"
     )
-    steps: int = knob(1, Int(1, 10), legal=Int(1, 100), unit="steps", doc="gradient steps on a support set", source="Finn 2017")
+    steps: int = knob(
+        3, Int(1, 10), legal=Int(1, 100), unit="steps", doc="gradient steps on a support set", source="Finn 2017: 1"
+    )
     first_order: bool = knob(False, SWITCH, doc="drop second derivatives (FOMAML)", source="Finn 2017")
-    head: str = knob("learned", Choice(HEADS), doc="where a task's linear head starts", source="Finn 2017; Kao 2021")
+    head: str = knob("zero", Choice(HEADS), doc="where a task's linear head starts", source="Kao 2021; Finn 2017: learned")
 
     def adamw(self) -> Optimizer:
         """The meta-optimizer. A rare task can have a huge meta-gradient, hence the clipping."""

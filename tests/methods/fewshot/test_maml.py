@@ -12,7 +12,7 @@ from torch.nn.functional import batch_norm, conv2d, cross_entropy, linear
 from methods.batch import EpisodeShape
 from methods.fewshot.maml import METHOD
 
-KNOBS = {"ways": 3, "shots": 2, "queries": 2, "tasks": 2, "inner_lr": 0.3, "augmentation_strength": 0.0}
+KNOBS = {"ways": 3, "shots": 2, "queries": 2, "tasks": 2, "inner_lr": 0.3, "head": "learned", "augmentation_strength": 0.0}
 
 
 def _by_hand(learner, now, steps: int, first_order: bool) -> list[Tensor]:
@@ -74,7 +74,7 @@ def test_second_order_is_the_slope_of_the_loss_and_first_order_is_not(make, step
 @pytest.mark.parametrize("head", ["zero", "learned"])
 @pytest.mark.parametrize("ways", [2, 3, 6])
 def test_any_number_of_ways_without_gradients_outside(make, episodes, head, ways) -> None:
-    learner = make(METHOD, **KNOBS, steps=2, head=head).eval()
+    learner = make(METHOD, **{**KNOBS, "head": head}, steps=2).eval()
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     drawn = episodes(EpisodeShape(2, ways, 1, 2))
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_any_number_of_ways_without_gradients_outside(make, episodes, head, ways
 
 
 def test_zero_head_does_not_prefer_a_class(make, episodes) -> None:
-    learner = make(METHOD, **KNOBS, steps=3, head="zero").double()
+    learner = make(METHOD, **{**KNOBS, "head": "zero"}, steps=3).double()
     drawn = episodes(EpisodeShape(1, 3, 2, 2))
     renamed = replace(drawn, support_label=(drawn.support_label + 1) % 3)
     torch.testing.assert_close(learner.query_logits(renamed), learner.query_logits(drawn).roll(1, dims=2))
