@@ -89,9 +89,7 @@ def write_outputs(study: Study, split: Split, folder: RunFolder, history: Histor
     frame = leaderboard(history, knob_columns(study))
     write_text(folder.leaderboard, frame.to_csv(index=False))
     write_optuna(study, history, folder.optuna)
-    test_size = len(split.test) if split.test is not None else 0
-    families = {name: method.family for name, method in study.catalogue().items()}
-    said = verdict(history, test_size, split.holdout, families)
+    said = verdict(history, split.holdout)
     write_text(folder.verdict, "\n".join(said.sentences) + "\n")
     write_report(folder, study, split, history, said)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,7 +168,7 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-def verdict(history: History, test_size: int, holdout: bool, methods_by_family: Mapping[str, str]) -> Verdict:
+def verdict(history: History, holdout: bool) -> Verdict:
     """The honest reading of a finished study."""
     board = finalists(history)
     if not board:

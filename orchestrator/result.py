@@ -17,7 +17,7 @@ from methods.parts.encoders import Encoder, load_encoder
 from methods.parts.heads import load_predictor
 from orchestrator.folder import RunFolder
 from orchestrator.journal import History
-from orchestrator.leaderboard import leaderboard
+from orchestrator.leaderboard import COLUMNS, leaderboard
 from orchestrator.study import Study, StudyError
 from search_spaces.domains import Value
 
@@ -105,11 +105,15 @@ def knob_columns(study: Study) -> list[str]:
 
 
 def read_leaderboard(directory: str | Path, study: Study | None = None) -> pd.DataFrame:
-    """The leaderboard of a run folder, finished or not, from its journal."""
+    """The leaderboard of a run folder, finished or not: as its journal stands now."""
     folder = RunFolder.open(directory)
+    history = History.read(folder.journal)
+    columns = knob_columns(study) if study is not None else _columns_of(folder)
+    return leaderboard(history, columns)
+
+
+def _columns_of(folder: RunFolder) -> list[str]:
+    """The columns that were written, where the study holds what YAML cannot; else the study's."""
     if folder.leaderboard.is_file():
-        # Only empty cells are missing: a knob may have the value "none".
-        frame = pd.read_csv(folder.leaderboard, keep_default_na=False, na_values=[""])
-        frame["test_n"] = frame["test_n"].astype("Int64")
-        return frame
-    return leaderboard(History.read(folder.journal), knob_columns(study or folder.load_study()))
+        return list(pd.read_csv(folder.leaderboard, nrows=0).columns[len(COLUMNS) :])
+    return knob_columns(folder.load_study())

@@ -64,12 +64,19 @@ def resume(directory: str | Path, trials: int | None = None, study: Study | None
         study: the study, where it holds what YAML cannot (arrays, methods or an objective of your own).
     """
     folder = RunFolder.open(directory)
-    history = History.read(folder.journal)
     study = study or folder.load_study()
+    journal = Journal(folder.journal)
+    try:
+        return _go_on(study, folder, journal, trials, quiet)
+    finally:
+        journal.close()
+
+
+def _go_on(study: Study, folder: RunFolder, journal: Journal, trials: int | None, quiet: bool) -> Result:
+    history = History.read(folder.journal)
     if trials is not None and trials < history.trials_wanted:
         raise StudyError(f"--trials counts all trials and must be at least {history.trials_wanted}, got {trials}")
     split = load_split(study)
-    journal = Journal(folder.journal)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
         if trials is not None and trials > history.trials_wanted:

@@ -5,8 +5,9 @@ Wu, Xiong, Yu & Lin 2018, "Unsupervised feature learning via non-parametric inst
 estimated on the first batch, h = P / (P + m / N), and -log h(own) - sum over the noise of log(1 - h). `loss` softmax is the
 non-parametric softmax over the whole bank that it estimates.
 
-Deviations: AdamW instead of SGD; a linear projection to `head_width` as in the paper; the m noise images are one sample for
-the whole batch, so that the scores are one matrix product; the proximal term is off by default.
+Deviations: AdamW instead of SGD; BatchNorm after the linear projection to `head_width`, so that embeddings are spread from the
+start as the constant Z supposes; the m noise images are one sample for the whole batch, so that the scores are one matrix
+product; the proximal term is off by default. With few visits an image the softmax learns sooner than its estimate.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.contrast import remember, shared_noise
 from methods.parts.encoders import Encoder
+from methods.parts.heads import mlp
 from methods.parts.losses import nce, nce_log_constant, nonparametric_softmax
 from methods.parts.queue import MemoryBank
 from methods.selfsup.shared import SelfConfig, beside
@@ -35,9 +37,7 @@ class Config(SelfConfig):
     temperature: float = knob(
         0.07, Float(0.05, 1.0, log=True), legal=Float(1e-3, 1e2), doc="of the softmax over the bank", source="Wu 2018: .07"
     )
-    loss: str = knob(
-        "nce", None, legal=Choice(("nce", "softmax")), doc="Wu's NCE, or the softmax it estimates", source="Wu 2018; S4"
-    )
+    loss: str = knob("nce", Choice(("nce", "softmax")), doc="Wu's NCE, or the softmax it estimates", source="Wu 2018; S4")
     negatives: int = knob(
         4096, Int(256, 16384, power_of_two=True), legal=Int(1, 65536), unit="images", doc="m, noise images a step",
         source="Wu 2018: 4096",
@@ -61,7 +61,7 @@ class InstanceDiscrimination(Learner):
         self.config = config
         self.augment = context.augment("simclr", config.augmentation_strength)
         self.backbone = context.new_encoder()
-        self.head = nn.Linear(self.backbone.dim, config.head_width)
+        self.head = mlp(self.backbone.dim, 0, config.head_width, 1, last_norm=True)
         self.bank = MemoryBank(len(context.data), config.head_width)
         self.register_buffer("log_z", torch.zeros(()))
 

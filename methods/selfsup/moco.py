@@ -7,8 +7,8 @@ Shuffled BatchNorm: keys are encoded in `shuffle_groups` groups, drawn by one pe
 by its own statistics, as the GPUs of the paper do; so a query cannot recognise its key by the statistics of their batch.
 A group is spread over all workers with synchronised statistics, which makes any number of workers give one result.
 
-Deviations: AdamW instead of SGD. Queries are normalised by the statistics of the whole batch. `normalise` and `head_depth`
-are switches; the temperature is the paper's for normalised embeddings.
+Deviations: AdamW instead of SGD. BatchNorm in the head's hidden layer, which short trainings need (version 3 has it). Queries
+are normalised by the statistics of the whole batch. `normalise` and `head_depth` are switches.
 Raises: TrainingError where the queue is longer than the data: a query would meet old keys of its own image.
 """
 
@@ -27,7 +27,7 @@ from methods.contracts import Context, Learner, Loss, Method, Optimizer, Trainin
 from methods.parts.contrast import keys_found
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
-from methods.parts.heads import mlp
+from methods.parts.heads import projection_head
 from methods.parts.losses import info_nce
 from methods.parts.queue import Queue
 from methods.selfsup.shared import SelfConfig, beside
@@ -73,7 +73,7 @@ class MoCo(Learner):
         self.augment = context.augment("simclr", config.augmentation_strength)
         self.backbone = context.new_encoder()
         dim = self.backbone.dim
-        self.query = nn.Sequential(self.backbone, mlp(dim, dim, config.head_width, config.head_depth))
+        self.query = nn.Sequential(self.backbone, projection_head(dim, dim, config.head_width, config.head_depth))
         self.key = Ema(self.query)
         self.queue = Queue(config.queue, config.head_width if config.head_depth else dim)
 

@@ -223,12 +223,12 @@ def test_one_seed_each_says_nothing() -> None:
     gap = compare(*finalists(some))
     assert gap.mean == pytest.approx(0.2)
     assert not gap.clear_of_zero
-    said = " ".join(verdict(some, 100, True, {}).sentences)
+    said = " ".join(verdict(some, True).sentences)
     assert "It is not distinguishable from the runner-up, two (trial 1): +20.0% (too few seeds for an interval)" in said
 
 
 def said_of(some: History) -> str:
-    return " ".join(verdict(some, 200, False, {}).sentences)
+    return " ".join(verdict(some, False).sentences)
 
 
 def test_a_clear_winner_is_said_to_be_ahead() -> None:
@@ -254,7 +254,7 @@ def test_the_test_score_names_its_origin_and_the_refit_is_told() -> None:
     assert "Test: 77.0%, sd 2.8% over 2 seed(s), 200 images or episodes (your test set)" in said
     assert "70.0% to 80.0%" in said
     assert "trained on the whole label budget, validation labels included" in said
-    assert "held out from your data" in " ".join(verdict(some, 200, True, {}).sentences)
+    assert "held out from your data" in " ".join(verdict(some, True).sentences)
 
 
 def against_defaults(default: list[Event], winner: list[bool]) -> str:
