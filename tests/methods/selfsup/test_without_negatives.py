@@ -157,8 +157,8 @@ def spread(learner: Learner, data: TrainData, head: Callable[[Tensor], Tensor]) 
 
 
 def trained(train: Make, method: Any, data: TrainData, **values: Any) -> Learner:
-    training = train(method, data, epochs=4, epoch_images=2048, batch_size=64, **values)
-    while training.epoch < 4:
+    training = train(method, data, epochs=3, epoch_images=1024, batch_size=32, **values)
+    while training.epoch < 3:
         training.train_epoch()
     return training.learner
 
@@ -167,7 +167,7 @@ def trained(train: Make, method: Any, data: TrainData, **values: Any) -> Learner
 def test_byol_collapses_without_its_predictor(train: Make, digits: TrainData) -> None:
     found = {}
     for predictor in (True, False):
-        learner = trained(train, byol.METHOD, digits, predictor=predictor, momentum=0.9, lr=3e-3)
+        learner = trained(train, byol.METHOD, digits, predictor=predictor, momentum=0.9, lr=6e-3)
         assert isinstance(learner, byol.BYOL)
         found[predictor] = spread(learner, digits, learner.online)
     assert found[False] < 0.5 * found[True], found
@@ -180,16 +180,16 @@ def test_dino_collapses_without_centring(train: Make, digits: TrainData) -> None
         training = train(
             dino.METHOD,
             digits,
-            epochs=4,
-            epoch_images=2048,
-            batch_size=64,
+            epochs=3,
+            epoch_images=1024,
+            batch_size=32,
             centring=centring,
             momentum=0.9,
             prototypes=64,
             head_norm=False,
-            lr=3e-3,
+            lr=6e-3,
         )
-        reports = [training.train_epoch() for _ in range(4)]
+        reports = [training.train_epoch() for _ in range(3)]
         entropy[centring] = reports[-1].parts["prototype_entropy"]
     # Without centring one prototype wins for all images: the entropy of the mean assignment falls.
     assert entropy[False] < 0.5 * entropy[True], entropy
@@ -197,12 +197,14 @@ def test_dino_collapses_without_centring(train: Make, digits: TrainData) -> None
 
 @pytest.mark.slow
 def test_vicreg_collapses_without_its_variance_term(train: Make, digits: TrainData) -> None:
+    cases: dict[str, dict[str, float]] = {"paper": {}, "all weights 1": {"weight": 1.0}, "no variance": {"variance": 0.0}}
     sd = {}
-    for variance in (1.0, 0.0):
-        learner = trained(train, vicreg.METHOD, digits, variance=variance)
+    for name, values in cases.items():
+        learner = trained(train, vicreg.METHOD, digits, lr=8e-3, **values)
         assert isinstance(learner, vicreg.VICReg)
         learner.eval()
         with torch.no_grad():
-            sd[variance] = float(learner.head(learner.backbone(digits.images.take(torch.arange(256)))).std(0).mean())
-    assert sd[1.0] > 0.3, sd
-    assert sd[0.0] < 0.25 * sd[1.0], sd
+            sd[name] = learner.head(learner.backbone(digits.images.take(torch.arange(256)))).std(0).mean().item()
+    assert sd["no variance"] < 0.2 * sd["paper"], sd
+    # A short training at weights (1, 1, 1) is on its way to the collapse that the paper reports after 100 epochs.
+    assert sd["all weights 1"] < 0.75 * sd["paper"], sd
