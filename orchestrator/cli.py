@@ -129,14 +129,15 @@ def methods(
 @app.command(epilog="Example: labelwise train runs/demo --best --workers 2 --out trained")
 def train(
     source: Annotated[str, typer.Argument(help="A run folder, or a study file.")],
-    best: Annotated[
-        bool, typer.Option("--best", help="The run folder's winner; of a study file, its first method's defaults.")
-    ],
     out: Annotated[Path, typer.Option(help="Folder for encoder and predictor; it must not exist yet.")],
+    best: Annotated[bool, typer.Option("--best", help="Insist on a run folder's winner; refuse a study file.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Workers that train together by Ray Train.")] = 1,
     address: ADDRESS = None,
 ) -> None:
-    """Trains one configuration across workers and exports encoder and predictor."""
+    """Trains one configuration across workers and exports encoder and predictor.
+
+    Of a run folder its winner, of a study file its first method at the defaults or fixed values.
+    """
     from orchestrator.train import train as train_one
 
     typer.echo(train_one(source, best, workers, out, address))

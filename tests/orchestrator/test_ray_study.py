@@ -15,14 +15,19 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from cluster.connect import connect
 from methods import Classifier, Context, Encoder, Feeds, Learner, Loss, Method, Optimizer, SharedConfig, Step
+from methods.parts.heads import load_predictor
 from orchestrator import Result, Study, resume, run
 from orchestrator.journal import History
 from orchestrator.leaderboard import COLUMNS
+from orchestrator.predict import predict
+from orchestrator.prepare import load_split
+from orchestrator.train import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -73,8 +78,6 @@ def test_the_run_folder_holds_what_the_readme_says(finished: tuple[Study, Result
 
 
 def test_the_winner_loads_and_scores_as_reported(finished: tuple[Study, Result]) -> None:
-    from orchestrator.prepare import load_split
-
     study, result = finished
     best = result.best
     assert best is not None
@@ -86,6 +89,30 @@ def test_the_winner_loads_and_scores_as_reported(finished: tuple[Study, Result])
         embedded = best.load_encoder().eval()(images)
     assert embedded.shape == (len(test), best.load_encoder().dim)
     assert np.mean(predicted == test.label) == pytest.approx(best.test.scores[0], abs=0.03)
+
+
+def test_the_winner_names_images_in_a_folder(finished: tuple[Study, Result], tmp_path: Path) -> None:
+    study, result = finished
+    test = load_split(study).test
+    assert test is not None
+    for row in range(20):
+        Image.fromarray(test.data.images.take(torch.tensor([test.index[row]]))[0, 0].numpy()).save(tmp_path / f"{row:02d}.png")
+    frame = predict(result.folder, tmp_path)
+    assert list(frame.columns) == ["file", "class", "confidence"]
+    assert list(frame["file"]) == [f"{row:02d}.png" for row in range(20)]
+    assert result.best is not None
+    images = test.data.images.take(torch.from_numpy(test.index[:20]))
+    with torch.no_grad():
+        expected = result.best.load_predictor().eval()(images).argmax(1).tolist()
+    assert list(frame["class"]) == [result.best.classes[k] for k in expected]
+
+
+def test_the_winner_trains_on_two_workers_and_is_exported(finished: tuple[Study, Result], tmp_path: Path) -> None:
+    _, result = finished
+    out = train(str(result.folder), best=True, workers=2, out=tmp_path / "trained")
+    assert sorted(p.name for p in out.iterdir()) == ["encoder.pt", "predictor.pt"]
+    assert result.best is not None
+    assert load_predictor(out / "predictor.pt").classes == result.best.classes
 
 
 def test_optuna_reads_the_storage(finished: tuple[Study, Result]) -> None:
