@@ -26,8 +26,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# As many processes as cores, four at most: each one loads torch.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
 benchmarks: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/run.py

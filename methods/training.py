@@ -343,15 +343,29 @@ class Training:
         return "loss" not in sums or bool(torch.isfinite(self.world.mean(sums["loss"])))
 
     def seconds_per_epoch(self, steps: int = 3) -> float:
-        """An estimate from ``steps`` measured steps after one unmeasured; the training is spoilt and must be thrown away."""
-        self._one_step()
-        started = time.perf_counter()
-        for _ in range(steps):
+        """An estimate: the mean over all epochs, from entering each stage and ``steps`` measured steps after an unmeasured one.
+
+        The training is spoilt and must be thrown away.
+        """
+        seconds = 0.0
+        for number, stage in enumerate(self.stages):
+            if number:
+                started = self._now()
+                self._enter(number, self.learner)
+                seconds += (self._now() - started) / self.settings.epochs
             self._one_step()
+            started = self._now()
+            for _ in range(steps):
+                self._one_step()
+            each = (self._now() - started) / steps
+            seconds += stage.share * each * self.images_per_epoch / self._feeder.feeds.images
+        return seconds
+
+    def _now(self) -> float:
+        """The time at which the device has done what it was told."""
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)
-        each = (time.perf_counter() - started) / steps
-        return each * self.images_per_epoch / self._feeder.feeds.images
+        return time.perf_counter()
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: tensors, numbers and strings only, so that it loads without unpickling code."""

@@ -22,7 +22,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
     setup = slot_setup(study, split, RunFolder(target), plan)
     # Measured in this one process: the slots compute at the same time with the same number of threads each.
-    epochs = seconds_per_epoch(dataclasses.replace(setup), study.space())
+    epochs = seconds_per_epoch(dataclasses.replace(setup), study.space(len(split.train)))
     full = {name: each * study.epochs / study.workers for name, each in epochs.items()}
     mean = sum(full.values()) / len(full)
     survivors = 1 / study.reduction

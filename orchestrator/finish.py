@@ -18,6 +18,7 @@ from torch import nn
 from cluster.plan import ResourcePlan
 from methods.data.records import Labelled, Split
 from methods.parts.encoders import save_encoder
+from methods.parts.files import written_whole
 from methods.parts.heads import save_predictor
 from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Trained
@@ -98,14 +99,12 @@ def write_optuna(study: Study, history: History, path: Path) -> None:
     """The search's ended trials as an Optuna SQLite storage, so that nothing in it is left running."""
     search = Search(study.space(), study.seed)
     trials = [search.frozen(t) for t in history.search() if t.status != "running"]
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".db")
-    os.close(descriptor)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
-    stored = optuna.create_study(storage=storage, study_name=study.name, direction="maximize")
-    stored.add_trials(trials)
-    storage.remove_session()
-    storage.engine.dispose()
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
+        stored = optuna.create_study(storage=storage, study_name=study.name, direction="maximize")
+        stored.add_trials(trials)
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def classifier_of(model: Trained, shared: SlotSetup) -> nn.Module | None:

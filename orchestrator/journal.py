@@ -19,7 +19,7 @@ import numpy as np
 from orchestrator.records import Job, Rung, Status, TestScore, Trial
 from search_spaces.domains import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class JournalError(UserError):
@@ -113,9 +113,8 @@ _EVENTS: dict[str, type] = {e.event: e for e in Event.__args__}
 
 def _encode(event: Event) -> str:
     body = {"event": event.event, **asdict(event)}
-    if isinstance(event, Scored) and event.rung.correct is not None:
-        bits = np.packbits(event.rung.correct)
-        body["rung"]["correct"] = base64.b64encode(bits.tobytes()).decode()
+    if isinstance(event, Scored) and event.rung.units is not None:
+        body["rung"]["units"] = _encode_units(event.rung.units)
     return json.dumps(body, separators=(",", ":"))
 
 
@@ -126,13 +125,29 @@ def _decode(line: bytes) -> Event:
         return Asked(Job(**body["job"]))
     if kind is Scored:
         rung = body["rung"]
-        if rung["correct"] is not None:
-            bits = np.frombuffer(base64.b64decode(rung["correct"]), dtype=np.uint8)
-            rung["correct"] = np.unpackbits(bits, count=rung["n"]).astype(bool)
+        if rung["units"] is not None:
+            rung["units"] = _decode_units(**rung["units"])
         return Scored(body["key"], Rung(**rung))
     if kind is Tested:
         return Tested(TestScore(**body["score"]))
     return kind(**body)
+
+
+def _encode_units(units: np.ndarray) -> dict[str, Any]:
+    """Right or wrong in a bit each, anything else as little-endian float32."""
+    packed = np.packbits(units) if units.dtype == bool else units.astype("<f4")
+    return {
+        "kind": "bits" if units.dtype == bool else "f4",
+        "count": len(units),
+        "data": base64.b64encode(packed.tobytes()).decode(),
+    }
+
+
+def _decode_units(kind: str, count: int, data: str) -> np.ndarray:
+    raw = base64.b64decode(data)
+    if kind == "bits":
+        return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=count).astype(bool)
+    return np.frombuffer(raw, dtype="<f4", count=count).astype(np.float32)
 
 
 class Journal:

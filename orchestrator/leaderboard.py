@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from methods.protocols.contract import difference_of
 from orchestrator.journal import History
 from orchestrator.records import Rung, TestScore, Trial
 
@@ -113,7 +114,7 @@ def leaderboard(history: History, knobs: Sequence[str]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with a 95% interval. ``n`` units, ``what`` they are."""
+    """A mean difference with its 95% interval. ``n`` units, ``what`` they are."""
 
     mean: float
     low: float
@@ -121,38 +122,35 @@ class Interval:
     n: int
     what: str
 
-    @property
-    def clear_of_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-
-def t_interval(values: Sequence[float], what: str) -> Interval:
-    """Student's interval of the mean; unbounded with fewer than two values."""
-    n = len(values)
-    mean = float(np.mean(values))
-    if n < 2:
-        return Interval(mean, -math.inf, math.inf, n, what)
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n, what)
-
 
 def paired(a: Rung, b: Rung) -> Interval | None:
-    """Mean difference a - b over the images that both answered, paired per image; None where they share none."""
-    if a.correct is None or b.correct is None or a.asked != b.asked or len(a.correct) != len(b.correct):
+    """Mean difference a - b over the validation images or episodes that both answered; None where they share none."""
+    if not _pairs(a, b):
         return None
-    return t_interval((a.correct.astype(float) - b.correct.astype(float)).tolist(), "images, paired")
+    return _paired([a], [b])
+
+
+def _pairs(a: Rung, b: Rung) -> bool:
+    return a.units is not None and b.units is not None and a.units.shape == b.units.shape and a.units.dtype == b.units.dtype
+
+
+def _paired(a: Sequence[Rung], b: Sequence[Rung]) -> Interval:
+    """Every unit's mean over the rungs, paired."""
+    mean_a, mean_b = (np.mean([r.units.astype(np.float64) for r in rungs if r.units is not None], axis=0) for rungs in (a, b))
+    yes_or_no = len(a) == 1 and a[0].units is not None and a[0].units.dtype == bool
+    found = difference_of(mean_a - mean_b, yes_or_no)
+    what = "episodes" if a[0].asked == "episodes" else "validation images"
+    return Interval(found.mean, found.low, found.high, found.n, f"{what}, paired")
 
 
 def compare(a: Finalist, b: Finalist) -> Interval:
-    """How far a's validation score lies above b's: paired per image over all seeds where both answered the same images,
+    """How far a's validation score lies above b's: paired per image or episode over all seeds where both answered the same,
     else from the seeds' spread alone.
     """
     per_seed = [(x.rungs[-1], y.rungs[-1]) for x, y in zip(a.retrained, b.retrained, strict=False) if x.rungs and y.rungs]
-    both = [(x, y) for x, y in per_seed if paired(x, y) is not None]
+    both = [(x, y) for x, y in per_seed if _pairs(x, y)]
     if both:
-        mean_a = np.mean([x.correct.astype(float) for x, _ in both if x.correct is not None], axis=0)
-        mean_b = np.mean([y.correct.astype(float) for _, y in both if y.correct is not None], axis=0)
-        return t_interval((mean_a - mean_b).tolist(), "images, paired")
+        return _paired([x for x, _ in both], [y for _, y in both])
     values_a = [t.value for t in a.retrained if t.value is not None]
     values_b = [t.value for t in b.retrained if t.value is not None]
     if len(values_a) < 2 or len(values_b) < 2:
@@ -191,10 +189,13 @@ def verdict(history: History, holdout: bool) -> Verdict:
         gap = compare(best, board[1])
         other = board[1].trial.job
         name = f"{other.method} (trial {other.trial})"
-        if gap.clear_of_zero:
-            said.append(f"It is ahead of the runner-up, {name}, by {gap.mean:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}].")
+        if gap.low > 0:
+            said.append(f"It is ahead of the runner-up, {name}: {_told(gap)}.")
+        elif gap.high < 0:
+            # A frozen encoder is ranked by all labels of the budget, and the two compared on those that both answered.
+            said.append(f"On what both answered, the runner-up, {name}, is ahead: {_told(gap)}.")
         else:
-            said.append(f"It is not distinguishable from the runner-up, {name}: {gap.mean:+.1%}{_span(gap)} on validation.")
+            said.append(f"It is not distinguishable from the runner-up, {name}: {_told(gap)}.")
     said.append(_against_defaults(history, best))
     said.append(
         "The exported model was trained on the whole label budget, validation labels included."
@@ -205,8 +206,9 @@ def verdict(history: History, holdout: bool) -> Verdict:
     return Verdict(tuple(said))
 
 
-def _span(gap: Interval) -> str:
-    return f" [{gap.low:+.1%}, {gap.high:+.1%}]" if math.isfinite(gap.low) else " (too few seeds for an interval)"
+def _told(gap: Interval) -> str:
+    span = f" [{gap.low:+.1%}, {gap.high:+.1%}]" if math.isfinite(gap.low) else " (too few for an interval)"
+    return f"{gap.mean:+.1%}{span} on {gap.n} {gap.what}"
 
 
 def _against_defaults(history: History, best: Finalist) -> str:
@@ -217,6 +219,8 @@ def _against_defaults(history: History, best: Finalist) -> str:
     gap = paired(best.trial.rungs[-1], default.rungs[-1]) if default.status == "finished" else None
     if gap is None:
         return "Its method's defaults were not scored on the same images."
-    if gap.clear_of_zero and gap.mean > 0:
-        return f"Against its method's defaults: {gap.mean:+.1%}{_span(gap)} on validation."
-    return f"It is not distinguishable from its method's defaults: {gap.mean:+.1%}{_span(gap)} on validation."
+    if gap.low > 0:
+        return f"Against its method's defaults: {_told(gap)}."
+    if gap.high < 0:
+        return f"On what both answered, its method's defaults are ahead: {_told(gap)}."
+    return f"It is not distinguishable from its method's defaults: {_told(gap)}."

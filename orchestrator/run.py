@@ -98,7 +98,7 @@ def _carry_out(
 ) -> Result:
     """Search, selection, test, report: the part that a resumed study shares with a new one."""
     shared = slot_setup(study, split, folder, plan)
-    search = Search(study.space(), study.seed)
+    search = Search(study.space(len(split.train)), study.seed)
     for earlier in study.earlier:
         search.seed_from(History.read(RunFolder.open(earlier).journal).search())
     refits = frozenset(n for n, m in shared.methods.items() if m.uses_labels and study.task == "classification")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import reprlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from methods.catalogue import CATALOGUE, method
 from methods.contracts import Method
 from methods.parts.encoders import ENCODERS
+from methods.parts.files import written_whole
 from methods.protocols import protocol
 from methods.protocols.contract import Protocol
 from search_spaces.domains import UserError, nearest
@@ -148,6 +148,12 @@ class Study(_Strict):
             return (value,)
         return tuple(value) if isinstance(value, list) else value
 
+    @field_validator("search", "selection", "few_shot", mode="before")
+    @classmethod
+    def _blank(cls, value: object) -> object:
+        """A heading whose lines are all commented out says nothing."""
+        return {} if value is None else value
+
     @field_validator("data", "test")
     @classmethod
     def _known_kind(cls, value: object, info: Any) -> object:
@@ -155,7 +161,7 @@ class Study(_Strict):
             return str(value)
         listed = isinstance(value, list | tuple) and all(isinstance(v, str | os.PathLike | np.ndarray) for v in value)
         share = info.field_name == "test" and (value is None or isinstance(value, float))
-        if not (isinstance(value, str) or listed or share):
+        if not (isinstance(value, str) or (listed and len(value)) or share):
             raise ValueError("must be a path, a name, a list of them or a tuple of arrays")
         return value
 
@@ -193,8 +199,8 @@ class Study(_Strict):
         """The study's methods by name."""
         return {m if isinstance(m, str) else m.name: method(m) if isinstance(m, str) else m for m in self.methods}
 
-    def space(self) -> Space:
-        """The search space. Raises KnobError where ``search`` names no knob or leaves a legal range."""
+    def space(self, images: int | None = None) -> Space:
+        """The search space, for so many training images. Raises KnobError where ``search`` names no knob or leaves a range."""
         catalogue = self.catalogue()
         overrides: dict[str, Override] = {}
         for pattern, raw in self.search.items():
@@ -205,7 +211,7 @@ class Study(_Strict):
             declaring = [m for n, m in catalogue.items() if owner == n or owner not in catalogue]
             item = next((m.knobs()[knob] for m in declaring if knob in m.knobs()), None)
             overrides[str(pattern)] = parse_override(raw, item, f"search.{pattern}")
-        return Space({name: m.config for name, m in catalogue.items()}, overrides)
+        return Space({name: m.config for name, m in catalogue.items()}, overrides, images)
 
     def scoring(self) -> Protocol:
         """The protocol, with its settings. Raises StudyError on an unknown name or setting."""
@@ -280,17 +286,8 @@ def find_study(path: str | Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all: a temporary file beside it, then a rename."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _apply(raw: dict[str, Any], setting: str) -> None:

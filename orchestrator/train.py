@@ -21,6 +21,7 @@ from orchestrator.run import slot_setup
 from orchestrator.slot import Group
 from orchestrator.study import Study, StudyError, load_study
 from orchestrator.trial import TrialRun, load_training, trained
+from search_spaces.space import Suggestion
 
 
 def train(source: str, best: bool, workers: int, out: Path, address: str | None = None) -> Path:
@@ -34,8 +35,12 @@ def train(source: str, best: bool, workers: int, out: Path, address: str | None 
     """
     if out.exists():
         raise StudyError(f"{out} exists already; give another --out")
-    study, job = _configuration(source, best)
+    study, chosen = _configuration(source, best)
     split = load_split(study)
+    if chosen is None:
+        space = study.space(len(split.train))
+        chosen = space.defaults(space.methods[0])
+    job = Job("train", 0, chosen.method, chosen.values, study.seed, "refit")
     with connect(address or study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=workers, slots=1)
         temporary = Path(tempfile.mkdtemp(dir=_made(out.parent), prefix=f".{out.name}."))
@@ -56,20 +61,17 @@ def _made(parent: Path) -> Path:
     return parent
 
 
-def _configuration(source: str, best: bool) -> tuple[Study, Job]:
+def _configuration(source: str, best: bool) -> tuple[Study, Suggestion | None]:
+    """The study, and a run folder's winner."""
     if Path(source).is_dir():
         folder = RunFolder.open(source)
         winner = Result.open(source).best
         if winner is None:
             raise StudyError(f"{source} has no winner yet: finish the study with 'labelwise resume {source}'")
-        study, method, values = folder.load_study(), winner.method, winner.config
-    elif best:
+        return folder.load_study(), Suggestion(winner.method, winner.config)
+    if best:
         raise StudyError(f"--best takes the winner of a run folder, and {source} is none; leave it out for a study file")
-    else:
-        study = load_study(source)
-        method = study.space().methods[0]
-        values = study.space().defaults(method).values
-    return study, Job("train", 0, method, values, study.seed, "refit")
+    return load_study(source), None
 
 
 def _train(setup: SlotSetup, job: Job, plan: ResourcePlan) -> str:

@@ -17,7 +17,7 @@ from torchvision.utils import make_grid, save_image
 
 from methods.batch import Batch, Draws, seed_of
 from methods.contracts import Method
-from methods.data.records import Labelled, TrainData
+from methods.data.records import IntArray, Labelled, TrainData
 from methods.protocols.contract import Score, Trained, evaluating
 from methods.training import EpochReport, Training, TrainSettings
 from methods.world import World
@@ -156,9 +156,9 @@ class TrialRun:
         if value != value:
             raise UserError("the score is not a number; the objective must return a finite number")
         seconds = time.perf_counter() - started
-        # Ordered by position, so that two trials' answers pair image by image.
-        correct = None if score.correct is None else score.correct[np.argsort(score.index)]
-        return Rung(self._training.epoch, value, score.n, score.low, score.high, asked, correct, seconds)
+        # An objective of the user's own is no mean over units, so it cannot be paired.
+        units = None if objective else comparable(score, asked, self.setup.split.validation.index)
+        return Rung(self._training.epoch, value, score.n, score.low, score.high, asked, units, seconds)
 
     def _shows(self) -> bool:
         """Pictures are drawn for each method's defaults and for each finalist's first retraining."""
@@ -204,6 +204,21 @@ def validate(setup: SlotSetup, training: Training) -> tuple[Score, Any]:
     if training.method.uses_labels:
         return protocol.score(model, split.labelled, split.validation, setup.seed), "validation"
     return protocol.score(model, split.budget(), None, setup.seed), "budget"
+
+
+def comparable(score: Score, asked: str, validation: IntArray) -> np.ndarray | None:
+    """A score's units that every method of the study answers, in one order, so that any two trials pair unit by unit.
+
+    A frozen encoder is asked about the whole budget and a label-trained method about its validation part alone; the
+    validation images are what both answer.
+    """
+    units = score.units()
+    if units is None:
+        return None
+    order = np.argsort(score.index)
+    if asked != "episodes":
+        order = order[np.isin(score.index[order], validation)]
+    return units[order].astype(np.float32) if score.correct is None else score.correct[order]
 
 
 def examine(setup: SlotSetup, job: Job, path: str, test: Labelled, device: torch.device) -> Score:

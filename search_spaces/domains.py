@@ -158,6 +158,7 @@ class Knob:
     source: str = ""
     when: When | None = None
     variants: tuple[Variant, ...] = ()
+    within_images: bool = False
 
     @property
     def type(self) -> str:
@@ -194,6 +195,7 @@ def knob(
     source: str = "",
     when: When | None = None,
     variants: tuple[Variant, ...] = (),
+    within_images: bool = False,
 ) -> Any:
     """A ``Config`` field that is a knob.
 
@@ -206,6 +208,7 @@ def knob(
         source: paper or document that the default or range is taken from.
         when: the knob exists only where another knob has certain values.
         variants: other defaults and ranges under a condition.
+        within_images: what is tried never exceeds the number of training images.
     Raises:
         KnobError: the default or a search range lies outside the legal range.
     """
@@ -218,7 +221,7 @@ def knob(
     for domain in (search, *(v.search for v in variants)):
         if domain is not None:
             check_inside(domain, bounds, "a knob's search range")
-    record = Knob("", default, search, bounds, unit, doc, source, when, variants)
+    record = Knob("", default, search, bounds, unit, doc, source, when, variants, within_images)
     return dataclasses.field(default=default, metadata={_KEY: record})
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -93,14 +93,17 @@ class Space:
         configs: method name -> its ``Config`` class.
         overrides: ``method.knob`` or ``*.knob`` (any pattern) -> a domain to search instead, or a value to fix. The most
             specific pattern wins: an exact name before a pattern, a later pattern before an earlier one.
+        images: training images, which ``within_images`` knobs are not searched beyond; None where the data is not known.
     Raises:
         KnobError: a name matches no knob, or a value or range leaves the knob's legal range.
     """
 
-    def __init__(self, configs: Mapping[str, type], overrides: Mapping[str, Override] | None = None) -> None:
+    def __init__(
+        self, configs: Mapping[str, type], overrides: Mapping[str, Override] | None = None, images: int | None = None
+    ) -> None:
         if not configs:
             raise UserError("a space needs at least one method, got none")
-        self.configs = dict(configs)
+        self.configs, self.images = dict(configs), images
         self.knobs: dict[str, dict[str, Knob]] = {name: knobs(config) for name, config in configs.items()}
         self._overrides = self._resolve(overrides or {})
 
@@ -139,6 +142,8 @@ class Space:
             name += f"@{variant.when.knob}={'|'.join(map(str, variant.when.values))}"
         if isinstance(domain, Float) and domain.log1m:
             name = name.replace(f".{item.name}", f".1-{item.name}")
+        if item.within_images and self.images is not None and isinstance(domain, Int):
+            domain = _within(domain, self.images)
         if isinstance(domain, Int) and domain.power_of_two:
             name = name.replace(f".{item.name}", f".log2({item.name})")
         return _Axis(name, domain)
@@ -185,6 +190,13 @@ class Space:
             if isinstance(axis, _Axis) and axis.domain.contains(value):
                 params[axis.name], distributions[axis.name] = axis.encode(value), axis.distribution()
         return params, distributions
+
+
+def _within(domain: Int, most: int) -> Int:
+    """The range up to ``most``; where it lies beyond, the nearest value below."""
+    high = min(domain.high, most)
+    lowest = 2 ** (high.bit_length() - 1) if domain.power_of_two else high
+    return replace(domain, low=min(domain.low, lowest), high=high)
 
 
 def _checked(override: Override, item: Knob, where: str) -> Override:

@@ -17,6 +17,13 @@ torch.set_num_threads(1)
 threadpool_limits(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several test processes, one of them runs everything that starts Ray: two local clusters would share the cores."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(autouse=True)
 def _global_state() -> Iterator[None]:
     """Every test starts from the same global random state and must leave grad mode and default dtype as they were."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from methods.parts.files import written_whole
 from search_spaces.domains import UserError
 
 
@@ -19,14 +18,8 @@ def write_weights(path: str | Path, record: Mapping[str, Any]) -> None:
     """Writes tensors and plain values to ``path`` through a temporary file beside it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(dict(record), file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as temporary:
+        torch.save(dict(record), temporary)
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:

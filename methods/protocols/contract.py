@@ -277,13 +277,23 @@ def paired_difference(a: Score, b: Score) -> Difference:
     if (a.protocol, a.metric) != (b.protocol, b.metric) or values_a is None or values_b is None:
         raise UserError(f"a paired comparison needs two scores of one kind per image, got {a.metric} and {b.metric}")
     common, rows_a, rows_b = np.intersect1d(a.index, b.index, return_indices=True)
-    n = len(common)
-    if n == 0:
+    if len(common) == 0:
         raise UserError("a paired comparison needs images that both were asked, got none in common")
-    difference = values_a[rows_a] - values_b[rows_b]
-    if a.correct is None or b.correct is None:
-        return Difference(*mean_interval(difference), n)
-    more, less = ((difference > 0).sum() + 1) / (n + 2), ((difference < 0).sum() + 1) / (n + 2)
+    return difference_of(values_a[rows_a] - values_b[rows_b], a.correct is not None and b.correct is not None)
+
+
+def difference_of(each: NDArray[np.float64], yes_or_no: bool) -> Difference:
+    """The mean of paired differences with the interval that suits them.
+
+    Args:
+        each: float64 [n], a - b of each unit.
+        yes_or_no: whether both were right or wrong on each unit, so that a difference is -1, 0 or 1. These take the
+            adjusted Wald interval (Bonett & Price 2012), all others a t-interval.
+    """
+    n = len(each)
+    if not yes_or_no:
+        return Difference(*mean_interval(each), n)
+    more, less = ((each > 0).sum() + 1) / (n + 2), ((each < 0).sum() + 1) / (n + 2)
     half = float(stats.norm.ppf(0.975) * np.sqrt((more + less - (more - less) ** 2) / (n + 2)))
     centre = float(more - less)
-    return Difference(float(difference.mean()), max(centre - half, -1.0), min(centre + half, 1.0), n)
+    return Difference(float(each.mean()), max(centre - half, -1.0), min(centre + half, 1.0), n)

@@ -50,7 +50,7 @@ class Config(SelfConfig):
     )  # fmt: skip
     queue: int = knob(
         1024, Int(256, 65536, power_of_two=True), legal=Int(1, 1048576), unit="keys", doc="negatives kept from past steps",
-        source="He 2020: 65536",
+        source="He 2020: 65536", within_images=True,
     )  # fmt: skip
     head_depth: int = knob(2, None, legal=Int(0, 3), doc="layers of the projection head", source="Chen 2020b: 2")
     head_width: int = knob(128, None, legal=Int(1, 8192), unit="units", doc="width of the projection", source="He 2020: 128")

@@ -420,5 +420,16 @@ def test_a_method_is_a_learner_or_stages() -> None:
         Method("neither", "selfsup", "none", "a toy", Config)
 
 
-def test_the_estimate_of_an_epochs_seconds_is_positive(split: Split) -> None:
-    assert 0 < start(split).seconds_per_epoch() < 60
+def test_the_estimate_of_an_epochs_seconds_weighs_every_stage(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = start(split, two_stages(), Config(share=0.25), epochs=2, epoch_images=160)
+    clock = 0.0
+
+    def steps_of_the_first_take_1_second_and_of_the_second_10() -> Mapping[str, Tensor]:
+        nonlocal clock
+        clock += 10.0 if isinstance(training.learner, Second) else 1.0
+        return {}
+
+    monkeypatch.setattr(training, "_one_step", steps_of_the_first_take_1_second_and_of_the_second_10)
+    monkeypatch.setattr(training, "_now", lambda: clock)
+    steps = 160 / training.learner.feeds().images
+    assert training.seconds_per_epoch() == pytest.approx(steps * (0.25 * 1 + 0.75 * 10), rel=1e-9)

@@ -71,6 +71,7 @@ EVENTS: list[Event] = [
     Trained("0000", 1, 3.25, {"loss": 0.1 + 0.2, "odd": math.nan}),
     Scored("0000", rung(correct=np.array([True, False, True] * 7))),
     Scored("0000", Rung(3, 0.25, 600, -math.inf, math.inf, "episodes", None, 0.0)),
+    Scored("0000", Rung(3, 0.25, 3, 0.1, 0.4, "episodes", np.array([0.1, 0.75, 1], np.float32), 0.0)),
     Checkpoint("0000", 3, "/somewhere/trials/0000/checkpoint.pt"),
     Ended("0000", "failed", 'it said: "no"\nand more'),
     Selected([3, 1]),
@@ -109,7 +110,7 @@ def test_scores_survive_bit_by_bit(tmp_path: Path, bits: list[bool], value: floa
 def test_bits_are_packed(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     write(path, Scored("k", rung(correct=np.ones(800, bool))))
-    assert len(base64.b64decode(json.loads(path.read_text())["rung"]["correct"])) == 100
+    assert len(base64.b64decode(json.loads(path.read_text())["rung"]["units"]["data"])) == 100
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))

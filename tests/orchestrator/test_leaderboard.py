@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy import stats
 from orchestrator import journal as events
 from orchestrator import records
 from orchestrator.journal import Asked, Ended, Event, Extended, History, Scored, Selected, Trained
-from orchestrator.leaderboard import COLUMNS, compare, finalists, leaderboard, paired, ranked, t_interval, verdict
+from orchestrator.leaderboard import COLUMNS, compare, finalists, leaderboard, paired, ranked, verdict
 from orchestrator.records import Job, Rung, Status
 
 
@@ -142,17 +143,35 @@ answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size
 def test_paired_against_a_plain_loop(both: list[tuple[bool, bool]]) -> None:
     found = paired(rung(0, correct=[a for a, _ in both]), rung(0, correct=[b for _, b in both]))
     assert found is not None
-    n, total, squares = len(both), 0.0, 0.0
-    for a, b in both:
-        total += int(a) - int(b)
-    for a, b in both:
-        squares += (int(a) - int(b) - total / n) ** 2
-    half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt(squares / (n - 1) / n)
-    assert (found.mean, found.low, found.high) == pytest.approx((total / n, total / n - half, total / n + half), abs=1e-12)
-    assert (found.n, found.what) == (n, "images, paired")
+    n = len(both)
+    # Bonett and Price (2012): one win and one loss more, n + 2 images.
+    wins, losses = (
+        (sum(1 for a, b in both if a and not b) + 1) / (n + 2),
+        (sum(1 for a, b in both if b and not a) + 1) / (n + 2),
+    )
+    half = float(stats.norm.ppf(0.975)) * math.sqrt((wins + losses - (wins - losses) ** 2) / (n + 2))
+    assert found.mean == pytest.approx(sum(int(a) - int(b) for a, b in both) / n, abs=1e-12)
+    limits = (max(wins - losses - half, -1), min(wins - losses + half, 1))
+    assert (found.low, found.high) == pytest.approx(limits, abs=1e-12)
+    assert (found.n, found.what) == (n, "validation images, paired")
     reverse = paired(rung(0, correct=[b for _, b in both]), rung(0, correct=[a for a, _ in both]))
     assert reverse is not None
-    assert reverse.mean == pytest.approx(-found.mean)
+    assert (reverse.low, reverse.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_episodes_pair_by_their_accuracies() -> None:
+    a, b = (rung(0, correct=[True] * 4, asked="episodes") for _ in range(2))
+    a, b = (replace(r, units=np.array(v, np.float32)) for r, v in ((a, [0.5, 0.75, 1, 0.5]), (b, [0.25, 0.5, 1, 0.5])))
+    found = paired(a, b)
+    assert found is not None
+    half = float(stats.t.ppf(0.975, 3)) * float(np.std([0.25, 0.25, 0, 0], ddof=1)) / 2
+    assert (found.mean, found.low, found.high) == pytest.approx((0.125, 0.125 - half, 0.125 + half))
+    assert found.what == "episodes, paired"
+
+
+def test_a_frozen_encoder_and_a_label_trained_method_pair_on_the_images_that_both_answered() -> None:
+    bits = [True, False, True]
+    assert paired(rung(0, correct=bits), rung(0, correct=bits, asked="budget")) is not None
 
 
 def test_what_cannot_be_paired_is_not() -> None:
@@ -160,15 +179,7 @@ def test_what_cannot_be_paired_is_not() -> None:
     assert paired(rung(0, correct=bits), rung(0)) is None
     assert paired(rung(0), rung(0, correct=bits)) is None
     assert paired(rung(0, correct=bits), rung(0, correct=bits[:2])) is None
-    assert paired(rung(0, correct=bits), rung(0, correct=bits, asked="budget")) is None
-
-
-def test_an_interval_of_one_value_has_no_limits() -> None:
-    assert (t_interval([0.5], "x").low, t_interval([0.5], "x").high) == (-math.inf, math.inf)
-    assert not t_interval([0.5], "x").clear_of_zero
-    assert t_interval([0.5, 0.6, 0.55], "x").clear_of_zero
-    assert t_interval([-0.5, -0.6, -0.55], "x").clear_of_zero
-    assert not t_interval([-0.5, 0.5], "x").clear_of_zero
+    assert paired(rung(0, correct=bits), replace(rung(0, correct=bits), units=np.zeros(3, np.float32))) is None
 
 
 def contest(a: list[list[bool]], b: list[list[bool]]) -> History:
@@ -189,8 +200,9 @@ def test_finalists_are_compared_image_by_image_over_all_seeds() -> None:
     board = finalists(contest(a, b))
     gap = compare(board[0], board[1])
     each = [(a[0][i] + a[1][i]) / 2 - (b[0][i] + b[1][i]) / 2 for i in range(40)]
-    expected = t_interval(each, "images, paired")
-    assert (gap.mean, gap.low, gap.high, gap.n) == pytest.approx((expected.mean, expected.low, expected.high, 40))
+    half = float(stats.t.ppf(0.975, 39)) * float(np.std(each, ddof=1)) / math.sqrt(40)
+    expected = float(np.mean(each))
+    assert (gap.mean, gap.low, gap.high, gap.n) == pytest.approx((expected, expected - half, expected + half, 40))
     assert gap.mean == pytest.approx(board[0].val - board[1].val)
 
 
@@ -222,9 +234,9 @@ def test_one_seed_each_says_nothing() -> None:
     )
     gap = compare(*finalists(some))
     assert gap.mean == pytest.approx(0.2)
-    assert not gap.clear_of_zero
+    assert gap.low < 0 < gap.high
     said = " ".join(verdict(some, True).sentences)
-    assert "It is not distinguishable from the runner-up, two (trial 1): +20.0% (too few seeds for an interval)" in said
+    assert "It is not distinguishable from the runner-up, two (trial 1): +20.0% (too few for an interval) on 1 seeds" in said
 
 
 def said_of(some: History) -> str:
@@ -234,7 +246,7 @@ def said_of(some: History) -> str:
 def test_a_clear_winner_is_said_to_be_ahead() -> None:
     said = said_of(contest([[True] * 38 + [False] * 2] * 2, [[True] * 10 + [False] * 30] * 2))
     assert "Winner: one (trial 0), chosen by validation: 95.0% over 2 seed(s)." in said
-    assert "It is ahead of the runner-up, two (trial 1), by +70.0% [" in said
+    assert "It is ahead of the runner-up, two (trial 1): +70.0% [" in said
     assert "distinguishable" not in said
     assert "The winner is its method's default configuration" in said
     assert "without validation labels" in said

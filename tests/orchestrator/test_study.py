@@ -33,6 +33,7 @@ def refused(**fields: Any) -> str:
     [
         ({}, ["data", "data: digits"]),
         ({"data": 3}, ["data", "got 3"]),
+        ({"data": []}, ["data: must be a path", "got []"]),
         ({"data": np.zeros((50, 60))}, ["data: must be a path", "array"]),
         ({"data": "digits", "methods": ["simclt"]}, ["simclt", "did you mean simclr?"]),
         ({"data": "digits", "methods": "qqqq"}, ["qqqq", "known are"]),
@@ -88,6 +89,12 @@ def refused(**fields: Any) -> str:
 def test_a_bad_study_is_refused_in_one_line(fields: dict[str, Any], words: list[str]) -> None:
     text = refused(**fields)
     assert all(word in text for word in words), text
+
+
+def test_a_heading_without_lines_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("data: digits\nmethods: [simclr]\nsearch:\n  # simclr.lr: 0.01\nselection:\n")
+    assert load_study(path).resolved() == load_study(path, ["search={}", "selection={}"]).resolved()
 
 
 def test_every_refusal_is_a_study_error() -> None:

@@ -20,7 +20,7 @@ def course(history: History) -> list[tuple[Any, ...]]:
         (
             *(t.job.key, t.job.trial, t.job.method, sorted(t.job.values.items()), t.job.seed, t.job.purpose),
             *(t.status, t.reason, t.epochs, t.seconds),
-            [(r.epoch, r.value, None if r.correct is None else r.correct.tolist()) for r in t.rungs],
+            [(r.epoch, r.value, None if r.units is None else r.units.tolist()) for r in t.rungs],
             [e.epoch for e in history.curve(t.job.key)],
         )
         for t in history.trials.values()

@@ -100,7 +100,7 @@ def told(reports: list[Report]) -> list[tuple[Any, ...]]:
                 r.rung.low,
                 r.rung.high,
                 r.rung.asked,
-                np.asarray(r.rung.correct).tolist(),
+                np.asarray(r.rung.units).tolist(),
             ),
         )
         for r in reports
@@ -202,13 +202,15 @@ def test_what_is_scored_and_saved(setup: SlotSetup) -> None:
     assert one.rung is not None
     assert last.rung is not None
     assert (one.rung.asked, one.rung.n) == ("validation", 16)
-    assert last.rung.correct is not None
-    assert last.rung.value == pytest.approx(last.rung.correct.mean())
+    assert last.rung.units is not None
+    assert last.rung.value == pytest.approx(last.rung.units.mean())
     assert one.checkpoint == last.checkpoint
     assert not list(Path(setup.folder).rglob("*.tmp"))
     probe = drive(run, job("simclr"))[-1].rung
     assert probe is not None
     assert (probe.asked, probe.n) == ("budget", 36)
+    assert probe.units is not None
+    assert len(probe.units) == len(last.rung.units) == 16, "both keep their answers to the validation images, and pair"
 
 
 def test_a_refit_sees_the_whole_budget_and_is_not_scored(setup: SlotSetup) -> None:

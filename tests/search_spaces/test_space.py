@@ -207,6 +207,34 @@ def test_defaults_move_to_the_nearest_power_of_two() -> None:
     assert space.defaults("contrast").values["batch_size"] == 32
 
 
+@dataclass(frozen=True)
+class Queued:
+    queue: int = knob(1024, Int(256, 65536, power_of_two=True), legal=Int(1, 1048576), within_images=True)
+    words: int = knob(500, Int(100, 2000), legal=Int(1, 10000), within_images=True)
+
+
+@pytest.mark.parametrize(
+    ("images", "queues", "words"),
+    [
+        (None, (256, 65536), (100, 2000)),
+        (5000, (256, 4096), (100, 2000)),
+        (200, (128, 128), (100, 200)),
+        (50, (32, 32), (50, 50)),
+    ],
+)
+def test_what_is_tried_stays_within_the_training_images(
+    images: int | None, queues: tuple[int, int], words: tuple[int, int]
+) -> None:
+    space = Space({"queued": Queued}, images=images)
+    default = space.defaults("queued").values
+    assert default == {"queue": min(1024, queues[1]), "words": min(500, words[1])}
+    found = [s.values for s, _ in draws(space, 60)]
+    for name, (low, high) in (("queue", queues), ("words", words)):
+        drawn = [int(v[name]) for v in found]
+        assert low <= min(drawn) <= max(drawn) <= high
+        assert len(set(drawn)) > 1 or low == high
+
+
 def test_exact_names_win_over_patterns_and_later_patterns_over_earlier() -> None:
     exact_first = Space(BOTH, {"contrast.batch_size": 16, "*.batch_size": 32})
     assert exact_first.override("contrast", "batch_size") == 16
