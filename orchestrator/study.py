@@ -6,7 +6,7 @@ import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import yaml
@@ -159,9 +159,10 @@ class Study(_Strict):
     def _known_kind(cls, value: object, info: Any) -> object:
         if isinstance(value, Path):
             return str(value)
-        listed = isinstance(value, list | tuple) and all(isinstance(v, str | os.PathLike | np.ndarray) for v in value)
+        listed = isinstance(value, list | tuple) and len(value) > 0
+        listed = listed and all(isinstance(v, str | os.PathLike | np.ndarray) for v in cast(Sequence[object], value))
         share = info.field_name == "test" and (value is None or isinstance(value, float))
-        if not (isinstance(value, str) or (listed and len(value)) or share):
+        if not (isinstance(value, str) or listed or share):
             raise ValueError("must be a path, a name, a list of them or a tuple of arrays")
         return value
 
