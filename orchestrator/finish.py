@@ -58,8 +58,9 @@ def finish(
 def test_finalists(
     board: list[Finalist], shared: SlotSetup, split: Split, sweep: Sweep, plan: ResourcePlan, remote: bool
 ) -> None:
-    """Asks the test set about every finalist's models, each once."""
-    assert split.test is not None
+    """Asks the test set, where there is one, about every finalist's models, each once."""
+    if split.test is None:
+        return
     known = {score.key for score in sweep.history.tests}
     wanted = [t for f in board for t in f.tested if t.job.key not in known and t.checkpoint is not None]
     if not wanted:
@@ -89,7 +90,7 @@ def write_outputs(study: Study, split: Split, folder: RunFolder, history: Histor
     frame = leaderboard(history, knob_columns(study))
     write_text(folder.leaderboard, frame.to_csv(index=False))
     write_optuna(study, history, folder.optuna)
-    said = verdict(history, split.holdout)
+    said = verdict(history, split)
     write_text(folder.verdict, "\n".join(said.sentences) + "\n")
     write_report(folder, study, split, history, said)
 

@@ -51,7 +51,8 @@ class Rung:
         value: what the search maximises.
         n: images (or episodes) scored.
         low, high: 95% interval of the score's value.
-        asked: which labels were scored: the ``validation`` part, the whole ``budget`` (cross-validated), or ``episodes``.
+        asked: which labels were scored: the ``validation`` part, the whole ``budget`` (cross-validated), ``episodes``, or the
+            episodes of all ``turns`` of a cross-validation by group.
         correct: per image, where scoring is per image.
         seconds: spent scoring.
     """
@@ -61,7 +62,7 @@ class Rung:
     n: int
     low: float
     high: float
-    asked: Literal["validation", "budget", "episodes"]
+    asked: Literal["validation", "budget", "episodes", "turns"]
     correct: np.ndarray | None
     seconds: float
 
