@@ -292,6 +292,9 @@ class EpisodeSampler:
         else:
             members = [np.flatnonzero(usable)]
         self._tasks = [task_set(rows, labels[rows], shape.ways, need) for rows in members]
+        mixed = shape.within_group and shape.across > 0
+        rows = np.flatnonzero(usable)
+        self._everything = task_set(rows, labels[rows], shape.ways, need) if mixed else None
 
     def indices(self, step: int, rows: slice | None = None) -> tuple[Tensor, Tensor]:
         """Positions of one meta-batch: support int64 [t, N*K] and query int64 [t, N*Q], class by class."""
@@ -302,7 +305,10 @@ class EpisodeSampler:
         try:
             for row, number in enumerate(numbers):
                 random.seed(seed_of(self.seed, "episode", step, number))
-                tasks = self._tasks[0] if len(self._tasks) == 1 else random.choice(self._tasks)
+                if self._everything is not None and random.random() < self.shape.across:
+                    tasks = self._everything
+                else:
+                    tasks = self._tasks[0] if len(self._tasks) == 1 else random.choice(self._tasks)
                 drawn[row] = tasks[0].view(n, k + q)
         finally:
             random.setstate(before)

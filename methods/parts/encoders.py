@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from methods.parts.averaged import AveragedEncoder
 from methods.parts.cnn import Conv4, ResNet
 from methods.parts.composites import LAB_STD, GreyEncoder, LabEncoder
 from methods.parts.encoder_base import Encoder, Options, Shape, Statistics, scaled
@@ -101,6 +102,13 @@ def _grey(shape: Shape, mean: Statistics, std: Statistics, width: float, options
     return GreyEncoder(_build(name, shape, mean, std, width, inner))
 
 
+def _averaged(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    name, inner = _inner({key: value for key, value in options.items() if key != "test_views"})
+    views = options["test_views"]
+    assert isinstance(views, int)
+    return AveragedEncoder(_build(name, shape, mean, std, width, inner), views)
+
+
 ENCODERS: dict[str, Builder] = {
     "resnet_small": _resnet(BasicBlock, 16, [1, 1, 2], [16, 32, 128], stride=2),
     "conv4": _conv4,
@@ -109,7 +117,7 @@ ENCODERS: dict[str, Builder] = {
     "resnet34": _resnet(BasicBlock, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
     "resnet50": _resnet(Bottleneck, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
 }
-COMPOSED: dict[str, Builder] = {"pair": _pair, "lab": _lab, "grey": _grey}
+COMPOSED: dict[str, Builder] = {"pair": _pair, "lab": _lab, "grey": _grey, "averaged": _averaged}
 """Encoders that methods compose of others: they can be saved and loaded, but are no choice of a study's."""
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50")
