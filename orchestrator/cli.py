@@ -110,6 +110,22 @@ def predict(
         typer.echo(out)
 
 
+@app.command(epilog="Example: labelwise oneshot runs/omniglot path/to/all_runs --out answers.csv")
+def oneshot(
+    directory: DIRECTORY,
+    runs: Annotated[Path, typer.Argument(help="A folder or zip of runs: training/, test/ and class_labels.txt in each.")],
+    out: Annotated[Path | None, typer.Option(help="CSV file of every answer: run, file, answer, truth.")] = None,
+) -> None:
+    """The winner's error on a fixed list of one-shot runs, laid out as Omniglot's one-shot classification task."""
+    from orchestrator.oneshot import one_shot
+    from orchestrator.study import write_text
+
+    score = one_shot(directory, runs)
+    if out is not None:
+        write_text(out, score.answers.to_csv(index=False))
+    typer.echo(score.describe())
+
+
 @app.command(epilog="Example: labelwise methods simclr")
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method; all by default.")] = None,
