@@ -39,11 +39,14 @@ class Selection(_Strict):
         seeds: with how many fresh seeds each.
         refit: whether methods that learn from labels are also trained on the whole label budget, validation labels
             included, for the test score and the exported model. Few-shot studies refit after a cross-validation only.
+        join: few-shot: the exported encoder is the trainings of all seeds together, their embeddings side by side. The scores
+            stay those of single trainings.
     """
 
     top: int = Field(3, ge=1)
     seeds: int = Field(3, ge=1)
     refit: bool = True
+    join: bool = False
 
 
 class FewShotTask(_Strict):
@@ -186,15 +189,17 @@ class Study(_Strict):
             raise StudyError(f"test as a share must lie between 0 and 1, got {self.test}")
         if self.test == NO_TEST and self.task != "few_shot":
             raise StudyError(f"test: {NO_TEST} is for task: few_shot, got {self.task}; leave test out for a holdout")
-        self._check_turns()
+        self._check_few_shot()
         if self.labels != "all" and self.labels < 2:
             raise StudyError(f"labels must be 'all' or a number of at least 2, got {self.labels}")
         self.scoring()
         self.space()
         return self
 
-    def _check_turns(self) -> None:
+    def _check_few_shot(self) -> None:
         task = self.few_shot
+        if self.selection.join and self.task != "few_shot":
+            raise StudyError(f"selection.join is for task: few_shot, got {self.task}; leave it out")
         if not task.cross_validate:
             return
         if self.task != "few_shot":

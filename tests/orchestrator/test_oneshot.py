@@ -24,7 +24,10 @@ from methods.data.oneshot_runs import LABELS
 from methods.data.records import ImageSet, Source
 from methods.data.sources import load
 from methods.data.views import select
-from methods.parts.averaged import AveragedEncoder
+from methods.parts.averaged import AveragedEncoder, averaged
+from methods.parts.distances import similarity_logits
+from methods.parts.encoders import EncoderSpec, build_encoder, load_encoder, save_encoder
+from methods.parts.joined import JoinedEncoder
 from methods.protocols.contract import mean_interval
 from methods.world import World
 from orchestrator import Result, Study, resume, run
@@ -51,7 +54,7 @@ STUDY: dict[str, Any] = {
     "trials": 2,
     "epochs": 1,
     "epoch_images": 40,
-    "selection": {"top": 1, "seeds": 1},
+    "selection": {"top": 1, "seeds": 2, "join": True},
     "search": {"prototypical.ways": 5, "prototypical.queries": 1, "prototypical.tasks": 1, "prototypical.test_views": 3},
     "precision": "fp32",
 }
@@ -106,8 +109,9 @@ def write(data: ImageSet, position: int, path: Path) -> None:
 def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result) -> None:
     history = History.read(finished.folder / "journal.jsonl")
     assert sorted(t.job.key for t in history.trials.values() if t.job.purpose != "search") == [
-        f"{history.selected[0]:04d}-{purpose}-0"  # type: ignore[index]
+        f"{history.selected[0]:04d}-{purpose}-{seed}"  # type: ignore[index]
         for purpose in ("refit", "retrain")
+        for seed in range(2)
     ]
     for trial in history.trials.values():
         asked = [(r.asked, r.n) for r in trial.rungs]
@@ -120,10 +124,13 @@ def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result)
     assert scores["test"] == []
     assert scores["trained_on_validation_labels"]
     assert best.test.n == 0
-    refit = next(t for t in history.trials.values() if t.job.purpose == "refit")
-    weights = torch.load(str(refit.checkpoint), weights_only=True)["training"]["learner"]
-    encoder = best.load_encoder()
-    assert torch.equal(encoder.state_dict()["sight.blocks.0.0.weight"], weights["f.sight.blocks.0.0.weight"])
+    refits = [t.checkpoint for t in history.trials.values() if t.job.purpose == "refit"]
+    weights = [torch.load(str(path), weights_only=True)["training"]["learner"] for path in refits]
+    exported = best.load_encoder().state_dict()
+    for k in range(2):
+        name = "sight.blocks.0.0.weight"
+        assert torch.equal(exported[f"members.{k}.{name}"], weights[k][f"f.{name}"])
+    assert scores["joined"] == 2
 
 
 def test_leaderboard_and_report_say_that_no_test_was_made(finished: Result, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +165,8 @@ def test_its_best_model_embeds_a_folder_of_images(finished: Result, glyphs: Imag
     assert list(frame["file"]) == [f"{position:05d}.png" for position in chosen]
     assert finished.best is not None
     encoder = finished.best.load_encoder()
-    assert isinstance(encoder, AveragedEncoder)
+    assert isinstance(encoder, JoinedEncoder)
+    assert all(isinstance(member, AveragedEncoder) for member in encoder.members)
     assert list(frame.columns[1:]) == [f"e{k}" for k in range(encoder.dim)]
     with torch.no_grad():
         expected = encoder(glyphs.images.take(torch.tensor(chosen)))
@@ -211,6 +219,26 @@ def test_official_runs_are_answered_by_the_nearest_image(
     assert said.startswith(f"one-shot error {mean:.1%} [")
     assert said.endswith("over 2 runs, 10 images, by euclidean")
     assert len(pd.read_csv(tmp_path / "answers.csv")) == 10
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_a_joined_encoder_compares_by_all_its_members(unit: bool, tmp_path: Path) -> None:
+    """Squared distances are the members' sums, cosines the members' means; also after a trip through its file."""
+    members = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        members.append(averaged(build_encoder(EncoderSpec("conv4"), (1, 12, 12), (0.5,), (0.3,)), 2).eval())
+    images = torch.randint(0, 256, (5, 1, 12, 12), dtype=torch.uint8)
+    save_encoder(tmp_path / "encoder.pt", JoinedEncoder(members, unit))
+    joined = load_encoder(tmp_path / "encoder.pt")
+    with torch.no_grad():
+        z, each = joined(images), [member(images) for member in members]
+    distance = "cosine" if unit else "euclidean"
+    combine = torch.mean if unit else torch.sum
+    expected = combine(torch.stack([similarity_logits(one[None], one[None], distance, 1.0)[0] for one in each]), dim=0)
+    torch.testing.assert_close(similarity_logits(z[None], z[None], distance, 1.0)[0], expected, rtol=1e-4, atol=1e-4)
+    assert joined.dim == z.shape[1] == 3 * members[0].dim
+    assert set(joined.maps(images)) == set(joined.layers)
 
 
 def test_the_distance_is_the_one_that_was_trained() -> None:
@@ -310,12 +338,16 @@ def test_shared_images_and_classes(refuse: Callable[..., str], tmp_path: Path) -
     ("changes", "words"),
     [
         ({"task": "classification", "few_shot": {}}, "test: none is for task: few_shot, got classification"),
-        ({"task": "classification", "test": None}, "few_shot.cross_validate is for task: few_shot, got classification"),
+        (
+            {"task": "classification", "test": None, "selection": {}},
+            "few_shot.cross_validate is for task: few_shot, got classification",
+        ),
         ({"few_shot": {**TASK, "hold_out": "class"}}, "leaves out whole groups, got hold_out: class"),
         (
             {"selection": {"top": 1, "seeds": 1, "refit": False}},
             "selection.refit: true, since every turn's model lacks a group",
         ),
+        ({"task": "classification", "test": None, "few_shot": {}}, "selection.join is for task: few_shot, got classification"),
         ({"protocol": "knn"}, "few_shot.cross_validate is for protocol few_shot, got knn"),
         ({"few_shot": {**TASK, "test_groups": ["greek"]}}, "got greek beside test: none"),
     ],

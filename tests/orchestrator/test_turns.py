@@ -18,6 +18,7 @@ from methods.parts.encoders import EncoderSpec
 from methods.protocols import protocol
 from methods.training import Training, TrainSettings
 from methods.world import World
+from orchestrator.finish import export
 from orchestrator.records import Job, Report, SlotSetup
 from orchestrator.trial import TrialRun, examine, load_training, trained
 from search_spaces.domains import build
@@ -133,6 +134,11 @@ def test_the_refit_trains_one_model_on_all_groups(setup: SlotSetup) -> None:
     model = load_training(setup, work, path, torch.device("cpu")).learner.predictor()
     assert model is not None
     assert model(setup.split.train.images.take(torch.arange(2))).shape == (2, 12)
+    # Of the training classes alone, so that it is not exported and prediction embeds.
+    whole = trained(load_training(setup, work, path, torch.device("cpu")))
+    export(whole, setup, Path(setup.folder))
+    assert (Path(setup.folder) / "encoder.pt").is_file()
+    assert not (Path(setup.folder) / "predictor.pt").exists()
     test = split_few_shot(Source(drawings()), test=drawings(seed=1)).test
     assert test is not None
     assert examine(setup, work, path, test, torch.device("cpu")).n == 20
