@@ -111,13 +111,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """N-way K-shot: ``tasks`` episodes a step, each of ``ways`` classes with ``shots`` support and ``queries`` query images."""
+    """N-way K-shot: ``tasks`` episodes a step, each of ``ways`` classes with ``shots`` support and ``queries`` query images.
+
+    ``within_group`` takes an episode's classes from one group; even so a share ``across`` of the episodes, drawn one by one,
+    takes them from all groups.
+    """
 
     tasks: int
     ways: int
     shots: int
     queries: int
     within_group: bool = False
+    across: float = 0.0
 
     @property
     def images(self) -> int:

@@ -120,7 +120,7 @@ class Context:
         return build_encoder(self.encoder, self.shape, self.data.mean, self.data.std, width=width)
 
     def augment(self, recipe: str, strength: float = 1.0, mask_ratio: float | None = None) -> Augment:
-        """One of the four recipes (weak, simclr, strong, crop_flip); mirrored only where that keeps the image's meaning."""
+        """One of the recipes (weak, simclr, strong, crop_flip, strokes); mirrored only where that keeps the image's meaning."""
         return augmentation(recipe, strength=strength, flip=self.data.flip, mask_ratio=mask_ratio)
 
 

@@ -64,14 +64,17 @@ def resume(
 
 @app.command(epilog="Example: labelwise leaderboard runs/demo --json")
 def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False) -> None:
-    """Prints the leaderboard of a run folder, finished or not."""
+    """Prints the leaderboard of a run folder, finished or not, and what may be said of a winner."""
+    from orchestrator.folder import RunFolder
     from orchestrator.result import read_leaderboard
 
     frame = read_leaderboard(directory)
     if as_json:
         typer.echo(frame.to_json(orient="records", indent=2))
     else:
-        Console().print(_board(frame))
+        console = Console()
+        console.print(_board(frame))
+        _say_verdict(console, RunFolder.open(directory).verdict)
 
 
 @app.command(epilog="Example: labelwise report runs/demo")
@@ -105,6 +108,22 @@ def predict(
 
         write_text(out, text)
         typer.echo(out)
+
+
+@app.command(epilog="Example: labelwise oneshot runs/omniglot path/to/all_runs --out answers.csv")
+def oneshot(
+    directory: DIRECTORY,
+    runs: Annotated[Path, typer.Argument(help="A folder or zip of runs: training/, test/ and class_labels.txt in each.")],
+    out: Annotated[Path | None, typer.Option(help="CSV file of every answer: run, file, answer, truth.")] = None,
+) -> None:
+    """The winner's error on a fixed list of one-shot runs, laid out as Omniglot's one-shot classification task."""
+    from orchestrator.oneshot import one_shot
+    from orchestrator.study import write_text
+
+    score = one_shot(directory, runs)
+    if out is not None:
+        write_text(out, score.answers.to_csv(index=False))
+    typer.echo(score.describe())
 
 
 @app.command(epilog="Example: labelwise methods simclr")
@@ -176,13 +195,18 @@ def _conclude(result: Any) -> None:
     frame = result.leaderboard()
     console = Console()
     console.print(_board(frame))
-    for sentence in (result.folder / "verdict.txt").read_text(encoding="utf-8").splitlines():
-        console.print(sentence, highlight=False)
+    _say_verdict(console, result.folder / "verdict.txt")
     console.print(f"\nReport       {result.folder / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(f"TensorBoard  tensorboard --logdir {result.folder / 'tensorboard'}", highlight=False, soft_wrap=True)
     console.print(f"Use it       labelwise predict {result.folder} IMAGES", highlight=False, soft_wrap=True)
     if result.best is None:
         raise UserError(f"no trial finished; the reasons stand in {result.folder / 'leaderboard.csv'}")
+
+
+def _say_verdict(console: Console, file: Path) -> None:
+    if file.is_file():
+        for sentence in file.read_text(encoding="utf-8").splitlines():
+            console.print(sentence, highlight=False)
 
 
 def _board(frame: Any, rows: int = 20) -> Table:

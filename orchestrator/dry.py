@@ -23,7 +23,8 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     setup = slot_setup(study, split, RunFolder(target), plan)
     # Measured in this one process: the slots compute at the same time with the same number of threads each.
     epochs = seconds_per_epoch(dataclasses.replace(setup), study.space(len(split.train)))
-    full = {name: each * study.epochs / study.workers for name, each in epochs.items()}
+    turns = len(split.judged())
+    full = {name: each * study.epochs * turns / study.workers for name, each in epochs.items()}
     mean = sum(full.values()) / len(full)
     survivors = 1 / study.reduction
     rungs = study.rungs()
@@ -31,13 +32,14 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
         survivors ** (i + 1) * (rungs[i + 1] - rungs[i]) / study.epochs for i in range(len(rungs) - 1)
     )
     searched = sum(full.values()) + (study.trials - len(full)) * mean * kept
-    retrained = study.selection.top * study.selection.seeds * mean * (2 if study.selection.refit else 1)
+    refits = (1 / turns if split.turns or study.task == "classification" else 0) if study.selection.refit else 0
+    retrained = study.selection.top * study.selection.seeds * mean * (1 + refits)
     minutes = (searched + retrained) / plan.slots / 60
     c, h, w = split.train.images.shape
     lines = [
         f"data: {len(split.train)} training images of {c}x{h}x{w}, {len(split.labelled)} labels to train on, "
-        f"{len(split.validation)} to validate, {len(split.test) if split.test else 0} test images"
-        f"{' (held out)' if split.holdout else ''}",
+        f"{len(split.validation)} to validate{f' ({turns} groups in turn)' if split.turns else ''}, "
+        f"{len(split.test) if split.test else 'no'} test images{' (held out)' if split.holdout else ''}",
         plan.describe(),
         *(f"{name}: {each:.1f} s an epoch, {full[name]:.0f} s to epoch {study.epochs}" for name, each in epochs.items()),
         f"estimate: about {minutes:.0f} min for {study.trials} trials and the finalists' retraining, scoring not counted",

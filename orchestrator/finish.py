@@ -20,11 +20,13 @@ from methods.data.records import Labelled, Split
 from methods.parts.encoders import save_encoder
 from methods.parts.files import written_whole
 from methods.parts.heads import save_predictor
+from methods.parts.joined import JoinedEncoder
 from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Trained
 from orchestrator.folder import RunFolder
 from orchestrator.journal import Chosen, History, Tested
 from orchestrator.leaderboard import Finalist, finalists, leaderboard, verdict
+from orchestrator.oneshot import distance_of
 from orchestrator.records import Job, SlotSetup, TestScore
 from orchestrator.report import write_report
 from orchestrator.result import Result, knob_columns
@@ -51,7 +53,7 @@ def finish(
     write_outputs(study, split, folder, history)
     board = finalists(history)
     if board and board[0].exported is not None:
-        export_best(board[0], shared, folder)
+        export_best(board[0], shared, folder, study.selection.join)
     shutil.rmtree(folder.scratch, ignore_errors=True)
     return Result.open(folder.path)
 
@@ -59,8 +61,9 @@ def finish(
 def test_finalists(
     board: list[Finalist], shared: SlotSetup, split: Split, sweep: Sweep, plan: ResourcePlan, remote: bool
 ) -> None:
-    """Asks the test set about every finalist's models, each once."""
-    assert split.test is not None
+    """Asks the test set, where there is one, about every finalist's models, each once."""
+    if split.test is None:
+        return
     known = {score.key for score in sweep.history.tests}
     wanted = [t for f in board for t in f.tested if t.job.key not in known and t.checkpoint is not None]
     if not wanted:
@@ -90,7 +93,7 @@ def write_outputs(study: Study, split: Split, folder: RunFolder, history: Histor
     frame = leaderboard(history, knob_columns(study))
     write_text(folder.leaderboard, frame.to_csv(index=False))
     write_optuna(study, history, folder.optuna)
-    said = verdict(history, split.holdout)
+    said = verdict(history, split)
     write_text(folder.verdict, "\n".join(said.sentences) + "\n")
     write_report(folder, study, split, history, said)
 
@@ -108,8 +111,12 @@ def write_optuna(study: Study, history: History, path: Path) -> None:
 
 
 def classifier_of(model: Trained, shared: SlotSetup) -> nn.Module | None:
-    """The method's own classifier, else a linear probe on the whole budget; None after a few-shot study."""
-    if model.predictor is not None or shared.protocol.name == "few_shot":
+    """The method's own classifier, else a linear probe on the whole budget; None after a few-shot study, even where the method
+    has a classifier of the training classes: those are not the ones that matter there.
+    """
+    if shared.protocol.name == "few_shot":
+        return None
+    if model.predictor is not None:
         return model.predictor
     return PROTOCOLS["linear"]().score(model, shared.split.budget(), None, shared.seed).predictor
 
@@ -127,14 +134,23 @@ def export(model: Trained, shared: SlotSetup, folder: Path) -> None:
         save_predictor(folder / "predictor.pt", predictor, shared.split.labelled.data.classes)
 
 
-def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder) -> None:
-    """``best/``, made whole beside its place and then moved there."""
+def joined(best: Finalist, shared: SlotSetup) -> Trained:
+    """The winner's trainings of all seeds as one encoder that is compared by the distance it was trained by."""
+    paths = [(t.job, t.checkpoint) for t in best.tested if t.checkpoint is not None]
+    models = [trained(load_training(shared, job, path, torch.device("cpu"))) for job, path in paths]
+    if len(models) == 1 or not models[0].encoder.name:
+        return models[0]
+    unit = distance_of(best.trial.job.values) == "cosine"
+    return Trained(JoinedEncoder([model.encoder for model in models], unit))
+
+
+def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool = False) -> None:
+    """``best/``, made whole beside its place and then moved there; ``join`` as in ``Selection``."""
     source = best.exported
     assert source is not None
     assert source.checkpoint is not None
     temporary = Path(tempfile.mkdtemp(dir=folder.path, prefix=".best."))
-    training = load_training(shared, source.job, source.checkpoint, torch.device("cpu"))
-    model = trained(training)
+    model = joined(best, shared) if join else trained(load_training(shared, source.job, source.checkpoint, torch.device("cpu")))
     export(model, shared, temporary)
     shutil.copyfile(source.checkpoint, temporary / "checkpoint.pt")
     job = source.job
@@ -147,6 +163,7 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder) -> None:
         "validation_per_seed": [t.value for t in best.retrained],
         "test": [asdict(score) for score in best.tests],
         "trained_on_validation_labels": bool(best.refits),
+        "joined": len(model.encoder.members) if isinstance(model.encoder, JoinedEncoder) else 1,
         "classes": list(shared.split.labelled.data.classes),
     }
     write_text(temporary / "scores.json", json.dumps(scores, indent=2))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from methods.data.records import Split
 from methods.protocols.contract import difference_of
 from orchestrator.journal import History
 from orchestrator.records import Rung, TestScore, Trial
@@ -139,7 +140,7 @@ def _paired(a: Sequence[Rung], b: Sequence[Rung]) -> Interval:
     mean_a, mean_b = (np.mean([r.units.astype(np.float64) for r in rungs if r.units is not None], axis=0) for rungs in (a, b))
     yes_or_no = len(a) == 1 and a[0].units is not None and a[0].units.dtype == bool
     found = difference_of(mean_a - mean_b, yes_or_no)
-    what = "episodes" if a[0].asked == "episodes" else "validation images"
+    what = "episodes" if a[0].asked in ("episodes", "turns") else "validation images"
     return Interval(found.mean, found.low, found.high, found.n, f"{what}, paired")
 
 
@@ -166,24 +167,34 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-def verdict(history: History, holdout: bool) -> Verdict:
-    """The honest reading of a finished study."""
+def verdict(history: History, split: Split) -> Verdict:
+    """The honest reading of a finished study.
+
+    Args:
+        split: how its data was divided: where the test came from, if there was one, and whether groups validated in turn.
+    """
     board = finalists(history)
     if not board:
         return Verdict(("No trial finished, so there is no winner; the reasons stand in the leaderboard.",))
     best = board[0]
     job = best.trial.job
+    turns = f", each the mean over {len(split.turns)} groups left out in turn" if split.turns else ""
     said = [
-        f"Winner: {job.method} (trial {job.trial}), chosen by validation: {best.val:.1%} over {len(best.retrained)} seed(s)."
+        f"Winner: {job.method} (trial {job.trial}), chosen by validation: {best.val:.1%} over {len(best.retrained)} seed(s)"
+        f"{turns}."
     ]
     tests = best.test_values()
     if tests:
         spread = f", sd {np.std(tests, ddof=1):.1%}" if len(tests) > 1 else ""
         first = best.tests[0]
-        taken = "held out from your data" if holdout else "your test set"
+        taken = "held out from your data" if split.holdout else "your test set"
         said.append(
             f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} seed(s), {first.n} images or episodes ({taken}); "
             f"95% interval of one model by the test set's size alone: {first.low:.1%} to {first.high:.1%}."
+        )
+    elif split.test is None:
+        said.append(
+            "No test was made (test: none). The validation score chose the winner, so for new classes it is optimistic."
         )
     if len(board) > 1:
         gap = compare(best, board[1])
@@ -197,11 +208,11 @@ def verdict(history: History, holdout: bool) -> Verdict:
         else:
             said.append(f"It is not distinguishable from the runner-up, {name}: {_told(gap)}.")
     said.append(_against_defaults(history, best))
-    said.append(
-        "The exported model was trained on the whole label budget, validation labels included."
-        if best.refits
-        else "The exported encoder was trained without validation labels; a probe on it may use the whole budget."
-    )
+    if best.refits:
+        what = "all groups" if split.turns else "the whole label budget, validation labels included"
+        said.append(f"The exported model was trained on {what}.")
+    else:
+        said.append("The exported encoder was trained without validation labels; a probe on it may use the whole budget.")
     said.append("The spread over seeds does not include the luck of which images were labelled.")
     return Verdict(tuple(said))
 

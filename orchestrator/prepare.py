@@ -7,13 +7,16 @@ from importlib.metadata import version
 
 import torch
 
+from methods.batch import EpisodeShape
 from methods.data import budget, episodic
-from methods.data.records import Source, Split
+from methods.data.records import Labelled, Source, Split
 from methods.data.sources import load
+from methods.protocols.few_shot import FewShot
 from methods.world import World
 from orchestrator.records import Job, SlotSetup
 from orchestrator.study import Study
 from orchestrator.trial import training_of
+from search_spaces.domains import UserError
 from search_spaces.space import Space
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "learn2learn", "tensorboard", "numpy", "scikit-learn")
@@ -28,25 +31,46 @@ def versions() -> dict[str, str]:
 def load_split(study: Study) -> Split:
     """Loads and divides the study's data. Raises UserError in one line where it cannot be read or used."""
     source = load(study.data, size=study.size, on_bad_image=study.on_bad_image)
-    test: float | Source | None
-    if study.test is None or isinstance(study.test, float):
+    test: float | Source | None = None
+    if isinstance(study.test, float):
         test = study.test
-    else:
+    elif study.test not in (None, episodic.NO_TEST):
         channels, height, width = source.train.images.shape
         test = load(study.test, size=(height, width), channels=channels, on_bad_image=study.on_bad_image)
     if study.task == "classification":
         return budget.split(source, labels=study.labels, test=test, seed=study.seed)
-    task = study.few_shot
-    return episodic.split_few_shot(
+    return _few_shot_split(study, source, test)
+
+
+def _few_shot_split(study: Study, source: Source, test: float | Source | None) -> Split:
+    """The division by class, in which every part that is asked holds the study's episodes."""
+    task, scoring = study.few_shot, study.scoring()
+    of = scoring if isinstance(scoring, FewShot) else task
+    shape = EpisodeShape(1, of.ways, of.shots, of.queries, of.within_group)
+    split = episodic.split_few_shot(
         source,
-        test=test if isinstance(test, Source) else None,
+        test=episodic.NO_TEST if study.test == episodic.NO_TEST else test if isinstance(test, Source) else None,
         test_groups=task.test_groups,
         by=task.hold_out,
         test_share=test if isinstance(test, float) else episodic.SHARE,
         validation_share=task.validation,
+        cross_validate=shape if task.cross_validate else None,
         rotations=task.rotations,
         seed=study.seed,
     )
+    if isinstance(scoring, FewShot):
+        # Found out now, and not when the first trial has been trained.
+        for name, part in (("validation", split.judged()[0].validation), ("test", split.test)):
+            if part is not None:
+                _check_episodes(name, part, shape)
+    return split
+
+
+def _check_episodes(name: str, part: Labelled, shape: EpisodeShape) -> None:
+    try:
+        episodic.EpisodeSampler(part.label, part.groups(), shape, 0)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def seconds_per_epoch(setup: SlotSetup, space: Space) -> dict[str, float]:

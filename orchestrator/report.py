@@ -42,7 +42,7 @@ def write_report(folder: RunFolder, study: Study, split: Split, history: History
         study=study,
         split=split,
         image=split.train.images.shape,
-        test_size=len(split.test) if split.test is not None else 0,
+        test_size=len(split.test) if split.test is not None else None,
         verdict=said.sentences,
         board=[_finalist(f, board) for f in board],
         trials=ranked(history),

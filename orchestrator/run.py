@@ -101,7 +101,9 @@ def _carry_out(
     search = Search(study.space(len(split.train)), study.seed)
     for earlier in study.earlier:
         search.seed_from(History.read(RunFolder.open(earlier).journal).search())
-    refits = frozenset(n for n, m in shared.methods.items() if m.uses_labels and study.task == "classification")
+    # After a cross-validation every method is trained once more, for all groups; few-shot parts are otherwise never joined.
+    few_shot = study.task == "few_shot"
+    refits = frozenset(n for n, m in shared.methods.items() if (bool(split.turns) if few_shot else m.uses_labels))
     sweep = Sweep(
         search=search,
         rungs=Rungs(study.rungs(), study.reduction),

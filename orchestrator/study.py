@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from methods.catalogue import CATALOGUE, method
 from methods.contracts import Method
+from methods.data.episodic import NO_TEST
 from methods.parts.encoders import ENCODERS
 from methods.parts.files import written_whole
 from methods.protocols import protocol
@@ -37,12 +38,15 @@ class Selection(_Strict):
         top: how many configurations are retrained.
         seeds: with how many fresh seeds each.
         refit: whether methods that learn from labels are also trained on the whole label budget, validation labels
-            included, for the test score and the exported model.
+            included, for the test score and the exported model. Few-shot studies refit after a cross-validation only.
+        join: few-shot: the exported encoder is the trainings of all seeds together, their embeddings side by side. The scores
+            stay those of single trainings.
     """
 
     top: int = Field(3, ge=1)
     seeds: int = Field(3, ge=1)
     refit: bool = True
+    join: bool = False
 
 
 class FewShotTask(_Strict):
@@ -55,6 +59,8 @@ class FewShotTask(_Strict):
         hold_out: whether validation (and, without a test set, test) classes are held out by class or by whole
             group; None for groups where there are at least three.
         validation: share of the classes or groups that is held out for validation.
+        cross_validate: each group is held out for validation in turn. A configuration's score is the mean over the turns,
+            which multiply the time; the finalists are refitted on all groups for the test and the exported model.
         test_groups: only these groups of the test set are used.
         rotations: rotations by 90 degrees become classes of their own in training.
     """
@@ -66,6 +72,7 @@ class FewShotTask(_Strict):
     within_group: bool = False
     hold_out: Literal["class", "group"] | None = None
     validation: float = Field(0.2, gt=0, lt=1)
+    cross_validate: bool = False
     test_groups: tuple[str, ...] = ()
     rotations: bool = False
 
@@ -81,7 +88,8 @@ class Study(_Strict):
     Attributes:
         data: path of a folder, zip or npz; an embedded or torchvision name; several of these in a list; or, in Python, a
             tuple of arrays (images, labels).
-        test: test images: a path or name, a share of ``data`` in (0, 1), or None for a stratified holdout.
+        test: test images: a path or name, a share of ``data`` in (0, 1), or None for a stratified holdout; after ``none`` (only
+            few-shot) no test is made.
         labels: ``all``, or the label budget as a number: drawn class-balanced, validation labels included.
         task: ``classification`` or ``few_shot`` (then ``few_shot`` describes the episodes).
         methods: names from the catalogue; in Python also ``Method`` objects of your own.
@@ -186,11 +194,33 @@ class Study(_Strict):
                 raise StudyError(f"{field}: {name} is not an encoder{nearest(name, ENCODERS)}")
         if isinstance(self.test, float) and not 0 < self.test < 1:
             raise StudyError(f"test as a share must lie between 0 and 1, got {self.test}")
+        if self.test == NO_TEST and self.task != "few_shot":
+            raise StudyError(f"test: {NO_TEST} is for task: few_shot, got {self.task}; leave test out for a holdout")
+        self._check_few_shot()
         if self.labels != "all" and self.labels < 2:
             raise StudyError(f"labels must be 'all' or a number of at least 2, got {self.labels}")
         self.scoring()
         self.space()
         return self
+
+    def _check_few_shot(self) -> None:
+        task = self.few_shot
+        if self.selection.join and self.task != "few_shot":
+            raise StudyError(f"selection.join is for task: few_shot, got {self.task}; leave it out")
+        if not task.cross_validate:
+            return
+        if self.task != "few_shot":
+            raise StudyError(f"few_shot.cross_validate is for task: few_shot, got {self.task}; set the task or leave it out")
+        if task.hold_out == "class":
+            raise StudyError("few_shot.cross_validate leaves out whole groups, got hold_out: class; leave one of them out")
+        if self.scoring().name != "few_shot":
+            raise StudyError(
+                f"few_shot.cross_validate is for protocol few_shot, got {self.scoring().name}; leave one of them out"
+            )
+        if not self.selection.refit:
+            raise StudyError(
+                "few_shot.cross_validate needs selection.refit: true, since every turn's model lacks a group, got false"
+            )
 
     @property
     def method_names(self) -> list[str]:

@@ -7,7 +7,7 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from torchvision.utils import make_grid, save_image
 from methods.batch import Batch, Draws, seed_of
 from methods.contracts import Method
 from methods.data.records import IntArray, Labelled, TrainData
-from methods.protocols.contract import Score, Trained, evaluating
+from methods.protocols.contract import Score, Trained, evaluating, mean_score
 from methods.training import EpochReport, Training, TrainSettings
 from methods.world import World
 from orchestrator.records import Job, Report, Rung, SlotSetup
@@ -38,17 +38,22 @@ def settings_of(setup: SlotSetup, job: Job, method: Method) -> TrainSettings:
     )
 
 
-def training_of(setup: SlotSetup, job: Job, world: World) -> Training:
+def training_of(setup: SlotSetup, job: Job, world: World, turn: int = 0) -> Training:
     """The job's training before its first step. Raises UserError where data, method and settings do not fit."""
     method = setup.methods[job.method]
     config = build(method.config, dict(job.values), job.method)
-    data = whole_budget(setup) if job.purpose == "refit" else setup.split.train
+    data = whole_budget(setup) if job.purpose == "refit" else setup.split.judged()[turn].train
     return Training(method, config, data, settings_of(setup, job, method), world)
 
 
 def whole_budget(setup: SlotSetup) -> TrainData:
-    """The training data with the validation labels shown too: for the final fit only."""
+    """The training data with the validation labels shown too: for the final fit only.
+
+    Few-shot parts hold different classes, so there it is all training images; after a cross-validation those of all groups.
+    """
     split = setup.split
+    if split.labelled.data is not split.validation.data:
+        return split.train
     label = split.train.label.copy()
     budget = split.budget()
     label[budget.index] = budget.label
@@ -59,6 +64,36 @@ def trained(training: Training) -> Trained:
     """What the protocols score."""
     learner = training.learner
     return Trained(learner.encoder(), learner.predictor(), learner, training.method.uses_labels)
+
+
+class Lockstep:
+    """A job's trainings, an epoch at a time: one for each turn of a cross-validation, in all other cases a single one."""
+
+    def __init__(self, setup: SlotSetup, job: Job, world: World) -> None:
+        turns = 1 if job.purpose == "refit" else len(setup.split.judged())
+        self.trainings = [training_of(setup, job, world, turn) for turn in range(turns)]
+        self.first = self.trainings[0]
+
+    def train_epoch(self) -> EpochReport:
+        """One epoch of every turn: parts are means over the turns, seconds and images sums. Ends where one diverges."""
+        reports = []
+        for training in self.trainings:
+            reports.append(training.train_epoch())
+            if not reports[-1].finite:
+                break
+        last = reports[-1]
+        parts = {name: float(np.mean([r.parts[name] for r in reports if name in r.parts])) for name in last.parts}
+        seconds, images = sum(r.seconds for r in reports), sum(r.images for r in reports)
+        return EpochReport(last.epoch, last.stage, parts, seconds, images, last.finite)
+
+    def state(self) -> dict[str, Any]:
+        """The first training's state, and under ``turns`` the others'."""
+        others = [training.state() for training in self.trainings[1:]]
+        return {**self.first.state(), **({"turns": others} if others else {})}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        for training, own in zip(self.trainings, [state, *state.get("turns", [])], strict=True):
+            training.load(own)
 
 
 class TrialRun:
@@ -72,7 +107,7 @@ class TrialRun:
         self.setup, self.world = setup, world
         torch.set_num_threads(setup.threads)
         self._job: Job | None = None
-        self._training: Training | None = None
+        self._training: Lockstep | None = None
         self._seconds = 0.0
         self._failed = ""
         self._owed: EpochReport | None = None
@@ -89,7 +124,7 @@ class TrialRun:
 
     def _build(self) -> None:
         assert self._job is not None
-        training = training_of(self.setup, self._job, self.world)
+        training = Lockstep(self.setup, self._job, self.world)
         if self._job.checkpoint is not None:
             state = torch.load(self._job.checkpoint, map_location=self.world.device, weights_only=True)
             training.load(state["training"])
@@ -115,7 +150,7 @@ class TrialRun:
         if report is not None:
             return cast(Report, report)
         assert self._job is not None
-        epoch = self._training.epoch if self._training else 0
+        epoch = self._training.first.epoch if self._training else 0
         self._training = None
         return Report(self._job.key, epoch, "", {}, self._seconds, 0, "failed", self._failed)
 
@@ -127,8 +162,8 @@ class TrialRun:
         self._seconds += epoch.seconds
         if not epoch.finite:
             raise UserError(f"diverged: the loss was not a number in epoch {epoch.epoch}; a lower lr may help")
-        last = epoch.epoch == training.settings.epochs
-        judged = epoch.epoch in self.setup.rungs and epoch.epoch >= training.method.min_epochs
+        last = epoch.epoch == training.first.settings.epochs
+        judged = epoch.epoch in self.setup.rungs and epoch.epoch >= training.first.method.min_epochs
         refit = job.purpose == "refit"
         rung = self._score() if (judged or last) and not refit and self.world.rank == 0 else None
         if last and self.world.rank == 0 and self._shows():
@@ -150,7 +185,7 @@ class TrialRun:
         assert self._training is not None
         started = time.perf_counter()
         with torch.random.fork_rng():
-            score, asked = validate(self.setup, self._training)
+            score, asked = validate(self.setup, self._training.trainings)
         objective = cast(Callable[[Score], float] | None, self.setup.objective)
         value = float(objective(score)) if objective else score.value
         if value != value:
@@ -158,7 +193,7 @@ class TrialRun:
         seconds = time.perf_counter() - started
         # An objective of the user's own is no mean over units, so it cannot be paired.
         units = None if objective else comparable(score, asked, self.setup.split.validation.index)
-        return Rung(self._training.epoch, value, score.n, score.low, score.high, asked, units, seconds)
+        return Rung(self._training.first.epoch, value, score.n, score.low, score.high, asked, units, seconds)
 
     def _shows(self) -> bool:
         """Pictures are drawn for each method's defaults and for each finalist's first retraining."""
@@ -169,7 +204,7 @@ class TrialRun:
 
     def _draw(self) -> None:
         assert self._training is not None
-        training, device = self._training, self.world.device
+        training, device = self._training.first, self.world.device
         index = torch.arange(min(PICTURES, len(training.data)))
         draws = Draws(seed_of(self.setup.seed, "pictures"), len(index), slice(None), device)
         batch = Batch(index.to(device), training.data.images.take(index).to(device), draws)
@@ -196,14 +231,19 @@ def _file_name(title: str) -> str:
     return re.sub(r"[^\w ,.+-]+", "-", title)
 
 
-def validate(setup: SlotSetup, training: Training) -> tuple[Score, Any]:
-    """The validation score: episodes; a label-trained method's on the validation part; a frozen encoder's over all labels."""
-    split, model, protocol = setup.split, trained(training), setup.protocol
-    if protocol.name == "few_shot":
-        return protocol.score(model, split.labelled, split.validation, setup.seed), "episodes"
-    if training.method.uses_labels:
-        return protocol.score(model, split.labelled, split.validation, setup.seed), "validation"
-    return protocol.score(model, split.budget(), None, setup.seed), "budget"
+def validate(setup: SlotSetup, trainings: Sequence[Training]) -> tuple[Score, Any]:
+    """The validation score, in a cross-validation of all turns together.
+
+    Episodes; a label-trained method's on the validation part; a frozen encoder's over all labels.
+    """
+    few_shot = setup.protocol.name == "few_shot"
+    if not few_shot and not trainings[0].method.uses_labels:
+        return setup.protocol.score(trained(trainings[0]), setup.split.budget(), None, setup.seed), "budget"
+    scores = [
+        setup.protocol.score(trained(training), split.labelled, split.validation, setup.seed)
+        for training, split in zip(trainings, setup.split.judged(), strict=True)
+    ]
+    return mean_score(scores), "turns" if setup.split.turns else "episodes" if few_shot else "validation"
 
 
 def comparable(score: Score, asked: str, validation: IntArray) -> np.ndarray | None:
@@ -216,7 +256,7 @@ def comparable(score: Score, asked: str, validation: IntArray) -> np.ndarray | N
     if units is None:
         return None
     order = np.argsort(score.index)
-    if asked != "episodes":
+    if asked in ("validation", "budget"):
         order = order[np.isin(score.index[order], validation)]
     return units[order].astype(np.float32) if score.correct is None else score.correct[order]
 

@@ -5,9 +5,11 @@ Where test and validation classes come from:
 - a test source of its own, or ``test_groups`` of it: its classes must be new and its images must not occur in training
   (a source whose own test part has the training classes counts as one set of images);
 - ``test_groups`` without a test source: those groups (alphabets) are held out;
-- neither: a seeded share of the groups (or classes, ``by``) is held out.
+- neither: a seeded share of the groups (or classes, ``by``) is held out;
+- ``test="none"``: there is no test, and nothing is held out for one.
 
-Validation classes are a seeded share of what remains. Methods see the images of the training classes alone, all labelled;
+Validation classes are a seeded share of what remains; in a cross-validation each group in turn, and the final training sees
+all groups. Methods see the images of the training classes alone, all labelled;
 unlabelled images join their pool where nothing is held out of the source itself, since those might show held-out classes.
 """
 
@@ -18,7 +20,7 @@ import functools
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -32,17 +34,20 @@ from search_spaces.domains import UserError, nearest
 
 By = Literal["class", "group"]
 SHARE = 0.2
-TURNS = ("90", "180", "270")
+QUARTERS = ("90", "180", "270")
+NO_TEST: Final = "none"
+"""In the place of a test source: no test is made."""
 
 
 def split_few_shot(
     source: Source,
     *,
-    test: Source | ImageSet | None = None,
+    test: Source | ImageSet | Literal["none"] | None = None,
     test_groups: Sequence[str] = (),
     by: By | None = None,
     test_share: float = SHARE,
     validation_share: float = SHARE,
+    cross_validate: EpisodeShape | None = None,
     rotations: bool = False,
     seed: int = 0,
 ) -> Split:
@@ -50,11 +55,12 @@ def split_few_shot(
 
     Args:
         source: the data; its own test images are its test source unless ``test`` names another.
-        test: a test source.
+        test: a test source, or ``none`` for no test.
         test_groups: names of the groups to test on.
         by: hold out whole groups or single classes; None for groups where there are at least three.
         test_share: share of groups or classes held out where no test source and no groups are named.
         validation_share: share of the remaining groups or classes that validate.
+        cross_validate: every remaining group that holds an episode of this shape validates in turn; see ``Split.turns``.
         rotations: the training classes turned by 90, 180 and 270 degrees are further classes (training only).
         seed: of all draws.
     Returns:
@@ -69,42 +75,72 @@ def split_few_shot(
         if not 0 < share < 1:
             raise UserError(f"{name} must lie between 0 and 1, got {share}; {SHARE} is the default")
     data = source.train
-    given = test.train if isinstance(test, Source) else test
+    untested = test == NO_TEST
+    if untested and test_groups:
+        raise UserError(f"test_groups name what to test on, got {test_groups[0]} beside test: {NO_TEST}; leave one of them out")
+    given = test.train if isinstance(test, Source) else None if isinstance(test, str) else test
     if given is None and source.test is not None:
         if set(source.test.classes) & set(data.classes):
             data = join([data, source.test])
-        else:
+        elif not untested:
             given = source.test
-    _some_classes(data, *((3, "to train, to validate and to test") if given is None else (2, "to train and to validate")))
+    apart = given is not None or untested
+    _some_classes(data, *((2, "to train and to validate") if apart else (3, "to train, to validate and to test")))
     by = by or ("group" if _count_groups(data) >= 3 else "class")
-    if given is not None:
-        tested = _of_groups(given, test_groups) if test_groups else given
-        held = np.zeros(len(data), dtype=bool)
-    else:
+    held = np.zeros(len(data), dtype=bool)
+    if not apart:
         held = (
             _in_groups(data, test_groups) if test_groups else _draw_units(data, by, test_share, seed_of(seed, "test classes"))
         )
-        tested = select(data, np.flatnonzero(held))
     rest = select(data, np.flatnonzero(~held & (data.label >= 0)))
-    validates = _draw_units(rest, by, validation_share, seed_of(seed, "validation classes"))
-    train, validation = (_own_classes(select(rest, np.flatnonzero(rows))) for rows in (~validates, validates))
-    tested = _own_classes(select(tested, np.flatnonzero(tested.label >= 0)))
-    _some_classes(tested, 2, "to test")
-    if given is not None:
-        _refuse_shared(train, validation, tested)
-    if rotations:
-        train = rotated(train)
-    pool = train
-    unlabelled = np.flatnonzero(data.label < 0)
-    if given is not None and len(unlabelled) and not rotations:
-        pool = join([train, renumber(select(data, unlabelled), train.classes)])
-    return Split(
-        train=train_data(pool, pool.label),
-        labelled=_all_of(pool),
-        validation=_all_of(validation),
-        test=_all_of(tested),
-        holdout=given is None,
-    )
+    tested = None
+    if not untested:
+        tested = select(data, np.flatnonzero(held)) if given is None else given
+        tested = _of_groups(tested, test_groups) if given is not None and test_groups else tested
+        tested = _own_classes(select(tested, np.flatnonzero(tested.label >= 0)))
+        _some_classes(tested, 2, "to test")
+        if given is not None:
+            _refuse_shared(rest, tested)
+    extra = select(data, np.flatnonzero(data.label < 0)) if apart and not rotations else None
+
+    def parts(validates: np.ndarray) -> Split:
+        """Training on the images outside ``validates``, bool [n], validation on those inside."""
+        train, validation = (_own_classes(select(rest, np.flatnonzero(rows))) for rows in (~validates, validates))
+        pool = rotated(train) if rotations else train
+        if extra is not None and len(extra):
+            pool = join([train, renumber(extra, train.classes)])
+        return Split(train_data(pool, pool.label), _all_of(pool), _all_of(validation), None, False)
+
+    if cross_validate is None:
+        chosen = parts(_draw_units(rest, by, validation_share, seed_of(seed, "validation classes")))
+    else:
+        asked = _groups_in_turn(rest, cross_validate)
+        whole = parts(np.zeros(len(rest), dtype=bool))
+        validation = _own_classes(select(rest, np.flatnonzero(np.any(asked, axis=0))))
+        turns = tuple(parts(rows) for rows in asked)
+        chosen = dataclasses.replace(whole, validation=_all_of(validation), turns=turns)
+    test_part = None if tested is None else _all_of(tested)
+    return dataclasses.replace(chosen, test=test_part, holdout=given is None and not untested)
+
+
+def _groups_in_turn(data: ImageSet, shape: EpisodeShape) -> list[np.ndarray]:
+    """bool [N] each: the images of every group that holds an episode of this shape, so that it can validate in turn."""
+    if data.group is None:
+        raise UserError(
+            "cross_validate leaves out one group in turn and needs data with groups (alphabet/character folders), got none;"
+            " leave it out"
+        )
+    need = shape.shots + shape.queries
+    fit = np.flatnonzero(np.bincount(data.label, minlength=1) >= need)
+    present = np.unique(data.group[data.group >= 0])
+    sizes = [len(np.intersect1d(data.label[data.group == group], fit)) for group in present]
+    found = [data.group == group for group, size in zip(present, sizes, strict=True) if size >= shape.ways]
+    if len(found) < 2:
+        raise UserError(
+            f"cross_validate needs at least 2 groups of {shape.ways} classes with {need} images ({shape.shots} shots and"
+            f" {shape.queries} queries), got {len(found)} of {len(present)} groups; lower ways or queries, or leave it out"
+        )
+    return found
 
 
 def rotated(data: ImageSet) -> ImageSet:
@@ -113,7 +149,7 @@ def rotated(data: ImageSet) -> ImageSet:
     return ImageSet(
         images=RotatedImages(data.images),
         label=np.concatenate([np.where(data.label >= 0, data.label + turn * count, -1) for turn in range(4)]),
-        classes=data.classes + tuple(f"{name} turned by {turn}" for turn in TURNS for name in data.classes),
+        classes=data.classes + tuple(f"{name} turned by {turn}" for turn in QUARTERS for name in data.classes),
         group=None if data.group is None else np.tile(data.group, 4),
         groups=data.groups,
         flip=data.flip,
@@ -134,12 +170,12 @@ def _hashes(data: ImageSet, chunk: int = 1024) -> list[bytes]:
     return found
 
 
-def _refuse_shared(train: ImageSet, validation: ImageSet, tested: ImageSet) -> None:
+def _refuse_shared(train: ImageSet, tested: ImageSet) -> None:
     if tested.images.shape != train.images.shape:
         (c, h, w), (d, i, j) = tested.images.shape, train.images.shape
         what = f"{j}x{i} with {d} channels, got {w}x{h} with {c}"
         raise UserError(f"test images must have the training images' shape, {what}; load them with size and channels")
-    known = {digest for part in (train, validation) for digest in _hashes(part)}
+    known = set(_hashes(train))
     shared = [i for i, digest in enumerate(_hashes(tested)) if digest in known]
     if shared:
         units = tested.groups if tested.group is not None else tested.classes
@@ -150,7 +186,7 @@ def _refuse_shared(train: ImageSet, validation: ImageSet, tested: ImageSet) -> N
             f"training and test must share no image, but {len(shared)} of {len(tested)} test images are in the training data"
             f" too ({where}); name other test_groups or remove them"
         )
-    both = sorted({*train.classes, *validation.classes} & set(tested.classes))
+    both = sorted(set(_own_classes(train).classes) & set(tested.classes))
     if both:
         raise UserError(
             f"test classes must be new in few-shot learning, but {len(both)} are training classes too, first {both[0]};"
@@ -256,6 +292,9 @@ class EpisodeSampler:
         else:
             members = [np.flatnonzero(usable)]
         self._tasks = [task_set(rows, labels[rows], shape.ways, need) for rows in members]
+        mixed = shape.within_group and shape.across > 0
+        rows = np.flatnonzero(usable)
+        self._everything = task_set(rows, labels[rows], shape.ways, need) if mixed else None
 
     def indices(self, step: int, rows: slice | None = None) -> tuple[Tensor, Tensor]:
         """Positions of one meta-batch: support int64 [t, N*K] and query int64 [t, N*Q], class by class."""
@@ -266,7 +305,10 @@ class EpisodeSampler:
         try:
             for row, number in enumerate(numbers):
                 random.seed(seed_of(self.seed, "episode", step, number))
-                tasks = self._tasks[0] if len(self._tasks) == 1 else random.choice(self._tasks)
+                if self._everything is not None and random.random() < self.shape.across:
+                    tasks = self._everything
+                else:
+                    tasks = self._tasks[0] if len(self._tasks) == 1 else random.choice(self._tasks)
                 drawn[row] = tasks[0].view(n, k + q)
         finally:
             random.setstate(before)

@@ -131,6 +131,10 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.index)
 
+    def groups(self) -> IntArray | None:
+        """int64 [n], the groups of these images, or None where the data has none."""
+        return None if self.data.group is None else self.data.group[self.index]
+
 
 @dataclass(frozen=True)
 class TrainData:
@@ -169,6 +173,8 @@ class Split:
         validation: the validation part of the budget, or all images of the validation classes (few-shot).
         test: the test images; the orchestrator alone opens them, once, and hands a copy without them (None) to the slots.
         holdout: whether ``test`` was taken from the training data because there was no test set.
+        turns: of a cross-validation (few-shot): one split for each group that validates in turn. ``train`` and ``labelled``
+            then hold all groups, and ``validation`` the images that some turn asks. Empty otherwise.
     """
 
     train: TrainData
@@ -176,6 +182,11 @@ class Split:
     validation: Labelled
     test: Labelled | None
     holdout: bool
+    turns: tuple[Split, ...] = ()
+
+    def judged(self) -> tuple[Split, ...]:
+        """The splits on which a configuration is trained and scored: the turns of a cross-validation, else this one."""
+        return self.turns or (self,)
 
     def budget(self) -> Labelled:
         """Every label the study may use: training and validation part together (classification only)."""

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
+from methods.parts.averaged import averaged
 from methods.parts.distances import DISTANCES, class_logsumexp, similarity_logits
 from methods.parts.encoders import Encoder
-from methods.parts.episodes import EpisodeViews, EpisodicConfig, episode_loss, training_shape
+from methods.parts.episodes import EpisodeViews, MetricConfig, episode_loss, training_shape
 from search_spaces.domains import SWITCH, Choice, Float, Int, Variant, When, knob
 
 
 @dataclass(frozen=True)
-class Config(EpisodicConfig):
+class Config(MetricConfig):
     distance: str = knob("cosine", Choice(DISTANCES), doc="what attention compares by", source="Vinyals 2016: cosine")
     temperature: float = knob(
         0.1, Float(0.01, 1.0, log=True), legal=Float(1e-4, 1e5), doc="divides the similarities", source="Vinyals 2016: 1",
@@ -70,7 +71,7 @@ class Matching(MetricLearner):
         self.config = config
         self.shape = training_shape(config, context)
         self.views = EpisodeViews(config, context)
-        self.f = context.new_encoder()
+        self.f = averaged(context.new_encoder(), config.test_views)
         self.full = FullContext(self.f.dim, config.context_steps) if config.context else None
 
     def feeds(self) -> Feeds:

@@ -23,9 +23,10 @@ from torch.nn.functional import normalize
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
+from methods.parts.averaged import averaged
 from methods.parts.distances import class_means, similarity_logits
 from methods.parts.encoders import Encoder
-from methods.parts.episodes import EpisodeViews, EpisodicConfig, embedded, training_shape
+from methods.parts.episodes import EpisodeViews, MetricConfig, embedded, training_shape
 from methods.parts.losses import (
     FORMS,
     MINING,
@@ -45,7 +46,7 @@ SOFTMAXES = When("loss", "info_nce", "nce", "softmax")
 
 
 @dataclass(frozen=True)
-class Config(EpisodicConfig):
+class Config(MetricConfig):
     loss: str = knob("triplet", Choice(LOSSES), doc="what embeddings are trained by", source="S4")
     mining: str = knob("semi_hard", Choice(MINING), doc="which pairs and triplets", when=MARGINS, source="Schroff 2015")
     margin: float = knob(
@@ -78,7 +79,7 @@ class MetricLearning(MetricLearner):
         self.config = config
         self.shape = training_shape(config, context)
         self.views = EpisodeViews(config, context)
-        self.f = context.new_encoder()
+        self.f = averaged(context.new_encoder(), config.test_views)
         self.images = int((context.data.label >= 0).sum())
         if config.loss == "nce":
             self.log_constant = nn.Parameter(torch.tensor(math.log(self.images)))

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
+from methods.parts.averaged import averaged
 from methods.parts.distances import DISTANCES, class_means, similarity_logits
 from methods.parts.encoders import Encoder
-from methods.parts.episodes import EpisodeViews, EpisodicConfig, episode_loss, training_shape
+from methods.parts.episodes import EpisodeViews, MetricConfig, episode_loss, training_shape
 from search_spaces.domains import Choice, Float, Variant, When, knob
 
 
 @dataclass(frozen=True)
-class Config(EpisodicConfig):
+class Config(MetricConfig):
     distance: str = knob(
         "euclidean", Choice(DISTANCES), doc="squared euclidean distance, or cosine similarity", source="Snell 2017"
     )
@@ -44,7 +45,7 @@ class Prototypical(MetricLearner):
         self.config = config
         self.shape = training_shape(config, context)
         self.views = EpisodeViews(config, context)
-        self.f = context.new_encoder()
+        self.f = averaged(context.new_encoder(), config.test_views)
 
     def feeds(self) -> Feeds:
         return Feeds(episodes=self.shape)

@@ -24,9 +24,10 @@ from torch.nn.functional import cross_entropy, normalize
 from methods.batch import Batch, Draws, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.auxiliary import Auxiliary, NeighbourTask, TurnTask
+from methods.parts.averaged import averaged
 from methods.parts.distances import DISTANCES, class_means, similarity_logits
 from methods.parts.encoders import Encoder
-from methods.parts.episodes import EpisodeViews, EpisodicConfig, augmented_pictures, episode_loss, restated, training_shape
+from methods.parts.episodes import EpisodeViews, MetricConfig, augmented_pictures, episode_loss, restated, training_shape
 from methods.parts.heads import Classifier, CosineHead
 from search_spaces.domains import Choice, Float, Int, Variant, When, knob
 
@@ -35,7 +36,7 @@ CLASSES = When("learner", "cosine")
 
 
 @dataclass(frozen=True)
-class Config(EpisodicConfig):
+class Config(MetricConfig):
     learner: str = knob("prototypical", Choice(("prototypical", "cosine")), doc="the few-shot learner", source="Gidaris 2019")
     auxiliary: str = knob("rotation", Choice(("rotation", "relative_patch")), doc="the pretext task", source="Gidaris 2019")
     auxiliary_weight: float = knob(
@@ -69,7 +70,7 @@ class SelfsupFewshot(MetricLearner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
-        self.f = context.new_encoder()
+        self.f = averaged(context.new_encoder(), config.test_views)
         self.auxiliary: Auxiliary = (
             TurnTask(self.f)
             if config.auxiliary == "rotation"

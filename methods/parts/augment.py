@@ -11,6 +11,7 @@
 - ``strong``: the translation and flip of ``weak``, RandAugment (two operations, see ``randaugment``), then cutout of a grey box
   whose side is uniform in 0-.5 of the image's, as in FixMatch. With ``mask_ratio`` every image loses that share of its area.
 - ``crop_flip``: the crop and flip of ``simclr`` (MAE, https://arxiv.org/abs/2111.06377).
+- ``strokes``, for drawings and characters: affine maps, elastic bending and thicker or thinner strokes, see ``strokes``; flip.
 
 ``strength`` is the knob ``augmentation_strength``: 0 is exactly the identity (no flip either), 1 the paper, at most 2.
 Magnitudes grow linearly from identity; application probabilities stay (a flip has no magnitude: it is on as soon as
@@ -42,9 +43,10 @@ from torch import Tensor
 
 from methods.batch import Draws
 from methods.parts.randaugment import rand_augment
+from methods.parts.strokes import redrawn
 from search_spaces.domains import UserError
 
-RECIPES = ("identity", "weak", "simclr", "strong", "crop_flip")
+RECIPES = ("identity", "weak", "simclr", "strong", "crop_flip", "strokes")
 MAX_STRENGTH = 2.0
 SHIFT = 0.125
 NOISE = 0.0375
@@ -81,7 +83,8 @@ class Augment:
         with torch.autocast(images.device.type, enabled=False):
             if self.recipe == "identity" or self.strength == 0:
                 return _channels_last(to_float(images) if self.size is None else resize(images, self.size))
-            x = self._crops(images, draws) if self.recipe in ("simclr", "crop_flip") else self._shifted(images, draws)
+            makes = {"simclr": self._crops, "crop_flip": self._crops, "strokes": self._redrawn}
+            x = makes.get(self.recipe, self._shifted)(images, draws)
             if self.mask_ratio is not None:
                 x = cutout(x, draws, min(self.mask_ratio * self.strength, 1.0))
             elif self.recipe == "strong":
@@ -100,6 +103,10 @@ class Augment:
         if strong:
             return to_float(rand_augment(to_uint8(x), draws, self.strength))
         return gaussian_noise(x, draws, NOISE * self.strength)
+
+    def _redrawn(self, images: Tensor, draws: Draws) -> Tensor:
+        x = to_float(images) if self.size is None else resize(images, self.size)
+        return redrawn(mirror(x, draws) if self.flip else x, draws, self.strength)
 
     def _crops(self, images: Tensor, draws: Draws) -> Tensor:
         """``simclr`` and ``crop_flip``: all geometry and the blur are one matrix a side, all colour one matrix a pixel."""

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from methods.parts.averaged import AveragedEncoder
 from methods.parts.cnn import Conv4, ResNet
 from methods.parts.composites import LAB_STD, GreyEncoder, LabEncoder
 from methods.parts.encoder_base import Encoder, Options, Shape, Statistics, scaled
+from methods.parts.joined import JoinedEncoder
 from methods.parts.pair import PairEncoder
 from methods.parts.vit import TokenEncoder
 from methods.parts.weights import cpu_state, load_state, read_weights, write_weights
@@ -101,6 +103,21 @@ def _grey(shape: Shape, mean: Statistics, std: Statistics, width: float, options
     return GreyEncoder(_build(name, shape, mean, std, width, inner))
 
 
+def _averaged(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    name, inner = _inner({key: value for key, value in options.items() if key != "test_views"})
+    views = options["test_views"]
+    assert isinstance(views, int)
+    return AveragedEncoder(_build(name, shape, mean, std, width, inner), views)
+
+
+def _joined(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    own = ("kind", "members", "unit")
+    inner = {name: value for name, value in options.items() if name not in own}
+    kind, members, unit = (options[name] for name in own)
+    assert isinstance(members, int)
+    return JoinedEncoder([_build(str(kind), shape, mean, std, width, inner) for _ in range(members)], bool(unit))
+
+
 ENCODERS: dict[str, Builder] = {
     "resnet_small": _resnet(BasicBlock, 16, [1, 1, 2], [16, 32, 128], stride=2),
     "conv4": _conv4,
@@ -109,7 +126,7 @@ ENCODERS: dict[str, Builder] = {
     "resnet34": _resnet(BasicBlock, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
     "resnet50": _resnet(Bottleneck, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
 }
-COMPOSED: dict[str, Builder] = {"pair": _pair, "lab": _lab, "grey": _grey}
+COMPOSED: dict[str, Builder] = {"pair": _pair, "lab": _lab, "grey": _grey, "averaged": _averaged, "joined": _joined}
 """Encoders that methods compose of others: they can be saved and loaded, but are no choice of a study's."""
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50")

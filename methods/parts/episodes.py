@@ -17,9 +17,10 @@ from torch.nn.functional import cross_entropy
 from methods.batch import Batch, Draws, Episodes, EpisodeShape
 from methods.contracts import Context, Loss, SharedConfig, TrainingError
 from methods.parts.augment import Augment, rotate_quarter, to_float
+from methods.parts.averaged import VIEWS
 from search_spaces.domains import SWITCH, Choice, Float, Int, When, knob, knobs
 
-RECIPES = Choice(("weak", "crop_flip", "simclr", "strong"))
+RECIPES = Choice(("weak", "crop_flip", "simclr", "strong", "strokes"))
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,31 @@ class EpisodicConfig(SharedConfig):
     rotations: bool = knob(
         False, SWITCH, doc="training classes turned by 90, 180 and 270 degrees are classes of their own", source="Santoro 2016"
     )
+    turned: str = knob(
+        "class", Choice(("class", "task")), when=When("rotations", True), source="Santoro 2016: class",
+        doc="what takes a turn of its own: each class, or the task as a whole (an alphabet turned)",
+    )  # fmt: skip
+    mirrors: bool = knob(
+        False, SWITCH, doc="mirror images of the turned classes are classes too", when=When("rotations", True),
+        source="as Santoro 2016 turns",
+    )  # fmt: skip
     within_group: bool = knob(
         False, SWITCH, source="Lake 2019",
         doc="classes of a training episode come from one group (alphabet), where the data has groups",
+    )  # fmt: skip
+    across: float = knob(
+        0.0, Float(0.0, 0.8), legal=Float(0.0, 1.0), doc="share of episodes whose classes still come from all groups",
+        when=When("within_group", True), source="Lake 2019: all within or all across",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MetricConfig(EpisodicConfig):
+    """Knobs of the episodic methods that compare embeddings."""
+
+    test_views: int = knob(
+        1, Int(1, len(VIEWS)), unit="views", source="Krizhevsky 2012: 10 crops",
+        doc="after training an embedding is the mean over the image and small affine views of it",
     )  # fmt: skip
 
 
@@ -84,7 +107,7 @@ def fit_shape(config: EpisodicConfig, counts: Sequence[int], groups: Sequence[in
     room = usable[-1] if within else usable[ways - 1]
     queries = min(config.queries, max(1, room - config.shots))
     shots = min(config.shots, room - queries)
-    return EpisodeShape(config.tasks, ways, shots, queries, within)
+    return EpisodeShape(config.tasks, ways, shots, queries, within, config.across if within else 0.0)
 
 
 def training_shape(config: EpisodicConfig, context: Context) -> EpisodeShape:
@@ -100,18 +123,20 @@ def training_shape(config: EpisodicConfig, context: Context) -> EpisodeShape:
 
 
 class EpisodeViews:
-    """Augmented training episodes: every image by its own draws, every class by its own turn where ``rotations`` is on."""
+    """Augmented training episodes: every image by its own draws; where ``rotations`` is on, every class or task turned."""
 
     def __init__(self, config: EpisodicConfig, context: Context) -> None:
         self._augment = context.augment(config.augmentation, strength=config.augmentation_strength)
-        self._rotations = config.rotations
+        self._config = config
 
     def __call__(self, episodes: Episodes) -> Episodes:
         """The same episodes with images float [t, N*K or N*Q, C, H, W] in [0, 1]."""
         shape, draws = episodes.shape, episodes.draws
         support, query = episodes.support, episodes.query
-        if self._rotations:
-            turns = draws.child("turns").integers(4, shape.ways)  # [t, N]
+        if self._config.rotations:
+            turns = draws.child("turns").integers(8 if self._config.mirrors else 4, shape.ways)  # [t, N]
+            if self._config.turned == "task":
+                turns = turns[:, :1].expand_as(turns)
             support = turn_classes(support, turns.gather(1, episodes.support_label))
             query = turn_classes(query, turns.gather(1, episodes.query_label))
         return replace(
@@ -135,8 +160,10 @@ def augmented_pictures(augment: Augment, batch: Batch) -> dict[str, Tensor]:
 
 
 def turn_classes(images: Tensor, turns: Tensor) -> Tensor:
-    """Images [t, n, C, H, W], each turned by its number of quarter turns, int64 [t, n]."""
-    return rotate_quarter(images.flatten(0, 1), turns.flatten()).unflatten(0, turns.shape)
+    """Images [t, n, C, H, W], each turned by its number of quarter turns, int64 [t, n]; from 4 on mirrored first."""
+    flat = images.flatten(0, 1)
+    flat = torch.where((turns >= 4).view(-1, 1, 1, 1), flat.flip(3), flat)
+    return rotate_quarter(flat, turns.flatten() % 4).unflatten(0, turns.shape)
 
 
 def embedded(encoder: nn.Module, episodes: Episodes) -> tuple[Tensor, Tensor]:

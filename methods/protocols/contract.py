@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -240,6 +240,42 @@ def accuracy(
     seconds = time.perf_counter() - started
     return Score(
         protocol, metric, float(correct.mean()), n, index, correct, low, high, seconds, predictor, parts=dict(parts or {})
+    )
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """The mean of scores of one kind on parts of their own (the turns of a cross-validation), each part weighing the same.
+
+    The interval is for these parts: it holds the units' spread inside the parts and not the spread between them. Positions
+    are numbered through, part by part. A single score comes back as it is.
+    """
+    if len(scores) == 1:
+        return scores[0]
+    units = [score.units() for score in scores]
+    own = [values for values in units if values is not None and len(values) > 1]
+    low, high = -np.inf, np.inf
+    mean = float(np.mean([score.value for score in scores]))
+    if len(own) == len(scores):
+        error = np.sqrt(sum(values.var(ddof=1) / len(values) for values in own)) / len(scores)
+        half = float(stats.t.ppf(0.975, sum(len(values) - 1 for values in own)) * error)
+        low, high = mean - half, mean + half
+        if all(score.low >= 0 and score.high <= 1 for score in scores):
+            low, high = max(low, 0.0), min(high, 1.0)
+    correct = [score.correct for score in scores if score.correct is not None]
+    each = [score.each for score in scores if score.each is not None]
+    n = sum(score.n for score in scores)
+    return replace(
+        scores[0],
+        value=mean,
+        n=n,
+        index=np.arange(n),
+        correct=np.concatenate(correct) if len(correct) == len(scores) else None,
+        low=low,
+        high=high,
+        seconds=sum(score.seconds for score in scores),
+        predictor=None,
+        each=np.concatenate(each) if len(each) == len(scores) else None,
+        parts={},
     )
 
 

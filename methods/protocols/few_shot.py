@@ -78,8 +78,7 @@ class FewShot(Protocol):
     def _draw(self, asked: Labelled, most: int) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
         """Draw number, rows of the draw, support int64 [t, N*K] and query [t, N*Q] rows of ``asked``."""
         shape = EpisodeShape(_DRAWN, self.ways, self.shots, self.queries, self.within_group)
-        group = None if asked.data.group is None else asked.data.group[asked.index]
-        sampler = EpisodeSampler(asked.label, group, shape, seed_of("few_shot", self.episode_seed))
+        sampler = EpisodeSampler(asked.label, asked.groups(), shape, seed_of("few_shot", self.episode_seed))
         for number in range(math.ceil(self.episodes / _DRAWN)):
             left = min(_DRAWN, self.episodes - number * _DRAWN)
             for start in range(0, left, most):

@@ -26,7 +26,7 @@ from orchestrator.records import Job, Rung
 from orchestrator.study import Study
 from search_spaces.domains import SWITCH, Choice, Float, Int
 
-COMMANDS = ("run", "resume", "leaderboard", "report", "predict", "methods", "train", "submit", "doctor")
+COMMANDS = ("run", "resume", "leaderboard", "report", "predict", "oneshot", "methods", "train", "submit", "doctor")
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_an_unwritable_output_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("words", [("resume",), ("leaderboard",), ("report",), ("predict", "images")])
+@pytest.mark.parametrize("words", [("resume",), ("leaderboard",), ("report",), ("predict", "images"), ("oneshot", "runs")])
 def test_what_is_no_run_folder(cli: Callable[..., SimpleNamespace], tmp_path: Path, words: tuple[str, ...]) -> None:
     for where in (tmp_path, tmp_path / "nowhere"):
         refused(cli(words[0], where, *words[1:]), "is not a run folder", str(where))
@@ -275,6 +275,7 @@ def test_what_a_begun_study_refuses(cli: Callable[..., SimpleNamespace], begun: 
     before = (begun / "journal.jsonl").read_bytes()
     refused(cli("resume", begun, "--trials", 3), "at least 4", "got 3")
     refused(cli("predict", begun, folder), "no winner yet", "labelwise resume")
+    refused(cli("oneshot", begun, folder), "no winner yet", "labelwise resume")
     refused(cli("train", begun, "--best", "--out", begun.parent / "t"), "no winner yet")
     other = Journal(begun / "journal.jsonl")
     refused(cli("resume", begun), "being written by another run")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from methods.data.budget import train_data
+from methods.data.records import ArrayImages, ImageSet, Labelled, Split
 from orchestrator import journal as events
 from orchestrator import records
 from orchestrator.journal import Asked, Ended, Event, Extended, History, Scored, Selected, Trained
@@ -161,7 +163,9 @@ def test_paired_against_a_plain_loop(both: list[tuple[bool, bool]]) -> None:
 
 def test_episodes_pair_by_their_accuracies() -> None:
     a, b = (rung(0, correct=[True] * 4, asked="episodes") for _ in range(2))
-    a, b = (replace(r, units=np.array(v, np.float32)) for r, v in ((a, [0.5, 0.75, 1, 0.5]), (b, [0.25, 0.5, 1, 0.5])))
+    a, b = (
+        dataclasses.replace(r, units=np.array(v, np.float32)) for r, v in ((a, [0.5, 0.75, 1, 0.5]), (b, [0.25, 0.5, 1, 0.5]))
+    )
     found = paired(a, b)
     assert found is not None
     half = float(stats.t.ppf(0.975, 3)) * float(np.std([0.25, 0.25, 0, 0], ddof=1)) / 2
@@ -179,7 +183,7 @@ def test_what_cannot_be_paired_is_not() -> None:
     assert paired(rung(0, correct=bits), rung(0)) is None
     assert paired(rung(0), rung(0, correct=bits)) is None
     assert paired(rung(0, correct=bits), rung(0, correct=bits[:2])) is None
-    assert paired(rung(0, correct=bits), replace(rung(0, correct=bits), units=np.zeros(3, np.float32))) is None
+    assert paired(rung(0, correct=bits), dataclasses.replace(rung(0, correct=bits), units=np.zeros(3, np.float32))) is None
 
 
 def contest(a: list[list[bool]], b: list[list[bool]]) -> History:
@@ -235,12 +239,16 @@ def test_one_seed_each_says_nothing() -> None:
     gap = compare(*finalists(some))
     assert gap.mean == pytest.approx(0.2)
     assert gap.low < 0 < gap.high
-    said = " ".join(verdict(some, True).sentences)
+    said = said_of(some)
     assert "It is not distinguishable from the runner-up, two (trial 1): +20.0% (too few for an interval) on 1 seeds" in said
 
 
-def said_of(some: History) -> str:
-    return " ".join(verdict(some, False).sentences)
+def said_of(some: History, **changes: Any) -> str:
+    """The verdict where the data was divided into these parts: by default with a test set of the user's own."""
+    data = ImageSet(ArrayImages(np.zeros((1, 8, 8, 1), np.uint8)), np.zeros(1, dtype=np.int64), ("a",))
+    part = Labelled(data, np.arange(1), data.label)
+    split = Split(train_data(data, data.label), part, part, part, holdout=False)
+    return " ".join(verdict(some, dataclasses.replace(split, **changes)).sentences)
 
 
 def test_a_clear_winner_is_said_to_be_ahead() -> None:
@@ -266,7 +274,16 @@ def test_the_test_score_names_its_origin_and_the_refit_is_told() -> None:
     assert "Test: 77.0%, sd 2.8% over 2 seed(s), 200 images or episodes (your test set)" in said
     assert "70.0% to 80.0%" in said
     assert "trained on the whole label budget, validation labels included" in said
-    assert "held out from your data" in " ".join(verdict(some, True).sentences)
+    assert "held out from your data" in said_of(some, holdout=True)
+
+
+def test_a_cross_validation_without_a_test_says_so() -> None:
+    some = contest([[True] * 38 + [False] * 2] * 2, [[True] * 10 + [False] * 30] * 2)
+    said = said_of(some, test=None, turns=(None, None, None))
+    assert "95.0% over 2 seed(s), each the mean over 3 groups left out in turn." in said
+    assert "No test was made (test: none)." in said
+    assert "No test was made" not in said_of(some)
+    assert "left out in turn" not in said_of(some)
 
 
 def against_defaults(default: list[Event], winner: list[bool]) -> str:

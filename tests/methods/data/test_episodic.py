@@ -281,3 +281,70 @@ def test_omniglot_refuses_the_alphabets_that_both_parts_hold() -> None:
     assert not part.holdout
     sampler = EpisodeSampler(part.test.label, part.test.data.group, EpisodeShape(4, 20, 1, 1, within_group=True), seed=0)
     assert sampler.indices(0)[0].shape == (4, 20)
+
+
+# Cross-validation, and no test.
+
+
+def test_every_group_validates_in_turn_and_training_never_sees_it() -> None:
+    """Four groups: three hold an episode of three ways, the fourth only trains."""
+    data = made(classes=11, groups=4)  # groups of 3, 3, 3 and 2 classes
+    part = split_few_shot(Source(data), test="none", cross_validate=EpisodeShape(1, 3, 1, 5))
+    assert part.test is None
+    assert not part.holdout
+    assert part.train.classes == 11
+    assert (len(part.labelled), len(part.validation)) == (66, 54)
+    assert part.judged() == part.turns
+    assert [turn.validation.data.groups for turn in part.turns] == [("g0",), ("g1",), ("g2",)]
+    for turn in part.turns:
+        held, shown = turn.validation.data, turn.labelled.data
+        assert set(held.groups) | set(shown.groups) == {"g0", "g1", "g2", "g3"}
+        assert not set(held.groups) & set(shown.groups)
+        assert not set(held.classes) & set(shown.classes)
+        assert turn.train.classes == len(shown.classes) == 11 - len(held.classes)
+        seen = turn.train.images.take(torch.arange(len(turn.train)))
+        asked = held.images.take(torch.from_numpy(turn.validation.index))
+        assert not {image.numpy().tobytes() for image in seen} & {image.numpy().tobytes() for image in asked}
+        assert (turn.train.label >= 0).all()
+    assert not split_few_shot(Source(data)).turns
+
+
+def test_turns_beside_a_test_set_leave_the_test_as_it_is() -> None:
+    tested = made(seed=1, prefix="t", groups=2)
+    source = Source(made(classes=9, groups=3))
+    plain = split_few_shot(source, test=tested)
+    turned = split_few_shot(source, test=tested, cross_validate=EpisodeShape(1, 3, 1, 1), rotations=True)
+    assert plain.test is not None
+    assert turned.test is not None
+    assert turned.test.data.classes == plain.test.data.classes
+    assert (turned.train.classes, turned.turns[0].train.classes) == (36, 24)
+    held_out = split_few_shot(source, test_groups=["g1"], cross_validate=EpisodeShape(1, 3, 1, 1))
+    assert held_out.test is not None
+    assert held_out.holdout
+    assert [turn.validation.data.groups for turn in held_out.turns] == [("g0",), ("g2",)]
+    assert held_out.labelled.data.groups == ("g0", "g2")
+
+
+def test_without_a_test_nothing_is_held_out_for_one() -> None:
+    part = split_few_shot(Source(made()), test="none")
+    assert part.test is None
+    assert len(part.labelled) + len(part.validation) == 60
+    own = split_few_shot(Source(made(), made(seed=1, prefix="t")), test="none")
+    assert not [name for name in own.labelled.data.classes if name.startswith("t")], "its own test classes stay unopened"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"source": Source(made())}, "needs data with groups"),
+        ({"source": Source(made(groups=5))}, r"2 groups of 3 classes with 2 images \(1 shots and 1 queries\), got 0 of 5"),
+        ({"source": Source(made(classes=4, groups=1))}, "got 1 of 1 groups"),
+        ({"cross_validate": EpisodeShape(1, 2, 3, 4)}, "with 7 images"),
+        ({"cross_validate": None, "test_groups": ["g0"]}, r"beside test: none"),
+    ],
+)
+def test_what_cannot_be_cross_validated(options: dict[str, object], words: str) -> None:
+    given = {"source": Source(made(classes=9, groups=3)), "test": "none", "cross_validate": EpisodeShape(1, 3, 1, 1), **options}
+    with pytest.raises(UserError, match=words) as caught:
+        split_few_shot(**given)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from methods.batch import Draws
 from methods.parts import augment as A
 from methods.parts import randaugment as R
+from methods.parts import strokes as S
 from search_spaces.domains import UserError
 
 LEVEL = 1 / 255
@@ -260,7 +261,7 @@ def test_mirror_flips_half_of_the_images() -> None:
     assert abs(flipped.sum().item() - 1000) < 5 * math.sqrt(500)
 
 
-@pytest.mark.parametrize("recipe", ["weak", "simclr", "strong", "crop_flip"])
+@pytest.mark.parametrize("recipe", ["weak", "simclr", "strong", "crop_flip", "strokes"])
 def test_no_mirror_images_without_flip(recipe: str) -> None:
     ramp = (4 * torch.arange(64, dtype=torch.uint8)).expand(64, 3, 64, 64)  # darker on the left
 
@@ -562,3 +563,43 @@ def test_operations_grow_with_strength(name: str) -> None:
     assert distances[0] == 0
     assert distances == sorted(distances)
     assert (distances[2] > distances[1] > 0) == (name != "identity")
+
+
+# Strokes.
+
+
+def test_an_affine_map_is_what_its_words_say() -> None:
+    """A quarter turn, a shift by whole pixels, and half the size, against exact operations on arrays."""
+    image = torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    zero, one, none = torch.zeros(1), torch.ones(1), torch.zeros(1, 2)
+    quarter = S.warped(image, S.affine(torch.full((1,), math.pi / 2), zero, one, one, none))
+    torch.testing.assert_close(quarter, image.rot90(1, dims=(2, 3)), atol=1e-4, rtol=0)
+    moved = S.warped(image, S.affine(zero, zero, one, one, torch.tensor([[1 / 9, -2 / 9]])))
+    torch.testing.assert_close(moved[..., 2:, :-1], image[..., :-2, 1:], atol=1e-4, rtol=0)
+    square = torch.zeros(1, 1, 32, 32)
+    square[..., 8:24, 8:24] = 1
+    small = S.warped(square, S.affine(zero, zero, 2 * one, 2 * one, none))
+    assert small.sum() == pytest.approx(64, abs=2)
+    wide = S.warped(square, S.affine(zero, zero, 2 * one, one, none))
+    assert ((wide.sum(3) > 1).sum().item(), (wide.sum(2) > 1).sum().item()) == (8, 16)
+
+
+def test_ink_thickens_and_thins_whether_dark_or_light() -> None:
+    line = torch.zeros(2, 1, 9, 9)
+    line[..., 4] = 1
+    thick, thin = S.inked(line, torch.tensor([0.3, -0.3]))
+    assert thick[0, 4].tolist() == pytest.approx([0, 0, 0, 0.3, 1, 0.3, 0, 0, 0])
+    assert thin[0, 4].tolist() == pytest.approx([0, 0, 0, 0, 0.7, 0, 0, 0, 0])
+    torch.testing.assert_close(S.inked(1 - line, torch.tensor([-0.3, 0.3])), 1 - torch.stack([thick, thin]))
+
+
+def test_strokes_bend_and_keep_the_characters_legible() -> None:
+    """At strength 1 views of one drawing stay nearer to it than another drawing is, and differ from each other."""
+    canvas = torch.zeros(2, 1, 28, 28)
+    canvas[0, :, 5:23, 13:15] = 1
+    canvas[1, :, 13:15, 5:23] = 1
+    views = A.augmentation("strokes", flip=False)(canvas[:1].expand(64, -1, -1, -1), draws(64))
+    soft = torch.nn.functional.avg_pool2d
+    near, far = ((soft(views, 7) - soft(other, 7)).square().flatten(1).sum(1) for other in canvas[:, None])
+    assert (near < far).all()
+    assert (views[1:] - views[:-1]).abs().flatten(1).max(dim=1).values.min() > 0.1

@@ -29,6 +29,7 @@ from methods.protocols import (
     protocol,
     wilson,
 )
+from methods.protocols.contract import accuracy, mean_interval, mean_score
 from methods.protocols.heads import NEVER, NeighbourHead, linear_head, mlp_head
 from search_spaces.domains import UserError
 
@@ -402,6 +403,39 @@ def test_paired_difference_takes_the_common_images_and_covers() -> None:
         found = paired_difference(_score(index[:60], x), _score(index[:60], y))
         covered += found.low <= 0.15 <= found.high
     assert covered >= 400 * 0.95 - 3 * math.sqrt(400 * 0.95 * 0.05)  # at most 3 standard deviations below 95%
+
+
+def test_the_mean_of_scores_weighs_parts_alike_and_its_interval_covers() -> None:
+    """Parts that differ much: the interval is narrow, since it holds the spread inside the parts alone."""
+    truth, random = (0.3, 0.9), np.random.default_rng(0)
+
+    def score(p: float, n: int) -> Score:
+        each = random.normal(p, 0.05, n).clip(0, 1)
+        mean, low, high = mean_interval(each)
+        return Score("few_shot", "accuracy", mean, n, np.arange(n), None, low, high, 1.0, each=each)
+
+    covered, widths = 0, []
+    for _ in range(200):
+        parts = [score(p, n) for p, n in zip(truth, (40, 20), strict=True)]
+        joint = mean_score(parts)
+        assert joint.value == pytest.approx((parts[0].value + parts[1].value) / 2)
+        assert (joint.n, joint.seconds, len(joint.index)) == (60, 2.0, 60)
+        covered += joint.low <= 0.6 <= joint.high
+        widths.append(joint.high - joint.low)
+    assert 180 <= covered <= 199  # 190 expected, sd 3.1
+    assert np.mean(widths) == pytest.approx(2 * 2.0 * 0.05 * math.sqrt(1 / 40 + 1 / 20) / 2, rel=0.05)
+    assert mean_score(parts[:1]) is parts[0]
+
+
+def test_the_mean_of_right_and_wrong_answers_keeps_them() -> None:
+    parts = [accuracy("predict", "accuracy", np.arange(3), np.array(bits), 0.0) for bits in ([True] * 3, [True, False, False])]
+    joint = mean_score(parts)
+    assert joint.value == pytest.approx(2 / 3)
+    assert joint.correct is not None
+    assert joint.correct.tolist() == [True] * 4 + [False] * 2
+    assert 0 <= joint.low < joint.value < joint.high <= 1
+    alone = mean_score([dataclasses.replace(part, correct=None) for part in parts])
+    assert (alone.low, alone.high, alone.correct) == (-math.inf, math.inf, None)
 
 
 def test_unlike_scores_are_not_compared() -> None:

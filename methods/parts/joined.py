@@ -1,0 +1,53 @@
+"""Encoders of one kind side by side: an ensemble that is itself an encoder (Hansen & Salamon 1990, for classifiers).
+
+With embeddings as they are, squared distances of the whole are sums of the members' squared distances; with unit embeddings,
+cosines of the whole are means of the members' cosines. So comparing by either is voting with similarities.
+
+B images, D embedding, M members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from methods.parts.encoder_base import Encoder, Normalise, Options
+
+
+class JoinedEncoder(Encoder):
+    """M encoders of the same architecture; the embedding is [B, M * D]."""
+
+    name = "joined"
+
+    def __init__(self, members: Sequence[Encoder], unit: bool) -> None:
+        """
+        Args:
+            members: built by name, with the same options, for images of the same shape.
+            unit: whether every member's embedding is scaled to length 1.
+        """
+        super().__init__()
+        first = members[0]
+        assert all((m.name, m.options(), m.shape) == (first.name, first.options(), first.shape) for m in members)
+        self.members, self.unit = nn.ModuleList(members), unit
+        self.shape, self.dim = first.shape, len(members) * first.dim
+        self.layers = tuple(f"{k}.{layer}" for k in range(len(members)) for layer in first.layers)
+        mean, std = (first.get_buffer(f"normalise.{name}").flatten().tolist() for name in ("mean", "std"))
+        self.normalise = Normalise(tuple(mean), tuple(std))  # the members normalise; this encoder's file reads it
+
+    def _all(self) -> list[Encoder]:
+        return [m for m in self.members if isinstance(m, Encoder)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = [member(images) for member in self._all()]
+        return torch.cat([normalize(z, dim=1) if self.unit else z for z in found], dim=1)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        found = enumerate(member.maps(images) for member in self._all())
+        return {f"{k}.{layer}": x for k, maps in found for layer, x in maps.items()}
+
+    def options(self) -> Options:
+        first = self._all()[0]
+        return {"kind": first.name, "members": len(self.members), "unit": int(self.unit), **first.options()}
