@@ -384,6 +384,7 @@ def with_guide(text: str, out: Path) -> str:
 
 def write_tables(out: Path) -> None:
     """The tables and the figure beside the rows; for the rows kept with this file, also the guide in the project's README."""
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "README.md", markdown(out))
     if groups(out):
         write_text(out / "tables.svg", figure(out))

@@ -231,7 +231,6 @@ def main(arguments: list[str] | None = None) -> None:
         unknown = sorted(set(given.rows or ()) - set(declared.rows))
         if unknown:
             parser.error(f"{unknown[0]} is no row of {given.table}, whose rows are {', '.join(declared.rows)}")
-        given.out.mkdir(parents=True, exist_ok=True)
         bench = Bench(given.data or Path(), given.out)
         names = given.rows or list(declared.rows)
         knobs = {name: bench.chosen(given.table, name, declared.rows[name], labels, seconds) for name in names}
