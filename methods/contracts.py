@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -116,8 +116,12 @@ class Context:
         return self.data.classes
 
     def new_encoder(self, width: float = 1.0) -> Encoder:
-        """A fresh encoder with the study's starting weights; ``width`` scales its channels (a larger student)."""
-        return build_encoder(self.encoder, self.shape, self.data.mean, self.data.std, width=width)
+        """A fresh encoder with the study's starting weights; ``width`` scales its channels (a larger student).
+
+        Starting weights fit no other width than 1: a wider or narrower encoder starts from none.
+        """
+        spec = self.encoder if width == 1 else replace(self.encoder, init="none")
+        return build_encoder(spec, self.shape, self.data.mean, self.data.std, width=width)
 
     def augment(self, recipe: str, strength: float = 1.0, mask_ratio: float | None = None) -> Augment:
         """One of the recipes (weak, simclr, strong, crop_flip, strokes); mirrored only where that keeps the image's meaning."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
 from cluster.connect import connect
 from cluster.plan import plan_resources
+from methods.data.records import Split
 from orchestrator.folder import RunFolder
 from orchestrator.prepare import load_split, seconds_per_epoch
 from orchestrator.run import slot_setup
@@ -39,9 +42,24 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     lines = [
         f"data: {len(split.train)} training images of {c}x{h}x{w}, {len(split.labelled)} labels to train on, "
         f"{len(split.validation)} to validate{f' ({turns} groups in turn)' if split.turns else ''}, "
-        f"{len(split.test) if split.test else 'no'} test images{' (held out)' if split.holdout else ''}",
+        f"{len(split.test) if split.test else 'no'} test images{' (held out)' if split.holdout else ''}"
+        f"{realism(study, split)}",
         plan.describe(),
         *(f"{name}: {each:.1f} s an epoch, {full[name]:.0f} s to epoch {study.epochs}" for name, each in epochs.items()),
         f"estimate: about {minutes:.0f} min for {study.trials} trials and the finalists' retraining, scoring not counted",
     ]
     return "\n".join(lines)
+
+
+def realism(study: Study, split: Split) -> str:
+    """What makes the labels and the pool unlike a balanced, clean benchmark, with the figures that were drawn."""
+    said = []
+    if study.imbalance > 1:
+        count = np.bincount(split.budget().label)
+        said.append(f"labels imbalanced, {count.max()} of the most frequent class and {count.min()} of the rarest")
+    if study.mismatch is not None:
+        said.append(
+            f"{split.train.classes} classes are the task ({', '.join(split.labelled.data.classes)}) and "
+            f"{study.mismatch:.0%} of the unlabelled images are of others"
+        )
+    return "".join(f"; {each}" for each in said)

@@ -38,7 +38,15 @@ def load_split(study: Study) -> Split:
         channels, height, width = source.train.images.shape
         test = load(study.test, size=(height, width), channels=channels, on_bad_image=study.on_bad_image)
     if study.task == "classification":
-        return budget.split(source, labels=study.labels, test=test, seed=study.seed)
+        return budget.split(
+            source,
+            labels=study.labels,
+            test=test,
+            validation=study.validation,
+            imbalance=study.imbalance,
+            mismatch=study.mismatch,
+            seed=study.seed,
+        )
     return _few_shot_split(study, source, test)
 
 

@@ -15,9 +15,14 @@ END = "<!-- end of methods -->"
 
 def with_table(text: str) -> str:
     """The README's text with the table of today's catalogue."""
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    return f"{head}{BEGIN}\n{markdown_table(CATALOGUE.values())}\n\n{END}{tail}"
+    return between(text, BEGIN, END, markdown_table(CATALOGUE.values()))
+
+
+def between(text: str, begin: str, end: str, body: str) -> str:
+    """``text`` with ``body`` for whatever stands between the two markers."""
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    return f"{head}{begin}\n{body}\n\n{end}{tail}"
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from methods.catalogue import CATALOGUE, method
 from methods.contracts import Method
+from methods.data import budget
 from methods.data.episodic import NO_TEST
 from methods.parts.encoders import ENCODERS
 from methods.parts.files import written_whole
@@ -91,6 +92,10 @@ class Study(_Strict):
         test: test images: a path or name, a share of ``data`` in (0, 1), or None for a stratified holdout; after ``none`` (only
             few-shot) no test is made.
         labels: ``all``, or the label budget as a number: drawn class-balanced, validation labels included.
+        validation: share of the labels that validates, at most half; None for half below 500 labels, a fifth from there on.
+        imbalance: labels of the most frequent class over those of the rarest, 1 or more; needs a number of labels.
+        mismatch: share, 0 to 0.75, of the unlabelled pool that is of other classes than the task's; needs a number of
+            labels. Even 0 makes 60% of the classes the task, to be compared with; None leaves pool and classes alone.
         task: ``classification`` or ``few_shot`` (then ``few_shot`` describes the episodes).
         methods: names from the catalogue; in Python also ``Method`` objects of your own.
         encoder: name of the encoder; methods that need patch tokens take ``vit_encoder`` instead.
@@ -118,6 +123,9 @@ class Study(_Strict):
     data: Any
     test: Any = None
     labels: int | Literal["all"] = "all"
+    validation: float | None = None
+    imbalance: float = 1.0
+    mismatch: float | None = None
     task: Literal["classification", "few_shot"] = "classification"
     few_shot: FewShotTask = FewShotTask()
     methods: tuple[str | Method, ...] = ("supervised", "simclr", "moco", "mae", "mean_teacher", "fixmatch")
@@ -192,13 +200,15 @@ class Study(_Strict):
         for field, name in (("encoder", self.encoder), ("vit_encoder", self.vit_encoder)):
             if name not in ENCODERS:
                 raise StudyError(f"{field}: {name} is not an encoder{nearest(name, ENCODERS)}")
-        if isinstance(self.test, float) and not 0 < self.test < 1:
-            raise StudyError(f"test as a share must lie between 0 and 1, got {self.test}")
+        budget.check(self.labels, self.test, self.validation, self.imbalance, self.mismatch)
         if self.test == NO_TEST and self.task != "few_shot":
             raise StudyError(f"test: {NO_TEST} is for task: few_shot, got {self.task}; leave test out for a holdout")
         self._check_few_shot()
-        if self.labels != "all" and self.labels < 2:
-            raise StudyError(f"labels must be 'all' or a number of at least 2, got {self.labels}")
+        if self.task == "few_shot":
+            for field, value in (("validation", self.validation), ("imbalance", self.imbalance), ("mismatch", self.mismatch)):
+                if value != type(self).model_fields[field].default:
+                    remedy = "set few_shot.validation" if field == "validation" else "leave it out"
+                    raise StudyError(f"{field} belongs to task classification, got {value} for few_shot; {remedy}")
         self.scoring()
         self.space()
         return self

@@ -7,13 +7,15 @@ Rules:
 - **Budget.** ``labels`` of the remaining labels, drawn as equal over the classes as possible: every class gets the whole
   part, a seeded choice of classes one more; a class that has too few gives all and the others make up for it. ``all``
   takes every label in its natural proportion. Every other label is hidden, from methods and from everyone else.
-- **Validation** is part of the budget: half of it below 500 labels, a fifth from 500 on, stratified. Every class keeps at
-  least one label on either side, so every class needs two.
+- **Validation** is part of the budget: half of it below 500 labels, a fifth from 500 on, stratified, and never more than
+  trains (Oliver et al. 2018, arXiv:1804.09170: a larger one chooses better than its user could). Every class keeps at least
+  one label on either side, so every class needs two.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import numpy as np
@@ -25,6 +27,7 @@ from search_spaces.domains import UserError
 
 HOLDOUT = 0.2
 FEW_LABELS = 500
+LARGEST_VALIDATION = 0.5
 LARGEST_MISMATCH = 0.75
 KNOWN_CLASSES = 0.6
 
@@ -45,16 +48,18 @@ def split(
         source: the data; its own test set is used unless ``test`` says otherwise.
         labels: how many labels the study may use, validation included, or ``all`` that the data has.
         test: a test set, or the share of labelled images to hold out; None for the source's own, else a share of 0.2.
-        validation: share of the budget that validates; None for the rule above.
+        validation: share of the budget that validates, at most half; None for the rule above.
         imbalance: labels of the most frequent class over those of the rarest, geometric in between (needs a number of
-            labels); which class is frequent is drawn. Validation is drawn from the same labels, the test stays as it is.
-        mismatch: share, 0 to 0.75, of the unlabelled pool whose class has no labels. 60% of the classes, drawn, are then
-            the task; the pool has the same size for every mismatch, so that settings can be compared.
+            labels); which class is frequent is drawn. Validation is drawn from the same labels; the pool and the test stay
+            as they are.
+        mismatch: share, 0 to 0.75, of the unlabelled pool whose class has no labels (needs a number of labels). 60% of the
+            classes, drawn, are then the task and the test; the pool has the same size for every mismatch, 0 included, so
+            that settings can be compared. Images whose class nobody knows are left out. None leaves pool and classes alone.
         seed: of all draws.
     Raises:
         UserError: one class, too few images or labels for the budget, a test set of other classes or another shape.
     """
-    _check(labels, test, validation, imbalance, mismatch)
+    check(labels, test, validation, imbalance, mismatch)
     data, tested, holdout = _take_test(source, test, seed)
     if mismatch is not None:
         # What is left labelled is exactly the budget.
@@ -101,13 +106,16 @@ def balanced(available: IntArray, n: int, seed: int) -> IntArray:
 
 
 def stratified(label: IntArray, classes: int, share: float, seed: int) -> np.ndarray:
-    """bool [N]: ``share`` of every class, rounded so that the total fits; at least one of it and never all."""
+    """bool [N]: ``share`` of every class, rounded so that the total fits; at least one of it and never all.
+
+    Of an odd number of images half is the smaller half, so that half the labels never validate more than train.
+    """
     random = np.random.default_rng(seed)
     count = np.bincount(label, minlength=classes)
     present = count > 0
     exact = count * share
     take = np.where(present, np.clip(np.floor(exact).astype(np.int64), 1, np.maximum(count - 1, 1)), 0)
-    short = round(share * len(label)) - int(take.sum())
+    short = math.ceil(share * len(label) - 0.5) - int(take.sum())
     if short > 0:
         room = np.flatnonzero(present & (take < count - 1))
         # Largest remainders first, ties by lot.
@@ -119,21 +127,30 @@ def stratified(label: IntArray, classes: int, share: float, seed: int) -> np.nda
     return chosen
 
 
-def _check(labels: object, test: object, validation: float | None, imbalance: float, mismatch: float | None) -> None:
-    if labels != "all" and (isinstance(labels, bool) or not isinstance(labels, int) or labels < 1):
-        raise UserError(f"labels must be all or a whole number from 4, got {labels!r}; all uses every label there is")
+def check(labels: object, test: object, validation: float | None, imbalance: float, mismatch: float | None) -> None:
+    """What can be said of these settings before the data is there. Raises UserError."""
+    if labels != "all" and (isinstance(labels, bool) or not isinstance(labels, int) or labels < 4):
+        raise UserError(
+            f"labels must be all or a whole number from 4, 2 for each of 2 classes, got {labels!r}; all uses every label"
+        )
     if isinstance(test, bool) or (isinstance(test, int | float) and not 0 < test < 1):
         raise UserError(f"a test share must lie between 0 and 1, got {test}; {HOLDOUT} is the default")
-    if validation is not None and not 0 < validation < 1:
-        raise UserError(f"validation must be a share between 0 and 1, got {validation}; leave it out for the rule")
-    if not imbalance >= 1:
+    if validation is not None and not 0 < validation <= LARGEST_VALIDATION:
         raise UserError(
-            f"imbalance must be at least 1 (balanced), got {imbalance}; 10 gives one class ten times the labels of another"
+            f"validation must be a share above 0 and at most {LARGEST_VALIDATION}, no larger than what trains, "
+            f"got {validation}; leave it out for the rule"
+        )
+    if not 1 <= imbalance < math.inf:
+        raise UserError(
+            f"imbalance must be a ratio of at least 1 (balanced), got {imbalance}; 10 gives one class ten times the labels of"
+            " another"
         )
     if imbalance > 1 and labels == "all":
         raise UserError("imbalance needs a number of labels, got labels: all; set labels to a number")
     if mismatch is not None and not 0 <= mismatch <= LARGEST_MISMATCH:
         raise UserError(f"mismatch must lie between 0 and {LARGEST_MISMATCH}, got {mismatch}; 0.5 is a common choice")
+    if mismatch is not None and labels == "all":
+        raise UserError("mismatch needs a number of labels, got labels: all; set labels to a number")
 
 
 def _take_test(source: Source, test: float | Source | ImageSet | None, seed: int) -> tuple[ImageSet, Labelled, bool]:
@@ -241,10 +258,8 @@ def _mismatch(
 ) -> tuple[ImageSet, Labelled]:
     """The task cut down to 60% of the classes, with an unlabelled pool of which a share ``mismatch`` is of the others."""
     classes = len(data.classes)
-    if labels == "all" or classes < 3:
-        raise UserError(
-            "mismatch needs a number of labels and at least 3 classes; set labels to a number or leave mismatch out"
-        )
+    if classes < 3:
+        raise UserError(f"mismatch needs at least 3 classes, 2 of them the task, got {classes}; leave mismatch out")
     random = np.random.default_rng(seed_of(seed, "mismatch"))
     known = np.sort(random.permutation(classes)[: min(classes - 1, max(2, round(KNOWN_CLASSES * classes)))])
     names = [data.classes[k] for k in known]

@@ -7,7 +7,7 @@ temperature-softened predictions for all images: -sum_y p_T(y | x; t) log p_S(y 
 being cross-entropy on labels.
 
 Deviations: AdamW instead of LARS; no memory of keys in stage one and no selective kernels; the student sees crops and flips, as
-does the fine-tuning. A student of width 1 starts from the teacher's encoder, a smaller one from scratch.
+does the fine-tuning. A student of width 1 starts from the teacher's encoder, another from scratch.
 """
 
 from __future__ import annotations

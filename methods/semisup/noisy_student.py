@@ -5,7 +5,8 @@ Stages: the teacher on the labels, then one stage a generation. Each student is 
 
 Deviations: noise is the strong augmentation and dropout before the classifier; stochastic depth, which small encoders have
 no room for, is left out. Pseudo-labels less confident than a threshold are not used, as in the paper; they are not
-balanced over the classes. AdamW. Until half of its stage is over a student is worse than its teacher by construction, so
+balanced over the classes. A student of another width than the study's encoder cannot take the study's starting weights
+and starts from scratch. AdamW. Until half of its stage is over a student is worse than its teacher by construction, so
 until then the teacher remains the method's answer.
 """
 

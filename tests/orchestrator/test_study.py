@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.catalogue import CATALOGUE
+from orchestrator.dry import realism
 from orchestrator.folder import RunFolder, dump_study
+from orchestrator.prepare import load_split
 from orchestrator.study import FewShotTask, Study, StudyError, load_study, write_text
 from search_spaces.domains import Choice, Float, Int, UserError
 
@@ -53,7 +55,17 @@ def refused(**fields: Any) -> str:
         ({**SIMCLR, "labels": 1}, ["labels", "got 1"]),
         ({**SIMCLR, "labels": "al"}, ["labels", "'all'", "got 'al'"]),
         ({**SIMCLR, "labels": True}, ["labels", "got True"]),
-        ({**SIMCLR, "test": 1.5}, ["test as a share", "between 0 and 1", "got 1.5"]),
+        ({**SIMCLR, "test": 1.5}, ["test share", "between 0 and 1", "got 1.5"]),
+        ({**SIMCLR, "validation": 0.6}, ["validation", "at most 0.5", "got 0.6", "leave it out"]),
+        ({**SIMCLR, "validation": "half"}, ["validation", "number", "got 'half'"]),
+        ({**SIMCLR, "imbalance": 0.5, "labels": 40}, ["imbalance", "at least 1", "got 0.5"]),
+        ({**SIMCLR, "imbalance": True, "labels": 40}, ["imbalance", "number", "got True"]),
+        ({**SIMCLR, "imbalance": 10}, ["imbalance needs a number of labels", "labels: all"]),
+        ({**SIMCLR, "mismatch": 0.8, "labels": 40}, ["mismatch", "between 0 and 0.75", "got 0.8"]),
+        ({**SIMCLR, "mismatch": 0.5}, ["mismatch needs a number of labels", "labels: all"]),
+        ({**SIMCLR, "mismach": 0.5}, ["mismach is not a field", "did you mean mismatch?"]),
+        ({**SIMCLR, "task": "few_shot", "validation": 0.3}, ["classification", "got 0.3", "few_shot.validation"]),
+        ({**SIMCLR, "task": "few_shot", "labels": 40, "mismatch": 0.0}, ["mismatch belongs", "got 0.0", "leave it out"]),
         ({**SIMCLR, "test": 1}, ["test", "got 1"]),
         ({**SIMCLR, "encoder": "resnet_smal"}, ["encoder: resnet_smal", "did you mean resnet_small?"]),
         ({**SIMCLR, "vit_encoder": "vit_tyni"}, ["vit_encoder: vit_tyni", "did you mean vit_tiny?"]),
@@ -237,7 +249,7 @@ fields = st.fixed_dictionaries(
     {"data": st.sampled_from(["digits", "some/path", ["digits", "other"]])},
     optional={
         "test": st.sampled_from([None, 0.25, "test/path", ["a", "b"]]),
-        "labels": st.one_of(st.just("all"), st.integers(2, 10**6)),
+        "labels": st.one_of(st.just("all"), st.integers(4, 10**6)),
         "methods": st.lists(st.sampled_from(["simclr", "mae", "supervised", "moco"]), min_size=1, unique=True),
         "trials": st.integers(6, 10**6),
         "epochs": st.integers(1, 1000),
@@ -273,6 +285,23 @@ def test_resolved_studies_survive_yaml(given_: dict[str, Any]) -> None:
     plain = yaml.safe_load(dump_study(study))
     assert Study(**plain) == study
     assert set(plain) == set(Study.model_fields) - {"objective"}
+
+
+def test_labels_pool_and_validation_are_what_the_study_says() -> None:
+    """The settings survive YAML, reach the split, and stand in the dry run's line of data with the figures drawn."""
+    study = Study(data="digits", methods=["fixmatch"], labels=60, validation=0.25, imbalance=4, mismatch=0.5)
+    assert Study(**yaml.safe_load(dump_study(study))) == study
+    part = load_split(study)
+    drawn = np.bincount(part.budget().label)
+    assert (len(part.validation), len(part.labelled), part.train.classes) == (15, 45, 6)
+    assert drawn.max() / drawn.min() == pytest.approx(4, rel=0.3)
+    said = realism(study, part)
+    names = ", ".join(part.labelled.data.classes)
+    assert f"{drawn.max()} of the most frequent class and {drawn.min()} of the rarest" in said
+    assert f"6 classes are the task ({names}) and 50% of the unlabelled images are of others" in said
+    assert "\n" not in said
+    plain = Study(data="digits", methods=["fixmatch"], labels=60)
+    assert realism(plain, load_split(plain)) == ""
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_a_split_is_balanced_disjoint_seeded_and_sums(
     assert len(part.labelled) + len(part.validation) == n
     share = 0.5 if n < 500 else 0.2
     assert abs(len(part.validation) - share * n) <= len(counts)
+    assert len(part.validation) <= len(part.labelled)
     assert part.holdout
     # Disjoint, and the test images have left the pool.
     labelled, validation, test, pool = (ids(part, which) for which in ("labelled", "validation", "test", "pool"))
@@ -176,6 +177,28 @@ def test_mismatch_keeps_labels_and_pool_size() -> None:
     assert len(sizes) == 1
 
 
+def test_mismatch_and_imbalance_together() -> None:
+    """The labels are imbalanced over the task's classes, the pool is of the size and the mixture that mismatch says."""
+    source = Source(made([100] * 10, unlabelled=30), made([5] * 10))
+    part = split(source, labels=120, mismatch=0.5, imbalance=8.0, seed=2)
+    drawn = np.bincount(part.budget().label)
+    assert len(drawn) == part.train.classes == 6
+    assert drawn.max() / drawn.min() == pytest.approx(8, rel=0.25)
+    truth = source.train.label
+    pool = ids(part, "pool") - ids(part, "labelled") - ids(part, "validation")
+    task = set(truth[list(ids(part, "labelled"))])
+    assert np.mean([truth[i] not in task for i in pool]) == pytest.approx(0.5, abs=0.01)
+    assert all(truth[i] >= 0 for i in pool), "an image of unknown class would make the mixture unknown"
+
+
+@pytest.mark.parametrize("labels", [6, 7, 9, 11, 499, 500])
+@pytest.mark.parametrize("validation", [None, 0.5])
+def test_validation_is_never_larger_than_what_trains(labels: int, validation: float | None) -> None:
+    part = split(Source(made([300, 300, 300]), made([2] * 3)), labels=labels, validation=validation)
+    assert len(part.validation) <= len(part.labelled)
+    assert len(part.validation) + len(part.labelled) == labels
+
+
 @pytest.mark.parametrize(
     ("counts", "options", "words"),
     [
@@ -183,18 +206,22 @@ def test_mismatch_keeps_labels_and_pool_size() -> None:
         ([], {}, ("needs labelled images",)),
         ([20, 20], {"labels": 41}, ("at most the 40", "41")),
         ([20, 20], {"labels": 40, "test": 0.2}, ("at most the 32", "test share leaves")),
-        ([20, 20], {"labels": 3}, ("2 classes, 4", "3")),
+        ([20, 20], {"labels": 3}, ("from 4", "2 classes", "got 3")),
+        ([20, 20, 20], {"labels": 5}, ("3 classes, 6", "got 5")),
         ([20, 1], {}, ("2 labels", "c1 has 1")),
         ([20, 2], {"test": 0.2}, ("3 labelled images", "c1 has 2")),
         ([20, 20], {"labels": "some"}, ("all or a whole number", "some")),
         ([20, 20], {"labels": True}, ("all or a whole number",)),
         ([20, 20], {"test": 1.5}, ("between 0 and 1", "1.5")),
-        ([20, 20], {"validation": 1.0}, ("between 0 and 1",)),
+        ([20, 20], {"validation": 0.6}, ("at most 0.5", "got 0.6", "leave it out")),
+        ([20, 20], {"validation": float("nan")}, ("at most 0.5", "got nan")),
         ([20, 20], {"imbalance": 0.5, "labels": 8}, ("at least 1",)),
+        ([20, 20], {"imbalance": float("inf"), "labels": 8}, ("at least 1", "got inf")),
         ([20, 20], {"imbalance": 2.0}, ("number of labels",)),
+        ([20, 20, 20], {"mismatch": 0.5}, ("number of labels", "all")),
         ([20, 20], {"imbalance": 50.0, "labels": 38}, ("lower either",)),
         ([20, 20], {"mismatch": 0.9, "labels": 8}, ("0.75", "0.9")),
-        ([20, 20], {"mismatch": 0.5, "labels": 8}, ("3 classes",)),
+        ([20, 20], {"mismatch": 0.5, "labels": 8}, ("3 classes", "got 2")),
         ([20, 20], {"test": made([1, 1, 1])}, ("c2", "training classes")),
         ([20, 20], {"test": made([0, 0], unlabelled=3)}, ("must have labels",)),
         (

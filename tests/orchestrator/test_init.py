@@ -1,0 +1,86 @@
+"""A self-supervised start for any row: methods that learn from labels begin at the weights an earlier study left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cluster.plan import ResourcePlan
+from methods.catalogue import CATALOGUE
+from methods.data.records import Split
+from methods.parts.encoders import EncoderSpec, save_encoder
+from methods.parts.pair import PairEncoder
+from methods.training import Training, TrainSettings
+from methods.world import World
+from orchestrator.folder import RunFolder
+from orchestrator.records import Job
+from orchestrator.run import slot_setup
+from orchestrator.study import Study
+from orchestrator.trial import training_of
+from search_spaces.domains import build
+
+SEMI = [name for name, m in CATALOGUE.items() if m.family in ("semisup", "baseline") or name == "simclr_v2"]
+
+
+@pytest.fixture
+def data(make_split: Callable[..., Split]) -> Split:
+    return make_split(4, 10, 5, 12)
+
+
+@pytest.fixture
+def pretrained(data: Split, tmp_path: Path) -> RunFolder:
+    """The run folder of a study whose winner is a SimCLR encoder of one epoch."""
+    run = RunFolder.create(tmp_path / "pretraining", Study(data="digits", methods=["simclr"]))
+    simclr = CATALOGUE["simclr"]
+    training = Training(simclr, build(simclr.config, {"batch_size": 16}), data.train, TrainSettings(1, EncoderSpec(), 3, 32))
+    training.train_epoch()
+    save_encoder(run.path / "best" / "encoder.pt", training.learner.encoder())
+    return run
+
+
+def weights(training: Training) -> list[dict[str, Tensor]]:
+    """Of the encoder, or of both that stand side by side: weights and running statistics.
+
+    Without the data's own mean and deviation, and without BatchNorm's counters of passes, which no computation reads.
+    """
+    encoder = training.learner.encoder()
+    halves = (encoder.first, encoder.second) if isinstance(encoder, PairEncoder) else (encoder,)
+    return [learned(half.state_dict()) for half in halves]
+
+
+def learned(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if v.is_floating_point() and not k.startswith("normalise.")}
+
+
+def start(name: str, run: RunFolder, data: Split, **values: object) -> Training:
+    """The training that a study with ``init: RUN FOLDER`` starts, before its first step."""
+    study = Study(data="digits", methods=[name], init=str(run.path), epochs=1, epoch_images=48, reduction=1)
+    plan = ResourcePlan(1, 1.0, 0.0, 1, 1, 1.0, 0.0, 1)
+    setup = slot_setup(study, data, RunFolder(run.path.parent / "next"), plan)
+    return training_of(setup, Job("0", 0, name, {"batch_size": 16, **values}, 5), World())
+
+
+@pytest.mark.parametrize("name", SEMI)
+def test_a_method_starts_from_the_weights_of_a_run_folder(name: str, pretrained: RunFolder, data: Split) -> None:
+    saved = torch.load(pretrained.path / "best" / "encoder.pt", weights_only=True)["state"]
+    saved = learned(saved)
+    training = start(name, pretrained, data)
+    for begun in weights(training):
+        assert begun.keys() == saved.keys()
+        for key, value in begun.items():
+            assert torch.equal(value, saved[key]), key
+    assert training.train_epoch().finite
+    for ended in weights(training):
+        assert not torch.equal(ended["conv1.weight"], saved["conv1.weight"]), "it has learned on from there"
+
+
+@pytest.mark.parametrize(("name", "student"), [("noisy_student", "model"), ("simclr_v2", "student")])
+def test_a_student_of_another_width_starts_from_scratch(name: str, student: str, pretrained: RunFolder, data: Split) -> None:
+    training = start(name, pretrained, data, student_width=0.5)
+    usual = training.learner.encoder().dim
+    assert training.train_epoch().finite
+    assert getattr(training.learner, student).encoder.dim == usual // 2

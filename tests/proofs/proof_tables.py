@@ -1,0 +1,401 @@
+"""What the proof tables hold, what each row must reach, and what is written from the rows: tables, figure, decision guide."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from proof_rows import Key, Row, read
+from scipy import stats
+
+from methods import CATALOGUE
+from orchestrator.plots import svg
+from orchestrator.readme import README, between
+from orchestrator.study import write_text
+from search_spaces.domains import build
+
+HERE = Path(__file__).parent
+UNTRAINED = "untrained"
+SEARCH = "-search"
+"""What stands behind a table's name where the rows of its search are kept."""
+
+RATES = (0.008, 0.002, 0.032)
+"""The supervised yardstick's learning rates, its default first: equal scores leave it at that."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a row must reach on ``measure``.
+
+    Attributes:
+        measure: name of the score.
+        baselines: rows of which the one with the higher mean is the yardstick.
+        points: 0 asks for a paired difference whose interval is clear of zero, more also for a mean of as many points; None
+            asks that the interval be not wholly below zero.
+        least: mean to reach in itself, or None.
+    """
+
+    measure: str
+    baselines: tuple[str, ...]
+    points: float | None = None
+    least: float | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a table.
+
+    Attributes:
+        method: name in the catalogue; ``untrained`` for an encoder as it starts.
+        encoder: what is trained.
+        bar: what it must reach, or None for a baseline.
+        knobs: values other than the catalogue's defaults.
+        grid: further values, of which those are taken that score best on validation labels.
+    """
+
+    method: str
+    encoder: str
+    bar: Bar | None = None
+    knobs: Mapping[str, object] = field(default_factory=dict)
+    grid: tuple[Mapping[str, object], ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A proof table.
+
+    Attributes:
+        data: what it is computed on, in words.
+        labels: the label budget unless stated; 0 where it cannot be chosen.
+        seconds, seeds: of training a run, and runs a row, unless stated.
+        measures: of these the decision guide speaks, with the labels that each needs.
+        rows: by name.
+    """
+
+    data: str
+    labels: int
+    seconds: float
+    seeds: int
+    measures: Mapping[str, str]
+    rows: Mapping[str, Entry]
+
+
+def _encoder(method: str, usual: str) -> str:
+    return "vit_tiny" if CATALOGUE[method].encoder == "vit" else usual
+
+
+def _selfsup() -> dict[str, Entry]:
+    points = {
+        **dict.fromkeys(("simclr", "moco", "pirl", "cmc", "instance_discrimination"), 10.0),
+        **dict.fromkeys(("byol", "barlow_twins", "vicreg", "dino"), 7.0),
+        "rotation": 9.0,
+        **dict.fromkeys(
+            (
+                "jigsaw", "relative_patch", "exemplar", "cpc", "deep_infomax", "bag_of_words", "colorization", "split_brain",
+            ),
+            5.0,
+        ),
+        **dict.fromkeys(("autoencoder", "denoising_autoencoder", "inpainting", "mae", "rotation_gan"), 2.0),
+    }  # fmt: skip
+    rows = {f"{UNTRAINED} {encoder}": Entry(UNTRAINED, encoder) for encoder in ("resnet_small", "vit_tiny")}
+    for name, least in points.items():
+        encoder = _encoder(name, "resnet_small")
+        rows[name] = Entry(name, encoder, Bar("probe 10,000", (f"{UNTRAINED} {encoder}",), least))
+    return rows
+
+
+def _semisup() -> dict[str, Entry]:
+    points: dict[str, float | None] = {
+        "fixmatch": 5.0,
+        **dict.fromkeys(("uda", "remixmatch", "mean_teacher", "noisy_student"), 0.0),
+        **dict.fromkeys(
+            (
+                "mixup", "cutout", "pseudo_label", "entropy_minimization", "vat", "ladder", "pi_model", "temporal_ensembling",
+                "mixmatch", "co_training", "s4l", "simclr_v2",
+            )
+        ),
+    }  # fmt: skip
+    yardsticks = {
+        f"supervised {recipe}": Entry(
+            "supervised", "resnet_small", knobs={"augmentation": recipe}, grid=tuple({"lr": rate} for rate in RATES)
+        )
+        for recipe in ("weak", "strong")
+    }
+    bars = {name: Bar("test", tuple(yardsticks), least) for name, least in points.items()}
+    return {**yardsticks, **{name: Entry(name, _encoder(name, "resnet_small"), bar) for name, bar in bars.items()}}
+
+
+def _fewshot() -> dict[str, Entry]:
+    least = {"prototypical": 0.95, "matching": 0.95, "maml": 0.90}
+    names = (
+        *least, "finetune_baseline", "cosine_classifier", "siamese", "meta_sgd", "anil", "reptile", "selfsup_fewshot",
+        "metric_learning",
+    )  # fmt: skip
+    untrained = f"{UNTRAINED} conv4"
+    bars = {name: Bar("5-way 1-shot across", (untrained,), 0.0, least.get(name)) for name in names}
+    return {untrained: Entry(UNTRAINED, "conv4"), **{name: Entry(name, "conv4", bar) for name, bar in bars.items()}}
+
+
+TABLES: dict[str, Table] = {
+    "selfsup": Table(
+        "20,000 CIFAR-10 images", 0, 120, 3, {"probe 10,000": "10,000 (probe)", "probe 250": "250 (probe)"}, _selfsup()
+    ),
+    "semisup": Table("20,000 CIFAR-10 images", 250, 120, 5, {"test": "{labels}"}, _semisup()),
+    "digits": Table("digits", 40, 20, 5, {"test": "{labels}"}, _semisup()),
+    "fewshot": Table("Omniglot, new alphabets", 0, 120, 3, {"5-way 1-shot across": "1 a class, of 5"}, _fewshot()),
+}
+
+
+# Rows of one table, label budget and training time are compared with each other.
+
+
+@dataclass(frozen=True)
+class Line:
+    """All runs of a row: its name, and its knobs, since rows of other knobs are other rows."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+    def scores(self, measure: str) -> dict[int, float]:
+        """Percent by seed."""
+        return {row.key.seed: 100 * row.scores[measure] for row in self.rows}
+
+    def mean(self, measure: str) -> float:
+        return float(np.mean(list(self.scores(measure).values())))
+
+    def spread(self, measure: str) -> str:
+        values = list(self.scores(measure).values())
+        return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+    def knobs(self) -> str:
+        """Those that the row states or chooses, and those that differ from the catalogue's defaults of today."""
+        key = self.rows[0].key
+        entry = TABLES[key.table.removesuffix(SEARCH)].rows.get(self.name)
+        if entry is None or entry.method == UNTRAINED:
+            return ""
+        usual = vars(build(CATALOGUE[entry.method].config, {}))
+        stated = {*entry.knobs, *(name for values in entry.grid for name in values)}
+        given = json.loads(key.knobs)
+        return ", ".join(f"{name} {value}" for name, value in given.items() if name in stated or usual.get(name) != value)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Paired difference to a baseline in points, with its 95% t-interval (infinite for one pair)."""
+
+    baseline: str
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f}" + (f" [{self.low:+.1f}, {self.high:+.1f}]" if self.n > 1 else "")
+
+
+def gap(line: Line, lines: Sequence[Line], measure: str, baselines: Iterable[str]) -> Gap | None:
+    """``line`` against the best of the baselines, over the seeds that both have; None where there are none."""
+    rivals = [other for other in lines if other.name in baselines]
+    if not rivals:
+        return None
+    base = max(rivals, key=lambda other: other.mean(measure))
+    own, others = line.scores(measure), base.scores(measure)
+    paired = np.array([own[seed] - others[seed] for seed in sorted(own) if seed in others])
+    if not len(paired):
+        return None
+    half = math.inf
+    if len(paired) > 1:
+        half = float(stats.t.ppf(0.975, len(paired) - 1) * paired.std(ddof=1) / math.sqrt(len(paired)))
+    mean = float(paired.mean())
+    return Gap(base.name, mean, mean - half, mean + half, len(paired))
+
+
+def judged(line: Line, bar: Bar, found: Gap | None, seeds: int) -> tuple[str, str]:
+    """The bar in words, and whether it is met; fewer runs than the table asks for say neither yes nor no."""
+    asked = []
+    if bar.least is not None:
+        asked.append(f"mean at least {bar.least:.0%}")
+    if bar.points is None:
+        asked.append("not below")
+    else:
+        asked.append(f"at least {bar.points:+.0f}, clear of zero" if bar.points else "above, clear of zero")
+    if found is None or min(found.n, len(line.rows)) < seeds:
+        return ", ".join(asked), "too few runs"
+    met = bar.least is None or line.mean(bar.measure) >= 100 * bar.least
+    met = met and (found.high >= 0 if bar.points is None else found.low > 0 and found.mean >= bar.points)
+    return ", ".join(asked), "yes" if met else "no"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that may be compared: of one table, label budget and training time."""
+
+    table: str
+    labels: int
+    budget: float
+    lines: tuple[Line, ...]
+
+    @property
+    def title(self) -> str:
+        labels = f", {self.labels:,} labels" if self.labels else ""
+        return f"{self.table}{labels}, {self.budget:g} s"
+
+
+def groups(out: Path) -> list[Group]:
+    """Every group that has rows, in the tables' order."""
+    found = []
+    for table, declared in TABLES.items():
+        sets: dict[tuple[int, float], dict[tuple[str, str], list[Row]]] = {}
+        for row in read(out, table):
+            line = sets.setdefault((row.key.labels, row.key.budget), {})
+            line.setdefault((row.key.method, row.key.knobs), []).append(row)
+        order = list(declared.rows)
+        for (labels, budget), by_name in sorted(sets.items()):
+            lines = [Line(name, tuple(rows)) for (name, _), rows in by_name.items()]
+            lines.sort(key=lambda line: order.index(line.name) if line.name in order else len(order))
+            found.append(Group(table, labels, budget, tuple(lines)))
+    return found
+
+
+def table_lines(group: Group) -> Iterator[str]:
+    """The group in Markdown: n, mean, sd, the difference to the baseline with its interval, and whether the bar is met."""
+    measures = list(group.lines[0].rows[0].scores)
+    heads = ("row", "knobs", "encoder (parameters)", "n", "seconds", *measures, "above baseline, 95%", "baseline", "bar", "met")
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    declared = TABLES[group.table]
+    for line in group.lines:
+        first = line.rows[0]
+        entry = declared.rows.get(line.name)
+        judgement = ["", "", "", ""]
+        if entry is not None and entry.bar is not None:
+            found = gap(line, group.lines, entry.bar.measure, entry.bar.baselines)
+            judgement = [str(found or ""), found.baseline if found else "", *judged(line, entry.bar, found, declared.seeds)]
+        seconds = np.mean([row.seconds for row in line.rows])
+        size = f"{first.encoder} ({first.parameters / 1e6:.2f} M)"
+        cells = [line.name, line.knobs(), size, str(len(line.rows)), f"{seconds:.0f}", *map(line.spread, measures), *judgement]
+        yield f"| {' | '.join(cells)} |"
+
+
+def computed_by(group: Group) -> str:
+    """Versions, machine and threads of the group's rows."""
+    rows = [row for line in group.lines for row in line.rows]
+    return "; ".join(
+        sorted({f"{row.versions}, {row.machine}, {row.threads} thread{'s' if row.threads > 1 else ''}" for row in rows})
+    )
+
+
+def searched(out: Path, table: str) -> Iterator[str]:
+    """What was tried where knobs are chosen on validation labels: the mean score of every candidate."""
+    tried: dict[tuple[str, int, float, str], list[Row]] = {}
+    for row in read(out, table + SEARCH):
+        tried.setdefault((row.key.method, row.key.labels, row.key.budget, row.key.knobs), []).append(row)
+    for (name, labels, budget, _), rows in sorted(tried.items()):
+        line = Line(name, tuple(rows))
+        yield f"- {name}, {labels:,} labels, {budget:g} s, {line.knobs()}: {line.spread('validation')} (n {len(rows)})"
+
+
+def markdown(out: Path) -> str:
+    """All tables."""
+    lines = ["# Proof tables", "", "Generated by `python tests/proofs/run.py --tables` from the CSV files beside it.", ""]
+    found = groups(out)
+    if not found:
+        return "\n".join([*lines, "No row exists yet.", ""])
+    lines += ["![Score against training images drawn](tables.svg)", ""]
+    for group in found:
+        lines += [f"## {group.title}", ""]
+        lines += [f"{TABLES[group.table].data}; scores in percent on test images. {computed_by(group)}.", ""]
+        lines += [*table_lines(group), ""]
+    for table in TABLES:
+        tried = list(searched(out, table))
+        if tried:
+            lines += [f"## {table}: chosen on validation labels", "", *tried, ""]
+    return "\n".join(lines)
+
+
+def figure(out: Path) -> str:
+    """Cost against quality: training images drawn in the time of a run, and score, a panel a group, as SVG."""
+    found = groups(out)
+
+    def draw(canvas: Figure) -> None:
+        grid = canvas.subplots(len(found), 1, squeeze=False)[:, 0]
+        for axes, group in zip(grid, found, strict=True):
+            measure = next(iter(TABLES[group.table].measures))
+            for line in group.lines:
+                values = list(line.scores(measure).values())
+                images = max(float(np.mean([row.images for row in line.rows])), 1.0)
+                spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+                axes.errorbar(images, np.mean(values), yerr=spread, fmt="o", markersize=4, capsize=2)
+                axes.annotate(
+                    line.name, (images, float(np.mean(values))), xytext=(5, 3), textcoords="offset points", fontsize=7
+                )
+            axes.set(xscale="log", title=group.title, xlabel="training images drawn", ylabel=f"{measure}, percent")
+            axes.margins(x=0.15)
+            axes.grid(alpha=0.25)
+
+    return svg(draw, 8, 4.2 * len(found))
+
+
+GUIDE_BEGIN = "<!-- guide: generated by `python tests/proofs/run.py --tables`; the tests compare -->\n"
+GUIDE_END = "<!-- end of guide -->"
+NO_ROW = "No row exists yet: `python tests/proofs/run.py` trains them."
+
+
+def guide(out: Path) -> str:
+    """Which method at how many labels, as far as the rows tell. Pilots of one run are no ground for advice."""
+    lines = []
+    for group in groups(out):
+        declared = TABLES[group.table]
+        for measure, words in declared.measures.items():
+            baselines = {name for entry in declared.rows.values() if entry.bar for name in entry.bar.baselines}
+            usable = [line for line in group.lines if len(line.rows) > 1]
+            rivals = [line for line in usable if line.name in declared.rows and line.name not in baselines]
+            if not rivals:
+                continue
+            best = max(rivals, key=lambda line: line.mean(measure))
+            entry = declared.rows[best.name]
+            assert entry.bar is not None, "only baselines have no bar"
+            found = gap(best, usable, measure, entry.bar.baselines)
+            take = f"`{best.name}`"
+            if found is not None and not found.low > 0:
+                take = f"`{found.baseline}`: no row is clearly above it"
+            cells = [
+                declared.data, words.format(labels=f"{group.labels:,}"), f"{group.budget:g}", take,
+                f"`{best.name}` {best.spread(measure)}", str(len(best.rows)), f"{found} over {found.baseline}" if found else "",
+                str(len(rivals)),
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    if not lines:
+        return NO_ROW
+    heads = ("data", "labels", "seconds a run", "take", "highest mean, test %", "n", "paired difference, 95%", "of rows")
+    note = "The highest of many rows flatters itself: its figure and its lead are read off the test images that picked it."
+    return "\n".join([f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *lines, "", note])
+
+
+def with_guide(text: str, out: Path) -> str:
+    """The project README's text with the guide of today's rows."""
+    return between(text, GUIDE_BEGIN, GUIDE_END, guide(out))
+
+
+def write_tables(out: Path) -> None:
+    """The tables and the figure beside the rows; for the rows kept with this file, also the guide in the project's README."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "README.md", markdown(out))
+    if groups(out):
+        write_text(out / "tables.svg", figure(out))
+    if out == HERE:
+        write_text(README, with_guide(README.read_text(encoding="utf-8"), out))
+
+
+def key_of(table: str, name: str, labels: int, seed: int, seconds: float, chosen: Mapping[str, object]) -> Key:
+    """The key of a row with these knobs chosen beside those that its entry states."""
+    entry = TABLES[table].rows[name]
+    knobs = {}
+    if entry.method != UNTRAINED:
+        knobs = vars(build(CATALOGUE[entry.method].config, {**entry.knobs, **chosen}))
+    return Key(table, name, labels, seed, seconds, json.dumps(knobs))

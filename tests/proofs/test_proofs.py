@@ -1,0 +1,226 @@
+"""The proofs' command on digits and a second of training: it resumes, shares its tables, and what it writes is true."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+PROOFS = Path(__file__).parent
+
+
+@pytest.fixture
+def proofs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The command's modules, which are scripts beside this file and no package."""
+    monkeypatch.syspath_prepend(PROOFS)
+    return SimpleNamespace(
+        rows=importlib.import_module("proof_rows"),
+        tables=importlib.import_module("proof_tables"),
+        run=importlib.import_module("run"),
+    )
+
+
+def made(proofs: SimpleNamespace, name: str, seed: int, value: float, table: str = "digits", budget: float = 20.0) -> object:
+    """A row as the command would write it, with this score."""
+    key = proofs.tables.key_of(table, name, 40, seed, budget, {})
+    return proofs.rows.Row(key, "resnet_small", 503984, 20.5, 1000 + seed, 1, "torch 2", "x86_64", {"test": value})
+
+
+def test_it_trains_resumes_and_searches_on_validation_labels(
+    proofs: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[str, bool, int]] = []
+    inner = proofs.run.within_seconds
+
+    def spied(name: str, config: object, data: object, *others: object) -> object:
+        seen.append((name, others[0].name == "resnet_small", int((data.label >= 0).sum())))  # type: ignore[attr-defined]
+        return inner(name, config, data, *others)
+
+    monkeypatch.setattr(proofs.run, "within_seconds", spied)
+    monkeypatch.setattr(proofs.run, "DRAWS", 1)
+    monkeypatch.setattr(proofs.run, "MEASURED", 1)
+    words = ["digits", "--seconds", "0.05", "--threads", "1", "--out", str(tmp_path), "--rows", "supervised strong", "fixmatch"]
+    proofs.run.main([*words, "--seeds", "1"])
+    assert [labels for _, _, labels in seen] == [20, 20, 20, 40, 40], "a search trains on half of the labels, a row on all"
+    rates = {row.key.knobs for row in proofs.rows.read(tmp_path, "digits-search")}
+    assert len(rates) == len(proofs.tables.RATES)
+    (strong, fixmatch) = proofs.rows.read(tmp_path, "digits")
+    assert strong.key.knobs in rates, "the yardstick has one of the rates that were tried"
+    assert '"augmentation": "strong"' in strong.key.knobs
+    assert '"threshold": 0.95' in fixmatch.key.knobs
+    assert (fixmatch.key.labels, fixmatch.key.budget, fixmatch.threads) == (40, 0.05, 1)
+    assert fixmatch.images > 0
+    # Killed in the middle of a write: the torn row is trained again, the others are not.
+    path = tmp_path / "digits.csv"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert proofs.rows.read(tmp_path, "digits") == [strong]
+    seen.clear()
+    proofs.run.main([*words, "--seeds", "1"])
+    assert [name for name, _, _ in seen] == ["fixmatch"]
+    assert [row.key for row in proofs.rows.read(tmp_path, "digits")] == [strong.key, fixmatch.key]
+    text = (tmp_path / "README.md").read_text()
+    assert "## digits, 40 labels, 0.05 s" in text
+    assert "too few runs" in text
+    assert (tmp_path / "tables.svg").read_text().startswith("<svg")
+    capsys.readouterr()
+
+
+def test_a_row_is_read_as_it_was_written(proofs: SimpleNamespace, tmp_path: Path) -> None:
+    rows = [made(proofs, name, seed, 0.5 + seed / 8) for name in ("fixmatch", "uda") for seed in range(2)]
+    for row in rows:
+        proofs.rows.append(tmp_path, row)
+    assert proofs.rows.read(tmp_path, "digits") == rows
+    other = proofs.rows.Row(**{**vars(rows[0]), "scores": {"probe": 0.5}})
+    with pytest.raises(ValueError, match="other columns"):
+        proofs.rows.append(tmp_path, other)
+    assert proofs.rows.read(tmp_path, "digits") == rows
+
+
+@pytest.mark.parametrize("cut", range(0, 400, 37))
+def test_a_torn_line_is_left_out_and_cut_off(proofs: SimpleNamespace, tmp_path: Path, cut: int) -> None:
+    """Wherever the last write was torn, header included, the whole rows before it stay and the next row is whole."""
+    first, second = made(proofs, "fixmatch", 0, 0.5), made(proofs, "fixmatch", 1, 0.625)
+    proofs.rows.append(tmp_path, first)
+    path = proofs.rows.path_of(tmp_path, "digits")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: min(cut, len(whole) - 1)])
+    assert proofs.rows.read(tmp_path, "digits") == []
+    proofs.rows.append(tmp_path, first)
+    path.write_bytes(path.read_bytes() + whole.splitlines(keepends=True)[1][:cut])
+    assert proofs.rows.read(tmp_path, "digits")[:1] == [first]
+    proofs.rows.append(tmp_path, second)
+    assert [r for r in proofs.rows.read(tmp_path, "digits") if r != first] == [second]
+
+
+def test_what_another_process_has_claimed_is_left_to_it(proofs: SimpleNamespace, tmp_path: Path) -> None:
+    keys = [proofs.tables.key_of("digits", "fixmatch", 40, seed, 20.0, {}) for seed in range(2)]
+    script = (
+        f"import sys; sys.path.insert(0, {str(PROOFS)!r})\n"
+        "from pathlib import Path; from proof_rows import Key, claim\n"
+        f"with claim(Path({str(tmp_path)!r}), {keys[0]!r}) as mine:\n"
+        "    print(mine, flush=True); sys.stdin.read()\n"
+    )
+    trained: list[int] = []
+
+    def train(key: object) -> object:
+        trained.append(key.seed)  # type: ignore[attr-defined]
+        return made(proofs, "fixmatch", key.seed, 0.5)  # type: ignore[attr-defined]
+
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        assert proofs.rows.fill(tmp_path, keys, train) == []
+        assert trained == [1]
+        other.kill()
+    # A claim dies with its process.
+    assert proofs.rows.fill(tmp_path, keys, train, wait=True) == []
+    assert trained == [1, 0]
+    assert proofs.rows.fill(tmp_path, keys, train) == []
+    assert trained == [1, 0], "what is there is not trained again"
+
+
+def test_a_row_that_fails_does_not_end_the_others(
+    proofs: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [proofs.tables.key_of("digits", "fixmatch", 40, seed, 20.0, {}) for seed in range(3)]
+
+    def train(key: object) -> object:
+        if key.seed == 1:  # type: ignore[attr-defined]
+            raise RuntimeError("no such luck")
+        return made(proofs, "fixmatch", key.seed, 0.5)  # type: ignore[attr-defined]
+
+    assert proofs.rows.fill(tmp_path, keys, train) == [keys[1]]
+    assert "no such luck" in capsys.readouterr().err
+    assert [row.key.seed for row in proofs.rows.read(tmp_path, "digits")] == [0, 2]
+
+
+SCORES = {
+    "supervised weak": (0.60, 0.62, 0.61, 0.63, 0.64),
+    "supervised strong": (0.70, 0.72, 0.71, 0.73, 0.74),
+    "fixmatch": (0.80, 0.81, 0.79, 0.82, 0.83),
+    "uda": (0.71, 0.73, 0.70, 0.73, 0.74),
+    "vat": (0.50, 0.51, 0.52, 0.50, 0.53),
+    "mixmatch": (0.69, 0.73, 0.71, 0.72, 0.74),
+}
+
+
+def test_tables_judge_by_the_paired_difference_to_the_better_yardstick(proofs: SimpleNamespace, tmp_path: Path) -> None:
+    for name, scores in SCORES.items():
+        for seed, value in enumerate(scores):
+            proofs.rows.append(tmp_path, made(proofs, name, seed, value))
+    proofs.rows.append(tmp_path, made(proofs, "uda", 0, 0.99, budget=60.0))  # a pilot stands apart
+    text = proofs.tables.markdown(tmp_path)
+    cells = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in text.partition("## digits, 40 labels, 60 s")[0].splitlines()
+        if line.startswith("| ")
+    }
+    paired = 100 * (np.array(SCORES["fixmatch"]) - np.array(SCORES["supervised strong"]))
+    low, high = stats.ttest_1samp(paired, 0).confidence_interval(0.95)
+    assert cells["fixmatch"][5] == f"{paired.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+    assert cells["fixmatch"][4] == f"81.0 ± {100 * np.std(SCORES['fixmatch'], ddof=1):.1f}"
+    assert {name: row[6:] for name, row in cells.items() if name in SCORES} == {
+        "supervised weak": ["", "", ""],
+        "supervised strong": ["", "", ""],
+        "fixmatch": ["supervised strong", "at least +5, clear of zero", "yes"],
+        "uda": ["supervised strong", "above, clear of zero", "no"],
+        "vat": ["supervised strong", "not below", "no"],
+        "mixmatch": ["supervised strong", "not below", "yes"],
+    }
+    guide = proofs.tables.guide(tmp_path)
+    assert "| digits | 40 | 20 | `fixmatch` |" in guide
+    assert "over supervised strong" in guide
+    assert "| 60 |" not in guide, "one run is no ground for advice"
+
+
+def test_the_guide_says_when_nothing_is_clearly_better(proofs: SimpleNamespace, tmp_path: Path) -> None:
+    assert proofs.tables.guide(tmp_path) == proofs.tables.NO_ROW
+    for name in ("supervised weak", "supervised strong", "uda"):
+        for seed, value in enumerate(SCORES[name]):
+            proofs.rows.append(tmp_path, made(proofs, name, seed, value))
+    assert "| `supervised strong`: no row is clearly above it |" in proofs.tables.guide(tmp_path)
+
+
+def test_a_row_of_other_knobs_is_another_row(proofs: SimpleNamespace, tmp_path: Path) -> None:
+    """After a default has changed, old rows neither count as done nor mix with new ones."""
+    new = made(proofs, "fixmatch", 0, 0.5)
+    old_key = proofs.rows.Key(**{**vars(new.key), "knobs": new.key.knobs.replace('"mu": ', '"mu": 1')})  # type: ignore[attr-defined]
+    for row in (new, proofs.rows.Row(**{**vars(new), "key": old_key})):
+        proofs.rows.append(tmp_path, row)
+    (group,) = proofs.tables.groups(tmp_path)
+    assert [line.name for line in group.lines] == ["fixmatch", "fixmatch"]
+    assert group.lines[0].knobs() == ""
+    assert re.fullmatch(r"mu 1\d", group.lines[1].knobs())
+
+
+def test_what_is_committed_is_what_the_rows_say(proofs: SimpleNamespace) -> None:
+    remedy = "run 'python tests/proofs/run.py --tables'"
+    readme = proofs.tables.README.read_text(encoding="utf-8")
+    assert proofs.tables.with_guide(readme, PROOFS) == readme, remedy
+    assert proofs.tables.markdown(PROOFS) == (PROOFS / "README.md").read_text(encoding="utf-8"), remedy
+    assert (PROOFS / "tables.svg").exists() == bool(proofs.tables.groups(PROOFS)), remedy
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name a table"),
+        (["semisup"], "--data names the folder"),
+        (["selfsup", "--data", ".", "--labels", "40"], "--labels is for semisup and digits"),
+        (["digits", "--rows", "fixmtch"], "fixmtch is no row of digits"),
+    ],
+)
+def test_mistakes_are_refused(
+    proofs: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        proofs.run.main([*words, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
