@@ -17,7 +17,7 @@ from torchvision.utils import make_grid, save_image
 
 from methods.batch import Batch, Draws, seed_of
 from methods.contracts import Method
-from methods.data.records import Labelled, TrainData
+from methods.data.records import IntArray, Labelled, Split, TrainData
 from methods.protocols.contract import Score, Trained, evaluating
 from methods.training import EpochReport, Training, TrainSettings
 from methods.world import World
@@ -43,7 +43,21 @@ def training_of(setup: SlotSetup, job: Job, world: World) -> Training:
     method = setup.methods[job.method]
     config = build(method.config, dict(job.values), job.method)
     data = whole_budget(setup) if job.purpose == "refit" else setup.split.train
-    return Training(method, config, data, settings_of(setup, job, method), world)
+    return Training(method, config, data, settings_of(setup, job, method), world, held_back(setup.split, data))
+
+
+def held_back(split: Split, data: TrainData) -> IntArray | None:
+    """int64 [N]: the labels of the budget that ``data`` hides from methods, -1 elsewhere; None where no image has one.
+
+    Labels beyond the budget are not among them: nobody knows those.
+    """
+    if split.labelled.data is not split.validation.data:
+        return None
+    budget = split.budget()
+    label = np.full(len(data), -1, dtype=np.int64)
+    label[budget.index] = budget.label
+    label[data.label >= 0] = -1
+    return label if (label >= 0).any() else None
 
 
 def whole_budget(setup: SlotSetup) -> TrainData:
@@ -144,6 +158,8 @@ class TrialRun:
             status="finished" if last else "running",
             rung=rung,
             checkpoint=checkpoint,
+            pseudo_labels=epoch.pseudo_labels,
+            steps=epoch.steps,
         )
 
     def _score(self) -> Rung:
