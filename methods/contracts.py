@@ -76,16 +76,34 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class PseudoLabels:
+    """Labels that a method gave to images of the pool in a step. A method reports them; the loop counts and checks them.
+
+    Attributes:
+        index: int64 [b], the images' positions in the study's training images.
+        label: int64 [b].
+        used: [b], above 0 where the method learnt from the label (where it was confident enough).
+    """
+
+    index: Tensor
+    label: Tensor
+    used: Tensor
+
+
+@dataclass(frozen=True)
 class Loss:
     """A step's loss and the parts worth a curve.
 
     Attributes:
         total: scalar with gradient; the mean over this worker's rows, so that the workers' mean is the global batch's.
-        parts: detached scalars by name (loss terms, mask rate, accuracy on the pretext task).
+        parts: detached scalars by name (loss terms, accuracy on the pretext task, the health signals that only the method
+            can know, see ``methods.health``).
+        pseudo_labels: of this worker's rows, where the method gives any.
     """
 
     total: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    pseudo_labels: PseudoLabels | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +171,13 @@ class Learner(nn.Module, ABC):
 
     def predictor(self) -> nn.Module | None:
         """The method's own classifier, images [B, C, H, W] -> logits [B, K]; None where it has none."""
+        return None
+
+    def projector(self) -> nn.Module | None:
+        """From the encoder's embeddings [B, D] to those that the loss compares [B, D']; None where it is the encoder's own.
+
+        A collapse begins there: a normalised encoder under a collapsed projector may look well (see ``methods.health``).
+        """
         return None
 
     def after_step(self, step: Step) -> None:

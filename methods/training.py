@@ -20,6 +20,7 @@ from methods.batch import Batch, Draws, Episodes, EpisodeShape, Feeds, Step, see
 from methods.contracts import Context, Learner, Method, Optimizer, Stage, TrainingError
 from methods.data.episodic import EpisodeSampler
 from methods.data.records import IntArray, TrainData
+from methods.health import PseudoLabelCount, model_signals, sample
 from methods.parts.encoders import EncoderSpec
 from methods.world import World, synchronise_batchnorm
 
@@ -58,10 +59,13 @@ class EpochReport:
     Attributes:
         epoch: epochs done, counted from 1.
         stage: name of the stage that the epoch ended in.
-        parts: mean over the epoch of the loss (``loss``) and its parts.
-        seconds: spent in the loop.
+        parts: mean over the epoch of the loss (``loss``) and its parts, and the health signals at its end (see
+            ``methods.health``; those of embeddings and teachers on the first worker only).
+        seconds: spent in the loop, health signals included.
         images: training images drawn, all workers together.
         finite: False as soon as the loss was not finite; the training is over then.
+        pseudo_labels: how many used pseudo-labels each class got in the epoch; empty where the method gives none.
+        steps: done in the stage so far.
     """
 
     epoch: int
@@ -70,6 +74,8 @@ class EpochReport:
     seconds: float
     images: int
     finite: bool
+    pseudo_labels: tuple[int, ...] = ()
+    steps: int = 0
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -235,12 +241,25 @@ class _Optimization:
 class Training:
     """One configuration of one method in training. Trained epoch by epoch; its state can be saved and loaded between epochs.
 
+    Args:
+        method, config: what is trained.
+        data: all that the method may see.
+        settings: for how long and on what.
+        world: the workers; None for one on the CPU.
+        truth: int64 [N], labels that the method may not see, -1 elsewhere: its pseudo-labels are checked against them, and
+            no learner can reach them.
     Raises:
         TrainingError: the data does not allow this method or these settings.
     """
 
     def __init__(
-        self, method: Method, config: Any, data: TrainData, settings: TrainSettings, world: World | None = None
+        self,
+        method: Method,
+        config: Any,
+        data: TrainData,
+        settings: TrainSettings,
+        world: World | None = None,
+        truth: IntArray | None = None,
     ) -> None:
         self.method, self.config, self.data, self.settings = method, config, data, settings
         self.world = world or World()
@@ -251,6 +270,8 @@ class Training:
         self.finite = True
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and computes_bf16(self.world.device))
         self._dtype = torch.bfloat16 if bf16 else None
+        self._pseudo_labels = PseudoLabelCount(data.classes, truth, self.world)
+        self._sample: Tensor | None = None
         self._enter(0, None)
 
     @property
@@ -303,6 +324,8 @@ class Training:
         torch.manual_seed(seed_of(self._seed, "layers", number))
         with self.autocast():
             loss = self.learner.loss(step)
+        if loss.pseudo_labels is not None:
+            self._pseudo_labels.add(loss.pseudo_labels)
         loss.total.backward()
         self._optimization.step(progress, self.world)
         with torch.no_grad(), self.autocast():
@@ -319,6 +342,7 @@ class Training:
         counts: dict[str, int] = {}
         images = 0
         self.learner.train()
+        self._pseudo_labels.restart()
         self.epoch += 1
         while self.finite:
             if self._step >= self._target(self.epoch):
@@ -337,7 +361,27 @@ class Training:
                 self.finite = self._all_finite(sums)
         self.finite = self.finite and self._all_finite(sums)
         means = {name: float(self.world.mean(total / counts[name])) for name, total in sums.items()}
-        return EpochReport(self.epoch, self.stage.name, means, time.perf_counter() - started, images, self.finite)
+        signals, given = self._pseudo_labels.told()
+        signals |= self._model_signals()
+        seconds = time.perf_counter() - started
+        return EpochReport(
+            epoch=self.epoch,
+            stage=self.stage.name,
+            parts=means | signals,
+            seconds=seconds,
+            images=images,
+            finite=self.finite,
+            pseudo_labels=given,
+            steps=self._step,
+        )
+
+    def _model_signals(self) -> dict[str, float]:
+        """Health as the weights tell it, on the first worker; nothing of a training that diverged."""
+        if self.world.rank or not self.finite:
+            return {}
+        if self._sample is None:
+            self._sample = sample(self.data.images)
+        return model_signals(self.learner, self._sample, self.world.device)
 
     def _all_finite(self, sums: Mapping[str, Tensor]) -> bool:
         return "loss" not in sums or bool(torch.isfinite(self.world.mean(sums["loss"])))

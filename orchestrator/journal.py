@@ -10,7 +10,7 @@ import base64
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,13 +52,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Trained:
-    """An epoch ended."""
+    """An epoch ended: losses and health signals, the pseudo-labels of each class, and the steps of the stage so far."""
 
     event: ClassVar[str] = "trained"
     key: str
     epoch: int
     seconds: float
     parts: dict[str, float]
+    pseudo_labels: list[int] = field(default_factory=list)
+    steps: int = 0
 
 
 @dataclass(frozen=True)

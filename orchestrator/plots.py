@@ -14,9 +14,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from methods.health import SIGNALS
 from orchestrator.journal import History
 from orchestrator.leaderboard import Finalist
 from orchestrator.records import Trial
+from orchestrator.study import Limit
 from search_spaces.domains import Choice, Knob
 
 CENTRAL = ("temperature", "momentum", "mask_ratio", "augmentation_strength")
@@ -104,6 +106,42 @@ def curves_figure(history: History, methods: list[str]) -> str:
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(methods), 6), frameon=False)
 
     return svg(draw, 10.5, 3.6)
+
+
+def health_figure(history: History, methods: list[str], limits: Mapping[str, Limit]) -> str | None:
+    """Every health signal against epochs, a line a trial of the search, limits dashed; None where no trial told any."""
+    paint = colours(methods)
+    curves = {trial.job.key: history.curve(trial.job.key) for trial in history.search()}
+    told = {name for curve in curves.values() for event in curve for name in event.parts}
+    shown = [name for name in SIGNALS if name in told]
+    if not shown:
+        return None
+    columns = min(len(shown), 4)
+    rows = -(-len(shown) // columns)
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat[len(shown) :]:
+            axes.set_visible(False)
+        used = set()
+        for axes, name in zip(grid.flat, shown, strict=False):
+            for trial in history.search():
+                points = [(e.epoch, e.parts[name]) for e in curves[trial.job.key] if name in e.parts]
+                if points:
+                    axes.plot(*zip(*points, strict=True), ".-", color=paint[trial.job.method], alpha=0.7, linewidth=1)
+                    used.add(trial.job.method)
+            limit = limits.get(name)
+            for bound in (limit.below, limit.above) if limit is not None else ():
+                if bound is not None:
+                    axes.axhline(bound, color="grey", linestyle="--", linewidth=1)
+            axes.set(title=name, xlabel="epochs")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+            _tidy(axes)
+        handles = [plt.Line2D([], [], color=paint[name], label=name) for name in methods if name in used]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
+
+    return svg(draw, 2.6 * columns, 2.1 * rows + 0.5)
 
 
 def knob_figure(history: History, method: str, declared: Mapping[str, Knob]) -> str | None:

@@ -76,13 +76,15 @@ class Report:
         key: the job's.
         epoch: epochs trained.
         stage: name of the method's stage.
-        parts: loss and its parts, means over the epoch.
+        parts: loss and its parts, means over the epoch; and the health signals at its end.
         train_seconds: training time of the job so far.
         images: training images drawn in this epoch.
         status: ``running`` until the last epoch.
         reason: why it failed, one line.
         rung: the score, at a rung.
         checkpoint: path of the checkpoint just written, or None.
+        pseudo_labels: how many used pseudo-labels each class got; empty where the method gives none.
+        steps: done in the method's stage so far.
     """
 
     key: str
@@ -95,6 +97,8 @@ class Report:
     reason: str = ""
     rung: Rung | None = None
     checkpoint: str | None = None
+    pseudo_labels: tuple[int, ...] = ()
+    steps: int = 0
 
 
 @dataclass(frozen=True)

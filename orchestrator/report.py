@@ -11,11 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from methods.data.records import Split
+from methods.health import SIGNALS
 from orchestrator.describe import span
 from orchestrator.folder import RunFolder
 from orchestrator.journal import History
 from orchestrator.leaderboard import Finalist, Verdict, compare, finalists, ranked
-from orchestrator.plots import central_figure, curves_figure, knob_figure, methods_figure
+from orchestrator.plots import central_figure, curves_figure, health_figure, knob_figure, methods_figure
 from orchestrator.records import Trial
 from orchestrator.study import Study, write_text
 
@@ -38,6 +39,7 @@ def write_report(folder: RunFolder, study: Study, split: Split, history: History
     environment.filters["percent"] = lambda x: "" if x is None else f"{x:.1%}"
     environment.filters["span"] = span
     central = central_figure(history, space.knobs)
+    health = health_figure(history, names, study.stop)
     html = environment.get_template("report.html").render(
         study=study,
         split=split,
@@ -51,6 +53,8 @@ def write_report(folder: RunFolder, study: Study, split: Split, history: History
         seconds=sum(t.seconds for t in history.trials.values()),
         methods_figure=Markup(methods_figure(history, board, names)),
         curves_figure=Markup(curves_figure(history, names)),
+        health_figure=Markup(health) if health else None,
+        signals=SIGNALS,
         central_figure=Markup(central) if central else None,
         effects={name: Markup(figure) for name, figure in effects.items() if figure},
         knobs=space.knobs,

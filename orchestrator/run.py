@@ -20,6 +20,7 @@ from orchestrator.rungs import Rungs
 from orchestrator.search import Search
 from orchestrator.sinks import default_sinks
 from orchestrator.slot import ship_user_code
+from orchestrator.stops import Stops
 from orchestrator.study import Study, StudyError
 from orchestrator.sweep import Sink, Sweep, run_sweep
 
@@ -114,6 +115,7 @@ def _carry_out(
         ahead=plan.slots + 1,
         seed=study.seed,
         sinks=sinks,
+        stops=Stops(study.stop, {name: method.min_epochs for name, method in shared.methods.items()}),
     )
     try:
         ship_user_code(shared.methods.values(), shared.objective)

@@ -23,6 +23,7 @@ from orchestrator.records import Job, Report, SlotSetup, Status, Trial
 from orchestrator.rungs import Rungs
 from orchestrator.search import Search
 from orchestrator.slot import Slot, decode_report, encode_job
+from orchestrator.stops import Stops
 from orchestrator.study import Selection
 from search_spaces.space import Suggestion
 
@@ -41,6 +42,7 @@ class Sweep:
         ahead: jobs kept asked at any time: the slots and one more, so that no slot waits.
         seed: of the study.
         sinks: told of every event.
+        stops: who ends early because its training is ill; None for nobody.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class Sweep:
         ahead: int,
         seed: int,
         sinks: Sequence[Sink] = (),
+        stops: Stops | None = None,
     ) -> None:
         self.search, self.rungs, self.selection, self.refits = search, rungs, selection, refits
         self.journal, self.history, self.ahead, self.seed, self.sinks = journal, history, ahead, seed, sinks
+        self.stops = stops or Stops({}, {})
         self._ready: deque[Job] = deque()
         self._running: set[str] = set()
         self._continue()
@@ -143,12 +147,17 @@ class Sweep:
         if report.status == "failed":
             self._end(report.key, "failed", report.reason)
             return True
-        self.tell(Trained(report.key, report.epoch, report.train_seconds, dict(report.parts)))
+        parts, counts = dict(report.parts), list(report.pseudo_labels)
+        self.tell(Trained(report.key, report.epoch, report.train_seconds, parts, counts, report.steps))
         trial = self.history.trials[report.key]
         reason = ""
         if report.rung is not None:
             self.tell(Scored(report.key, report.rung))
             reason = self._judge(trial, report)
+        if trial.job.purpose == "search" and not self._is_default(trial):
+            # After a resume the journal may know later epochs, which are trained again.
+            curve = [event for event in self.history.curve(report.key) if event.epoch <= report.epoch]
+            reason = reason or self.stops.judge(trial.job.method, curve)
         if report.checkpoint is not None:
             self.tell(Checkpoint(report.key, report.epoch, report.checkpoint))
         if report.status == "finished":
@@ -162,8 +171,11 @@ class Sweep:
             return ""
         assert report.rung is not None
         self.search.report(report.key, report.epoch, report.rung.value)
-        is_default = trial.job.trial < len(self.search.space.methods)
-        return self.rungs.judge(report.key, report.epoch, report.rung.value, exempt=is_default)
+        return self.rungs.judge(report.key, report.epoch, report.rung.value, exempt=self._is_default(trial))
+
+    def _is_default(self, trial: Trial) -> bool:
+        """Whether the trial is a method's defaults, which always train to the end."""
+        return trial.job.trial < len(self.search.space.methods)
 
     def lost(self, key: str) -> None:
         """A worker died under the job."""

@@ -1,5 +1,8 @@
 """TensorBoard: one HParams experiment with the union of all knobs, scalars per epoch, and a few pictures.
 
+Tags: ``train/`` losses and their parts, ``health/`` the signals of ``methods.health`` and the classes of pseudo-labels as a
+histogram, ``val/score`` and ``test/score``, ``pictures/``.
+
 The experiment's schema stands at the root, because TensorBoard otherwise takes it from one arbitrary trial and the knobs of
 the other methods vanish. A trial's file is closed when the trial ends, and holds a few kilobytes.
 """
@@ -23,7 +26,9 @@ from tensorboard.plugins.hparams.summary_v2 import (
     hparams_pb,
 )
 from torch.utils.tensorboard import FileWriter
+from torch.utils.tensorboard.summary import histogram_raw
 
+from methods.health import SIGNALS
 from orchestrator.folder import RunFolder
 from orchestrator.journal import Asked, Ended, Event, History, Scored, Tested, Trained
 from orchestrator.records import Trial
@@ -52,7 +57,9 @@ class TensorBoardSink:
                 writer = self._writer(event.key)
                 for name, value in event.parts.items():
                     if math.isfinite(value):
-                        writer.add_summary(_scalar(LOSS if name == "loss" else f"train/{name}", value), event.epoch)
+                        writer.add_summary(_scalar(_tag(name), value), event.epoch)
+                if sum(event.pseudo_labels):
+                    writer.add_summary(_classes("health/pseudo_labels", event.pseudo_labels), event.epoch)
                 writer.add_summary(_scalar("train/seconds", event.seconds), event.epoch)
             case Scored():
                 self._writer(event.key).add_summary(_scalar(VALIDATION, event.rung.value), event.rung.epoch)
@@ -111,6 +118,20 @@ def _domain(domain: Domain) -> object:
     if isinstance(domain, Int):
         return IntInterval(domain.low, domain.high)
     return RealInterval(float(domain.low), float(domain.high))
+
+
+def _tag(part: str) -> str:
+    """A part's tag: health signals apart from losses."""
+    return f"health/{part}" if part in SIGNALS else f"train/{part}"
+
+
+def _classes(tag: str, counts: list[int]) -> Summary:
+    """A histogram with one bucket a class, centred on the class's number."""
+    total = sum(counts)
+    first = sum(k * n for k, n in enumerate(counts))
+    second = sum(k * k * n for k, n in enumerate(counts))
+    limits = [k + 0.5 for k in range(len(counts))]
+    return histogram_raw(tag, -0.5, len(counts) - 0.5, total, first, second, limits, counts)
 
 
 def _scalar(tag: str, value: float) -> Summary:

@@ -17,7 +17,7 @@ from torchvision.utils import make_grid, save_image
 
 from methods.batch import Batch, Draws, seed_of
 from methods.contracts import Method
-from methods.data.records import IntArray, Labelled, TrainData
+from methods.data.records import IntArray, Labelled, Split, TrainData
 from methods.protocols.contract import Score, Trained, evaluating, mean_score
 from methods.training import EpochReport, Training, TrainSettings
 from methods.world import World
@@ -42,8 +42,23 @@ def training_of(setup: SlotSetup, job: Job, world: World, turn: int = 0) -> Trai
     """The job's training before its first step. Raises UserError where data, method and settings do not fit."""
     method = setup.methods[job.method]
     config = build(method.config, dict(job.values), job.method)
-    data = whole_budget(setup) if job.purpose == "refit" else setup.split.judged()[turn].train
-    return Training(method, config, data, settings_of(setup, job, method), world)
+    split = setup.split if job.purpose == "refit" else setup.split.judged()[turn]
+    data = whole_budget(setup) if job.purpose == "refit" else split.train
+    return Training(method, config, data, settings_of(setup, job, method), world, held_back(split, data))
+
+
+def held_back(split: Split, data: TrainData) -> IntArray | None:
+    """int64 [N]: the labels of the budget that ``data`` hides from methods, -1 elsewhere; None where no image has one.
+
+    Labels beyond the budget are not among them: nobody knows those.
+    """
+    if split.labelled.data is not split.validation.data:
+        return None
+    budget = split.budget()
+    label = np.full(len(data), -1, dtype=np.int64)
+    label[budget.index] = budget.label
+    label[data.label >= 0] = -1
+    return label if (label >= 0).any() else None
 
 
 def whole_budget(setup: SlotSetup) -> TrainData:
@@ -84,7 +99,7 @@ class Lockstep:
         last = reports[-1]
         parts = {name: float(np.mean([r.parts[name] for r in reports if name in r.parts])) for name in last.parts}
         seconds, images = sum(r.seconds for r in reports), sum(r.images for r in reports)
-        return EpochReport(last.epoch, last.stage, parts, seconds, images, last.finite)
+        return dataclasses.replace(last, parts=parts, seconds=seconds, images=images)
 
     def state(self) -> dict[str, Any]:
         """The first training's state, and under ``turns`` the others'."""
@@ -179,6 +194,8 @@ class TrialRun:
             status="finished" if last else "running",
             rung=rung,
             checkpoint=checkpoint,
+            pseudo_labels=epoch.pseudo_labels,
+            steps=epoch.steps,
         )
 
     def _score(self) -> Rung:

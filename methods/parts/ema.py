@@ -20,13 +20,17 @@ class Ema(nn.Module):
 
     Attributes:
         module: the averaged copy.
+        student: what it is a copy of, and follows.
     """
 
     own_statistics: Tensor
+    student: nn.Module
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self.module = copy.deepcopy(student).requires_grad_(False)
+        # Past nn.Module's own bookkeeping: the student's weights are not the teacher's.
+        object.__setattr__(self, "student", student)
         self.register_buffer("own_statistics", torch.zeros(()))
 
     @torch.no_grad()
@@ -35,6 +39,16 @@ class Ema(nn.Module):
         if self.module.training:
             self.own_statistics.fill_(1)
         return self.module(*inputs)
+
+    @torch.no_grad()
+    def distance(self) -> Tensor:
+        """Scalar: how far the average lies from the student, |w - w_student| / |w_student| over all parameters.
+
+        0 says that the teacher teaches nothing of its own (momentum 0, or a student that stands still).
+        """
+        pairs = list(zip(self.module.parameters(), self.student.parameters(), strict=True))
+        apart = torch.stack([(mine - theirs).float().norm() for mine, theirs in pairs]).norm()
+        return apart / torch.stack([theirs.float().norm() for _, theirs in pairs]).norm()
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float) -> None:

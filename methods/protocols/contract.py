@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from methods.contracts import Learner
 from methods.data.records import Images, IntArray, Labelled
 from methods.parts.encoders import Encoder
+from methods.parts.modes import device_of, evaluating
 from search_spaces.domains import UserError
 
 FOLDS = 5
@@ -99,29 +99,6 @@ class Protocol(ABC):
         Raises:
             UserError: these labels or this method cannot be scored this way.
         """
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode and full precision inside; every submodule's own mode is put back afterwards."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    device = device_of(*modules)
-    for module in modules:
-        module.eval()
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-def device_of(*modules: nn.Module) -> torch.device:
-    """Where the modules live: the device of their first parameter or buffer, else the CPU."""
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            return tensor.device
-    return torch.device("cpu")
 
 
 def pooled(features: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, Stage, TrainingError
+from methods.parts.assignments import assignments
 from methods.parts.decoders import map_channels
 from methods.parts.encoders import Encoder
 from methods.parts.heads import CosineHead
@@ -84,7 +85,8 @@ class BagOfWords(Learner):
         logits = self.head(self.backbone(disturbed))  # B K
         total = soft_cross_entropy(logits, bag).mean()
         floor = torch.special.entr(bag).sum(1).mean()
-        return Loss(total, {"divergence": total.detach() - floor, "words_in_use": (bag.mean(0) > 0).float().mean()})
+        parts = {"divergence": total.detach() - floor, "words_in_use": (bag.mean(0) > 0).float().mean()}
+        return Loss(total, parts | assignments(bag, step.world))
 
     def seen_by_teacher(self, images: Tensor) -> Tensor:
         """The teacher's local features [B, c, h, w]."""

@@ -59,6 +59,9 @@ class BarlowTwins(Learner):
     def encoder(self) -> Encoder:
         return self.backbone
 
+    def projector(self) -> nn.Module:
+        return self.head
+
     def optimizer(self) -> Optimizer:
         return self.config.adamw()
 

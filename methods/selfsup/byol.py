@@ -78,6 +78,9 @@ class BYOL(Learner):
     def encoder(self) -> Encoder:
         return self.backbone
 
+    def projector(self) -> nn.Module:
+        return self.online[1]
+
     def optimizer(self) -> Optimizer:
         return self.config.adamw()
 

@@ -118,6 +118,9 @@ class CLIP(Learner):
     def encoder(self) -> Encoder:
         return self.backbone
 
+    def projector(self) -> nn.Module:
+        return self.image_head
+
     def optimizer(self) -> Optimizer:
         return self.config.adamw(clip=1.0)
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
+from methods.parts.assignments import assignments
 from methods.parts.augment import augmentation
 from methods.parts.centering import Centre
 from methods.parts.ema import Ema, cosine_momentum
@@ -110,13 +111,8 @@ class DINO(Learner):
         centred = self.centre(t) if c.centring else t
         p = (centred / c.teacher_temperature).softmax(1)
         total = distillation([(s / c.temperature).log_softmax(1) for s in scores], list(p.chunk(2)))
-        mean = step.world.mean(p.mean(0))
-        parts = {
-            "teacher_entropy": torch.special.entr(p).sum(1).mean(),
-            "prototype_entropy": torch.special.entr(mean).sum(),
-            "agreement": (p[: len(batch)].argmax(1) == scores[1].detach().argmax(1)).float().mean(),
-        }
-        return Loss(total, parts)
+        agreement = (p[: len(batch)].argmax(1) == scores[1].detach().argmax(1)).float().mean()
+        return Loss(total, {"agreement": agreement, **assignments(p, step.world)})
 
     def after_step(self, step: Step) -> None:
         self.teacher.update(self.student, cosine_momentum(self.config.momentum, step.progress))

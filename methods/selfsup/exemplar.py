@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
@@ -69,6 +69,9 @@ class Exemplar(Learner):
 
     def encoder(self) -> Encoder:
         return self.backbone
+
+    def projector(self) -> nn.Module:
+        return self.head
 
     def optimizer(self) -> Optimizer:
         return self.config.adamw()

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
@@ -92,6 +92,9 @@ class InstanceDiscrimination(Learner):
 
     def encoder(self) -> Encoder:
         return self.backbone
+
+    def projector(self) -> nn.Module:
+        return self.head
 
     def optimizer(self) -> Optimizer:
         return self.config.adamw()

@@ -118,6 +118,9 @@ class MoCo(Learner):
     def encoder(self) -> Encoder:
         return self.backbone
 
+    def projector(self) -> nn.Module:
+        return self.query[1]
+
     def optimizer(self) -> Optimizer:
         return self.config.adamw()
 

@@ -116,6 +116,9 @@ class PIRL(Learner):
     def encoder(self) -> Encoder:
         return self.backbone
 
+    def projector(self) -> nn.Module:
+        return self.head
+
     def optimizer(self) -> Optimizer:
         return self.config.adamw()
 

@@ -71,6 +71,9 @@ class SimCLR(Learner):
     def encoder(self) -> Encoder:
         return self.backbone
 
+    def projector(self) -> nn.Module:
+        return self.head
+
     def optimizer(self) -> Optimizer:
         return self.config.adamw()
 

@@ -64,6 +64,9 @@ class VICReg(Learner):
     def encoder(self) -> Encoder:
         return self.backbone
 
+    def projector(self) -> nn.Module:
+        return self.head
+
     def optimizer(self) -> Optimizer:
         return self.config.adamw()
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer, Stage
+from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels, Stage
 from methods.parts.alignment import class_shares
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
@@ -159,8 +159,13 @@ class CoTraining(Learner):
                 each = F.cross_entropy(logits[b:], target.clamp_min(0), reduction="none") * mask
                 added = each.sum() * step.world.size / step.world.sum(mask.sum()).clamp_min(1)
                 total = total + added
-                parts |= {f"added_{j + 1}": added.detach(), f"mask_rate_{j + 1}": mask.mean()}
-        return Loss(total, parts)
+                parts[f"added_{j + 1}"] = added.detach()
+        return Loss(total, parts, self.given(step.from_pool().index) if self.grows else None)
+
+    def given(self, index: Tensor) -> PseudoLabels:
+        """What each classifier was given for images int64 [b] by the other, 2b rows."""
+        label = self.sets[:, index].flatten()
+        return PseudoLabels(index.repeat(2), label.clamp_min(0), label >= 0)
 
     def encoder(self) -> Encoder:
         return self.model.encoder

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer
+from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
-from methods.parts.masks import confident, health
+from methods.parts.masks import confident
 from methods.parts.ramps import warmed_momentum
 from methods.semisup.shared import SemiConfig, classifier
 from search_spaces.domains import Float, Int, knob
@@ -57,7 +57,7 @@ class FixMatch(Learner):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
-        self.config, self.classes = config, context.classes
+        self.config = config
         self.weak = context.augment("weak")
         self.strong = context.augment("strong", config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
@@ -79,7 +79,7 @@ class FixMatch(Learner):
         supervised = F.cross_entropy(logits_x, labelled.labels())
         unsupervised = (F.cross_entropy(logits_u, label, reduction="none") * mask).mean()
         parts = {"supervised": supervised.detach(), "unsupervised": unsupervised.detach()}
-        return Loss(supervised + c.lambda_u * unsupervised, parts | health(label, mask, self.classes, step.world))
+        return Loss(supervised + c.lambda_u * unsupervised, parts, PseudoLabels(pool.index, label, mask))
 
     def after_step(self, step: Step) -> None:
         self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer
+from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
@@ -124,7 +124,8 @@ class MixMatch(Learner):
             "unsupervised": unsupervised.detach(),
             "guess_confidence": q.max(1).values.mean(),
         }
-        return Loss(supervised + weight * unsupervised, parts)
+        guesses = PseudoLabels(pool.index, q.argmax(1), torch.ones_like(q[:, 0]))
+        return Loss(supervised + weight * unsupervised, parts, guesses)
 
     def after_step(self, step: Step) -> None:
         self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer, Stage
+from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels, Stage
 from methods.parts.dropout import dropout
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.labelling import Frozen, label_pool
-from methods.parts.masks import confident, health
+from methods.parts.masks import confident
 from methods.semisup.shared import SemiConfig, classifier
 from search_spaces.domains import Choice, Float, Int, knob
 
@@ -105,7 +105,7 @@ class Student(Learner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         assert isinstance(context.previous, Teacher | Student), "a student follows a teacher"
-        self.config, self.images, self.classes = config, context.data.images, context.classes
+        self.config, self.images = config, context.data.images
         self.noise = context.augment("strong", config.augmentation_strength)
         self.model = Classifier(context.new_encoder(config.student_width), context.classes)
         self.teacher = Frozen(context.previous.answer())
@@ -131,7 +131,7 @@ class Student(Learner):
         supervised = F.cross_entropy(logits_x, labelled.labels())
         unsupervised = (F.cross_entropy(logits_u, target, reduction="none") * mask).mean()
         parts = {"supervised": supervised.detach(), "unsupervised": unsupervised.detach()}
-        return Loss(supervised + unsupervised, parts | health(label, mask, self.classes, step.world))
+        return Loss(supervised + unsupervised, parts, PseudoLabels(pool.index, label, mask))
 
     def after_step(self, step: Step) -> None:
         self.progress.fill_(step.progress)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer, Stage
+from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels, Stage
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.labelling import label_pool
-from methods.parts.masks import confident, health
+from methods.parts.masks import confident
 from methods.parts.ramps import linear_ramp
 from methods.semisup.shared import SemiConfig
 from search_spaces.domains import SWITCH, Float, Int, Variant, When, knob
@@ -66,7 +66,7 @@ class PseudoLabel(Learner):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
-        self.config, self.classes = config, context.classes
+        self.config = config
         self.augment = context.augment("weak", config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
 
@@ -83,7 +83,7 @@ class PseudoLabel(Learner):
         unsupervised = pseudo_loss(logits_u, label, mask)
         weight = c.weight * linear_ramp(step.progress, c.ramp, c.start)
         parts = {"supervised": supervised.detach(), "unsupervised": unsupervised.detach()}
-        return Loss(supervised + weight * unsupervised, parts | health(label, mask, self.classes, step.world))
+        return Loss(supervised + weight * unsupervised, parts, PseudoLabels(pool.index, label, mask))
 
     def encoder(self) -> Encoder:
         return self.model.encoder
@@ -130,7 +130,7 @@ class Round(Learner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         assert isinstance(context.previous, FromLabels | Round), "a round follows the labels or another round"
-        self.config, self.classes, self.images = config, context.classes, context.data.images
+        self.config, self.images = config, context.data.images
         self.augment = context.augment("weak", config.augmentation_strength)
         self.model: Classifier = context.previous.model
         self.register_buffer("known", torch.from_numpy(context.data.label.copy()))  # N, -1 where unlabelled
@@ -156,8 +156,7 @@ class Round(Learner):
         supervised = F.cross_entropy(logits_x, labelled.labels())
         unsupervised = pseudo_loss(logits_u, label.clamp_min(0), mask)
         parts = {"supervised": supervised.detach(), "unsupervised": unsupervised.detach()}
-        signals = health(label.clamp_min(0), mask, self.classes, step.world)
-        return Loss(supervised + self.config.weight * unsupervised, parts | signals)
+        return Loss(supervised + self.config.weight * unsupervised, parts, PseudoLabels(pool.index, label, mask))
 
     def encoder(self) -> Encoder:
         return self.model.encoder

@@ -20,14 +20,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer
+from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels
 from methods.parts.alignment import Alignment, class_shares
 from methods.parts.augment import rotate_quarter
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import sharpen
-from methods.parts.masks import health
 from methods.parts.ramps import warmed_momentum
 from methods.semisup.mixmatch import mix_all
 from methods.semisup.shared import SemiConfig, classifier
@@ -120,9 +119,9 @@ class ReMixMatch(Learner):
             "rotation": rotation.detach(),
             "guess_confidence": q.max(1).values.mean(),
         }
-        signals = health(q.argmax(1), torch.ones_like(q[:, 0]), self.classes, world)
+        guesses = PseudoLabels(pool.index, q.argmax(1), torch.ones_like(q[:, 0]))
         total_loss = supervised + c.lambda_u * unsupervised + c.lambda_strong * strong + c.lambda_rotation * rotation
-        return Loss(total_loss, parts | {"pseudo_label_balance": signals["pseudo_label_balance"]})
+        return Loss(total_loss, parts, guesses)
 
     def after_step(self, step: Step) -> None:
         self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))

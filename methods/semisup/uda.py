@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer
+from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import sharpen
-from methods.parts.masks import confident, health
+from methods.parts.masks import confident
 from methods.parts.ramps import warmed_momentum
 from methods.semisup.shared import SemiConfig, classifier
 from methods.world import World
@@ -119,7 +119,7 @@ class UDA(Learner):
         supervised = annealed(logits_x, labelled.labels(), limit, step.world)
         unsupervised = (divergence * mask).mean()
         parts = {"supervised": supervised.detach(), "unsupervised": unsupervised.detach()}
-        return Loss(supervised + c.lambda_u * unsupervised, parts | health(label, mask, self.classes, step.world))
+        return Loss(supervised + c.lambda_u * unsupervised, parts, PseudoLabels(pool.index, label, mask))
 
     def after_step(self, step: Step) -> None:
         self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))

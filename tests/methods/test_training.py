@@ -189,7 +189,8 @@ def test_epochs_and_reports(split: Split) -> None:
     assert first.stage == "train"
     assert first.finite
     assert first.seconds > 0
-    assert set(first.parts) == {"loss", "size", "autocast"}
+    assert set(first.parts) == {"loss", "size", "autocast", "embedding_sd", "effective_rank"}
+    assert (first.steps, second.steps) == (10, 20)
     with pytest.raises(AssertionError):
         training.train_epoch()
 

@@ -69,6 +69,7 @@ EVENTS: list[Event] = [
     Asked(JOB),
     Asked(Job("0001-refit-0", 1, "mae", {}, 3, "refit", "/somewhere/checkpoint.pt")),
     Trained("0000", 1, 3.25, {"loss": 0.1 + 0.2, "odd": math.nan}),
+    Trained("0000", 2, 3.5, {"mask_rate": 0.5}, [3, 0, 9], 120),
     Scored("0000", rung(correct=np.array([True, False, True] * 7))),
     Scored("0000", Rung(3, 0.25, 600, -math.inf, math.inf, "episodes", None, 0.0)),
     Scored("0000", Rung(3, 0.25, 3, 0.1, 0.4, "episodes", np.array([0.1, 0.75, 1], np.float32), 0.0)),

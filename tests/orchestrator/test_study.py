@@ -96,6 +96,17 @@ def refused(**fields: Any) -> str:
         ({**SIMCLR, "few_shot": {"way": 5}}, ["few_shot.way", "did you mean ways?"]),
         ({**SIMCLR, "few_shot": {"validation": 1.0}}, ["few_shot.validation", "got 1.0"]),
         ({**SIMCLR, "reduction": 0}, ["reduction", "got 0"]),
+        (
+            {**SIMCLR, "stop": {"embeding_sd": {"below": 0.1}}},
+            ["stop.embeding_sd is not a health signal", "did you mean embedding_sd?"],
+        ),
+        ({**SIMCLR, "stop": {"mask_rate": {}}}, ["stop.mask_rate", "a limit needs a bound, such as {below: 0.05}", "got {}"]),
+        ({**SIMCLR, "stop": {"mask_rate": {"blow": 0.1}}}, ["stop.mask_rate.blow", "did you mean below?"]),
+        ({**SIMCLR, "stop": {"mask_rate": {"below": "x"}}}, ["stop.mask_rate.below", "number", "got 'x'"]),
+        ({**SIMCLR, "stop": {"mask_rate": {"below": float("nan")}}}, ["stop.mask_rate.below", "finite", "got nan"]),
+        ({**SIMCLR, "stop": {"mask_rate": {"below": 0.1, "epochs": 0}}}, ["stop.mask_rate.epochs", "got 0"]),
+        ({**SIMCLR, "stop": {"mask_rate": 0.1}}, ["stop.mask_rate", "got 0.1"]),
+        ({**SIMCLR, "stop": ["mask_rate"]}, ["stop", "got ['mask_rate']"]),
     ],
 )
 def test_a_bad_study_is_refused_in_one_line(fields: dict[str, Any], words: list[str]) -> None:

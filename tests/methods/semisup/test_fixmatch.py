@@ -30,7 +30,9 @@ def test_loss_equals_plain_loops(harness: Any, loops: Any, threshold: float) -> 
         used += keep
         terms.append(loops.cross_entropy(s, best) if keep else 0.0)
     assert loss.total.item() == pytest.approx(supervised + 2.0 * loops.mean(terms), rel=1e-5)
-    assert loss.parts["mask_rate"].item() == pytest.approx(used / 12)
+    assert loss.pseudo_labels is not None
+    assert loss.pseudo_labels.used.sum().item() == used
+    assert torch.equal(loss.pseudo_labels.index, step.from_pool().index)
     if threshold == 0.45:
         assert 0 < used < 12, "the case in between is the one worth testing"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from methods.parts.dropout import dropout
 from methods.parts.encoders import EncoderSpec, build_encoder
 from methods.parts.heads import Classifier, load_predictor, save_predictor
 from methods.parts.labelling import Frozen, label_pool
-from methods.parts.masks import confident, health
+from methods.parts.masks import confident
 from methods.parts.mixup import shuffled
 from methods.parts.pair import PairEncoder
 from methods.parts.ramps import linear_ramp, warmed_momentum
@@ -58,16 +57,6 @@ def test_confident_takes_the_best_class_from_the_threshold_on() -> None:
     label, mask = confident(p, 0.7)
     assert label.tolist() == [0, 2, 1]
     assert mask.tolist() == [0.0, 1.0, 1.0]
-
-
-def test_health_is_one_for_balanced_pseudo_labels_and_zero_where_one_class_swallows_all() -> None:
-    label, every = torch.tensor([0, 1, 2, 3]), torch.ones(4)
-    assert health(label, every, 4, World())["pseudo_label_balance"].item() == pytest.approx(1)
-    assert health(torch.zeros(4, dtype=torch.int64), every, 4, World())["pseudo_label_balance"].item() == 0
-    half = health(label, torch.tensor([1.0, 1.0, 0.0, 0.0]), 4, World())
-    assert half["mask_rate"].item() == 0.5
-    assert half["pseudo_label_balance"].item() == pytest.approx(math.log(2) / math.log(4))
-    assert health(label, torch.zeros(4), 4, World())["pseudo_label_balance"].item() == 0
 
 
 def test_alignment_divides_by_the_running_mean_of_the_last_steps() -> None:

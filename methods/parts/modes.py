@@ -1,0 +1,32 @@
+"""Modules asked for an answer while they are in training: their modes are put back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode and full precision inside; every submodule's own mode is put back afterwards."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    device = device_of(*modules)
+    for module in modules:
+        module.eval()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def device_of(*modules: nn.Module) -> torch.device:
+    """Where the modules live: the device of their first parameter or buffer, else the CPU."""
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+    return torch.device("cpu")
