@@ -23,7 +23,8 @@ from methods.parts.heads import save_predictor
 from methods.parts.joined import JoinedEncoder
 from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Trained
-from orchestrator.folder import RunFolder
+from orchestrator.folder import RunFolder, file_name
+from orchestrator.gallery import draw_gallery
 from orchestrator.journal import Chosen, History, Tested
 from orchestrator.leaderboard import Finalist, finalists, leaderboard, verdict
 from orchestrator.oneshot import distance_of
@@ -33,6 +34,7 @@ from orchestrator.result import Result, knob_columns
 from orchestrator.search import Search
 from orchestrator.study import Study, write_text
 from orchestrator.sweep import Sweep
+from orchestrator.tensorboard import show_pictures
 from orchestrator.trial import examine, load_training, trained
 
 
@@ -50,6 +52,7 @@ def finish(
         exported = board[0].exported or board[0].trial
         sweep.tell(Chosen(board[0].trial.job.trial, exported.job.key))
     test_finalists(board, shared, split, sweep, plan, remote)
+    draw_best(shared, split, folder, history)
     write_outputs(study, split, folder, history)
     board = finalists(history)
     if board and board[0].exported is not None:
@@ -86,6 +89,24 @@ def _test(setup: SlotSetup, test: Labelled, job: Job, checkpoint: str) -> TestSc
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     score = examine(setup, job, checkpoint, test, device)
     return TestScore(job.key, job.trial, score.value, score.n, score.low, score.high)
+
+
+def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: History) -> None:
+    """Pictures of what the chosen model makes of test images, in the run folder and in TensorBoard; drawn once."""
+    if history.chosen is None or split.test is None:
+        return
+    trial = history.trials[history.chosen.key]
+    place = folder.gallery(trial.job.key)
+    if place.exists() or trial.checkpoint is None:
+        return
+    encoder = load_training(shared, trial.job, trial.checkpoint, torch.device("cpu")).learner.encoder()
+    place.parent.mkdir(exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".gallery."))
+    for drawing in draw_gallery(encoder, split.test, shared.seed):
+        (temporary / f"{file_name(drawing.title)}.png").write_bytes(drawing.png)
+    os.chmod(temporary, 0o755)
+    os.rename(temporary, place)
+    show_pictures(folder, trial, "gallery", place)
 
 
 def write_outputs(study: Study, split: Split, folder: RunFolder, history: History) -> None:

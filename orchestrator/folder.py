@@ -7,12 +7,14 @@
     leaderboard.csv   one row a trial, best first    verdict.txt      what may be said of the winner
     optuna.db         for Optuna's own tools
     best/             config.yaml, scores.json, encoder.pt, predictor.pt, checkpoint.pt
-    trials/KEY/       checkpoints of finalists, stack traces of failures
+    trials/KEY/       checkpoints of finalists, stack traces of failures, pictures of what a method sees
+    gallery/KEY/      pictures of what the best model makes of test images
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -66,6 +68,10 @@ class RunFolder:
     def trials(self) -> Path:
         return self.path / "trials"
 
+    def gallery(self, key: str) -> Path:
+        """Pictures of what the model trained as job ``key`` makes of test images."""
+        return self.path / "gallery" / key
+
     @property
     def scratch(self) -> Path:
         """Tune's own files: of no use after the study, and removed then."""
@@ -117,3 +123,8 @@ class RunFolder:
 
 def dump_study(study: Study) -> str:
     return yaml.safe_dump(study.resolved(), sort_keys=False, allow_unicode=True)
+
+
+def file_name(title: str) -> str:
+    """A picture's title as a file name on every system."""
+    return re.sub(r"[^\w ,.%+-]+", "-", title)

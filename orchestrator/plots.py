@@ -108,12 +108,17 @@ def curves_figure(history: History, methods: list[str]) -> str:
     return svg(draw, 10.5, 3.6)
 
 
+def told_signals(history: History) -> list[str]:
+    """The health signals that any trial of the search told."""
+    told = {name for trial in history.search() for event in history.curve(trial.job.key) for name in event.parts}
+    return [name for name in SIGNALS if name in told]
+
+
 def health_figure(history: History, methods: list[str], limits: Mapping[str, Limit]) -> str | None:
     """Every health signal against epochs, a line a trial of the search, limits dashed; None where no trial told any."""
     paint = colours(methods)
     curves = {trial.job.key: history.curve(trial.job.key) for trial in history.search()}
-    told = {name for curve in curves.values() for event in curve for name in event.parts}
-    shown = [name for name in SIGNALS if name in told]
+    shown = told_signals(history)
     if not shown:
         return None
     columns = min(len(shown), 4)
@@ -136,7 +141,7 @@ def health_figure(history: History, methods: list[str], limits: Mapping[str, Lim
                     axes.axhline(bound, color="grey", linestyle="--", linewidth=1)
             axes.set(title=name, xlabel="epochs")
             axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+            axes.set_ylim(bottom=0)
             _tidy(axes)
         handles = [plt.Line2D([], [], color=paint[name], label=name) for name in methods if name in used]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)

@@ -16,7 +16,7 @@ from orchestrator.describe import span
 from orchestrator.folder import RunFolder
 from orchestrator.journal import History
 from orchestrator.leaderboard import Finalist, Verdict, compare, finalists, ranked
-from orchestrator.plots import central_figure, curves_figure, health_figure, knob_figure, methods_figure
+from orchestrator.plots import central_figure, curves_figure, health_figure, knob_figure, methods_figure, told_signals
 from orchestrator.records import Trial
 from orchestrator.study import Study, write_text
 
@@ -54,11 +54,12 @@ def write_report(folder: RunFolder, study: Study, split: Split, history: History
         methods_figure=Markup(methods_figure(history, board, names)),
         curves_figure=Markup(curves_figure(history, names)),
         health_figure=Markup(health) if health else None,
-        signals=SIGNALS,
+        signals={name: SIGNALS[name] for name in told_signals(history)},
         central_figure=Markup(central) if central else None,
         effects={name: Markup(figure) for name, figure in effects.items() if figure},
         knobs=space.knobs,
         pictures=pictures(folder, history),
+        gallery=gallery(folder, history),
         versions=history.started.versions if history.started else {},
         describe=_values,
     )
@@ -117,6 +118,14 @@ def pictures(folder: RunFolder, history: History) -> list[Picture]:
         seen.add(trial.job.method)
         shown.extend(Picture(f"{trial.job.method}: {file.stem}", _uri(file)) for file in files)
     return shown
+
+
+def gallery(folder: RunFolder, history: History) -> list[Picture]:
+    """What the chosen model makes of test images; empty before the end of a study."""
+    if history.chosen is None:
+        return []
+    files = sorted(folder.gallery(history.chosen.key).glob("*.png"))
+    return [Picture(file.stem, _uri(file)) for file in files]
 
 
 def _uri(file: Path) -> str:

@@ -1,7 +1,8 @@
 """TensorBoard: one HParams experiment with the union of all knobs, scalars per epoch, and a few pictures.
 
 Tags: ``train/`` losses and their parts, ``health/`` the signals of ``methods.health`` and the classes of pseudo-labels as a
-histogram, ``val/score`` and ``test/score``, ``pictures/``.
+histogram, ``val/score`` and ``test/score``, ``pictures/`` what a method sees,
+``gallery/`` what the best model makes of test images.
 
 The experiment's schema stands at the root, because TensorBoard otherwise takes it from one arbitrary trial and the knobs of
 the other methods vanish. A trial's file is closed when the trial ends, and holds a few kilobytes.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import io
 import math
 import time
+from pathlib import Path
 
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -84,8 +86,7 @@ class TensorBoardSink:
 
     def _end(self, trial: Trial) -> None:
         writer = self._writer(trial.job.key)
-        for picture in sorted((self.folder.trials / trial.job.key).glob("*.png")):
-            writer.add_summary(_picture(f"pictures/{trial.job.method}/{picture.stem}", picture.read_bytes()), trial.epochs)
+        _add_pictures(writer, "pictures", trial, self.folder.trials / trial.job.key)
         status = api_pb2.STATUS_FAILURE if trial.status == "failed" else api_pb2.STATUS_SUCCESS
         writer.add_summary(_session_end(status))
         self._close(trial.job.key)
@@ -93,6 +94,18 @@ class TensorBoardSink:
     def close(self) -> None:
         for key in list(self._writers):
             self._close(key)
+
+
+def show_pictures(folder: RunFolder, trial: Trial, kind: str, place: Path) -> None:
+    """Adds the PNG files in ``place`` to what TensorBoard shows of an ended trial, under ``kind/METHOD/``."""
+    writer = FileWriter(str(folder.tensorboard / trial.job.key))
+    _add_pictures(writer, kind, trial, place)
+    writer.close()
+
+
+def _add_pictures(writer: FileWriter, kind: str, trial: Trial, place: Path) -> None:
+    for picture in sorted(place.glob("*.png")):
+        writer.add_summary(_picture(f"{kind}/{trial.job.method}/{picture.stem}", picture.read_bytes()), trial.epochs)
 
 
 def _experiment(study: Study) -> Summary:

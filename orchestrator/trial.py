@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torchvision.utils import make_grid, save_image
 
 from methods.batch import Batch, Draws, seed_of
@@ -21,11 +21,15 @@ from methods.data.records import IntArray, Labelled, Split, TrainData
 from methods.protocols.contract import Score, Trained, evaluating, mean_score
 from methods.training import EpochReport, Training, TrainSettings
 from methods.world import World
+from orchestrator.folder import file_name
 from orchestrator.records import Job, Report, Rung, SlotSetup
 from search_spaces.domains import UserError, build
 
 PICTURES = 8
 """Images in a picture."""
+
+THUMBNAIL = 96
+"""Pixels to which higher images are reduced in a picture, so that a report stays small."""
 
 
 def settings_of(setup: SlotSetup, job: Job, method: Method) -> TrainSettings:
@@ -222,14 +226,19 @@ class TrialRun:
     def _draw(self) -> None:
         assert self._training is not None
         training, device = self._training.first, self.world.device
-        index = torch.arange(min(PICTURES, len(training.data)))
+        # Evenly spaced, since many data sets are ordered class by class.
+        index = torch.linspace(0, len(training.data) - 1, min(PICTURES, len(training.data))).round().long()
         draws = Draws(seed_of(self.setup.seed, "pictures"), len(index), slice(None), device)
         batch = Batch(index.to(device), training.data.images.take(index).to(device), draws)
         with torch.no_grad(), evaluating(training.learner), torch.random.fork_rng():
             found = training.learner.pictures(batch)
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, images in found.items():
-            save_image(make_grid(images.float().clamp(0, 1).cpu(), nrow=2), self.folder / f"{_file_name(name)}.png")
+            shown = images.float().clamp(0, 1).cpu()
+            if shown.shape[2] > THUMBNAIL:
+                scale = THUMBNAIL / shown.shape[2]
+                shown = F.interpolate(shown, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1)
+            save_image(make_grid(shown, nrow=2, pad_value=1.0), self.folder / f"{file_name(name)}.png")
 
     def _save(self, epoch: EpochReport) -> str:
         assert self._training is not None
@@ -241,11 +250,6 @@ class TrialRun:
         torch.save({"training": self._training.state(), "seconds": self._seconds, "report": report}, temporary)
         os.replace(temporary, path)
         return str(path)
-
-
-def _file_name(title: str) -> str:
-    """A picture's title as a file name on every system."""
-    return re.sub(r"[^\w ,.+-]+", "-", title)
 
 
 def validate(setup: SlotSetup, trainings: Sequence[Training]) -> tuple[Score, Any]:

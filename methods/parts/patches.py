@@ -12,6 +12,7 @@ from itertools import permutations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from methods.batch import Draws
 from methods.contracts import TrainingError
@@ -97,11 +98,12 @@ def shuffled(patches: Tensor, order: Tensor) -> Tensor:
     return patches[torch.arange(len(patches), device=patches.device)[:, None], order]
 
 
-def mosaic(patches: Tensor) -> Tensor:
-    """Patches [B, c^2, C, s, s] as images [B, C, c s, c s], row by row."""
+def mosaic(patches: Tensor, border: int = 0) -> Tensor:
+    """Patches [B, c^2, C, s, s] as images [B, C, c S, c S], row by row; each with a white border, S = s + 2 ``border``."""
+    patches = F.pad(patches, (border,) * 4, value=1.0)
     b, p, c, s, _ = patches.shape
     cells = math.isqrt(p)
-    return patches.view(b, cells, cells, c, s, s).permute(0, 3, 1, 4, 2, 5).reshape(b, c, cells * s, cells * s)
+    return patches.reshape(b, cells, cells, c, s, s).permute(0, 3, 1, 4, 2, 5).reshape(b, c, cells * s, cells * s)
 
 
 @lru_cache(maxsize=16)

@@ -88,7 +88,7 @@ class Jigsaw(Learner):
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         h = batch.images.shape[2]
-        puzzle = mosaic(self.puzzle(batch.images, batch.draws)[0])  # n C cs cs
+        puzzle = mosaic(self.puzzle(batch.images, batch.draws)[0], border=1)  # n C cS cS
         return {"original | jigsaw": beside(batch.images, F.interpolate(puzzle, (h, h)))}
 
 

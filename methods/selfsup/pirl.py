@@ -123,7 +123,7 @@ class PIRL(Learner):
         return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        puzzle = mosaic(self.puzzle(batch.images, batch.draws.child("jigsaw")))  # n C cs cs
+        puzzle = mosaic(self.puzzle(batch.images, batch.draws.child("jigsaw")), border=1)  # n C cS cS
         h = batch.images.shape[2]
         return {"original | jigsaw": beside(batch.images, F.interpolate(puzzle, (h, h)))}
 

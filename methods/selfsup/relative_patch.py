@@ -122,9 +122,8 @@ class RelativePatch(Learner):
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         h = batch.images.shape[2]
-        return {
-            "original | patches": beside(batch.images, F.interpolate(mosaic(self.block(batch.images, batch.draws)), (h, h)))
-        }
+        block = mosaic(self.block(batch.images, batch.draws), border=1)  # n C cS cS
+        return {"original | patches": beside(batch.images, F.interpolate(block, (h, h)))}
 
 
 METHOD = Method(
