@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from proof_rows import Key, Row, fill, read
-from proof_tables import HERE, SEARCH, TABLES, UNTRAINED, Entry, key_of, write_tables
+from proof_tables import ACROSS, HERE, SEARCH, TABLES, UNTRAINED, Entry, key_of, write_tables
 
 from methods import CATALOGUE, EncoderSpec, Training, TrainSettings
 from methods.data.budget import split
@@ -70,6 +70,12 @@ def omniglot(data: Path) -> Split:
     test = load(str(data / "omniglot-background-small2.zip"), size=28)
     groups = [name for name in test.train.groups if name not in train.train.groups]
     return split_few_shot(train, test=test, test_groups=groups, seed=0)
+
+
+@cache
+def cifar_classes(data: Path) -> Split:
+    """Five classes to train on and to validate, the five others to test."""
+    return split_few_shot(load(str(data / "cifar10-jpeg-20k-train.zip")), by="class", test_share=0.5, seed=0)
 
 
 def within_seconds(name: str, config: Any, data: TrainData, encoder: EncoderSpec, seed: int, seconds: float) -> Training:
@@ -124,11 +130,16 @@ def _validation(model: Trained, parts: Split, seed: int) -> dict[str, float]:
 
 def _episodes(model: Trained, parts: Split, seed: int) -> dict[str, float]:
     protocols = {
-        "5-way 1-shot across": FewShot(5, 1, 15, 600),
+        ACROSS: FewShot(5, 1, 15, 600),
         "5-way 5-shot across": FewShot(5, 5, 15, 600),
         "20-way 1-shot across": FewShot(20, 1, 10, 600),
         "20-way 1-shot within": FewShot(20, 1, 10, 600, within_group=True),
     }
+    return {name: p.score(model, parts.labelled, parts.test, seed).value for name, p in protocols.items()}
+
+
+def _class_episodes(model: Trained, parts: Split, seed: int) -> dict[str, float]:
+    protocols = {f"5-way {shots}-shot": FewShot(5, shots, 15, 600) for shots in (1, 5)}
     return {name: p.score(model, parts.labelled, parts.test, seed).value for name, p in protocols.items()}
 
 
@@ -143,6 +154,8 @@ class Bench:
         """The images of a row. A search keeps validation labels from the methods; a row trains on the whole budget."""
         if key.table == "fewshot":
             return omniglot(self.data)
+        if key.table == "fewshot_cifar":
+            return cifar_classes(self.data)
         if key.table == "selfsup":
             return cifar(self.data, 10_000, 0)
         parts = digits(key.labels, key.seed) if key.table == "digits" else cifar(self.data, key.labels, key.seed)
@@ -169,7 +182,9 @@ class Bench:
             learner = training.learner
             model = Trained(learner.encoder(), learner.predictor(), learner, training.method.uses_labels)
             spent, images = report.seconds, report.images
-        scoring = {"selfsup": _probes, "fewshot": _episodes}.get(table, _validation if search else _test)
+        scoring = {"selfsup": _probes, "fewshot": _episodes, "fewshot_cifar": _class_episodes}.get(
+            table, _validation if search else _test
+        )
         scores = scoring(model, parts, key.seed)
         figures = ", ".join(f"{name} {value:.1%}" for name, value in scores.items())
         took = time.perf_counter() - started
