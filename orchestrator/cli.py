@@ -206,28 +206,35 @@ def _conclude(result: Any) -> None:
 def _say_verdict(console: Console, file: Path) -> None:
     if file.is_file():
         for sentence in file.read_text(encoding="utf-8").splitlines():
-            console.print(sentence, highlight=False)
+            # Only a terminal has a width; in a file or pipe a sentence is a line.
+            console.print(sentence, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _board(frame: Any, rows: int = 20) -> Table:
-    """The stable columns, best first."""
+    """The best trials, in 80 columns whatever the method is called; the whole table is ``leaderboard.csv``."""
     view = Table(box=None, pad_edge=False)
-    shown = ("rank", "trial", "method", "status", "epochs", "seconds", "val", "test_mean", "test_sd", "test_n")
-    for column in shown:
-        view.add_column(column, justify="left" if column in ("method", "status") else "right")
-    for row in frame.head(rows).to_dict("records"):
-        view.add_row(*(_cell(column, row[column]) for column in shown))
+    for column in ("rank", "trial", "method", "epochs", "seconds", "val", "test ± sd (n)"):
+        view.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for row in frame.head(rows).astype(object).where(frame.notna(), None).to_dict("records"):
+        ended = "" if row["status"] == "finished" else f" {row['status']}"
+        val = "" if row["val"] is None else f"{row['val']:.1%}"
+        view.add_row(
+            str(row["rank"]),
+            str(row["trial"]),
+            row["method"],
+            f"{row['epochs']}{ended}",
+            f"{row['seconds']:.0f}",
+            val,
+            _test(row),
+        )
     return view
 
 
-def _cell(column: str, value: Any) -> str:
-    import pandas as pd
-
-    if pd.isna(value):
+def _test(row: Any) -> str:
+    if row["test_mean"] is None:
         return ""
-    if column in ("val", "test_mean", "test_sd"):
-        return f"{value:.1%}"
-    return f"{value:.1f}" if column == "seconds" else str(value)
+    spread = "" if row["test_sd"] is None else f" ± {100 * row['test_sd']:.1f}"
+    return f"{row['test_mean']:.1%}{spread} ({row['test_n']})"
 
 
 def main() -> None:

@@ -176,10 +176,20 @@ def _scatter(axes: Axes, item: Knob, trials: list[Trial], colour: Colour = _COLO
         x = trial.job.values[item.name]
         full = "full" if trial.status == "finished" else "none"
         axes.plot([str(x) if categorical else x], [_value(trial)], "o", color=colour, fillstyle=full, markersize=5)
-    if not categorical and (item.search or item.legal).scale == "log":
-        axes.set_xscale("log")
+    if not categorical:
+        _three_ticks(axes, [float(t.job.values[item.name]) for t in trials], (item.search or item.legal).scale == "log")
     axes.set_xlabel(item.name)
     _tidy(axes)
+
+
+def _three_ticks(axes: Axes, values: list[float], log: bool) -> None:
+    """The ends and the middle of what was tried: more numbers would run into each other in so small a panel."""
+    low, high = min(values), max(values)
+    if log:
+        axes.set_xscale("log")
+    middle = float(np.sqrt(low * high)) if log else (low + high) / 2
+    axes.set_xticks([low, middle, high], [f"{tick:.4g}" for tick in (low, middle, high)])
+    axes.set_xticks([], minor=True)
 
 
 def central_figure(history: History, knobs: Mapping[str, Mapping[str, Knob]]) -> str | None:

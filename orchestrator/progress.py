@@ -43,11 +43,15 @@ class Progress:
             return
         match event:
             case Ended():
-                self.console.print(Text(f"{self._clock()}  {describe(history.trials[event.key])}"))
+                self._say(describe(history.trials[event.key]))
             case Selected():
-                self.console.print(Text(f"{self._clock()}  search over; retraining trials {event.trials}"))
+                self._say(f"search over; retraining trials {event.trials}")
             case Tested():
-                self.console.print(Text(f"{self._clock()}  test of {event.score.key}: {event.score.value:.1%}"))
+                self._say(f"test of {event.score.key}: {event.score.value:.1%}")
+
+    def _say(self, text: str) -> None:
+        """One line, however long: this is for files and pipes, which have no width."""
+        self.console.print(Text(f"{self._clock()}  {text}"), soft_wrap=True)
 
     def _clock(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
