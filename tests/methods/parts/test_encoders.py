@@ -279,8 +279,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     save_encoder(tmp_path / "e.pt", encoder)
     before = (tmp_path / "e.pt").read_bytes()
 
-    def fails(record: object, file: Any) -> None:
-        file.write(b"half")
+    def fails(record: object, file: Path) -> None:
+        file.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fails)
