@@ -30,6 +30,7 @@ from methods.batch import EpisodeShape, seed_of
 from methods.data.budget import train_data
 from methods.data.records import ImageSet, IntArray, Labelled, Source, Split
 from methods.data.views import RotatedImages, join, renumber, select
+from methods.parts.l2l import learn2learn
 from search_spaces.domains import UserError, nearest
 
 By = Literal["class", "group"]
@@ -330,7 +331,7 @@ def task_set(positions: IntArray, labels: IntArray, ways: int, images: int, load
         labels: int64 [n].
         load: from int64 [ways * images] positions to whatever a task shall be, such as ``Images.take``.
     """
-    import learn2learn.data as l2l
+    l2l = learn2learn("data")
 
     by_class: dict[int, list[int]] = {int(k): np.flatnonzero(labels == k).tolist() for k in np.unique(labels)}
     dataset = l2l.MetaDataset(_rows_class()(len(positions)), labels_to_indices=by_class)
@@ -373,7 +374,7 @@ def _rows_class() -> type:
 
 @functools.cache
 def _load_together_class() -> type:
-    from learn2learn.data.transforms import TaskTransform
+    TaskTransform: Any = learn2learn("data.transforms").TaskTransform
 
     class LoadTogether(TaskTransform):
         """Stands where LoadData would: instead of a loader per image, one for the whole task."""

@@ -25,6 +25,7 @@ from methods.parts.adaptation import TaskHead, differentiable
 from methods.parts.encoders import Encoder
 from methods.parts.episodes import EpisodeViews, episode_loss, training_shape
 from methods.parts.gradient_knobs import InnerConfig
+from methods.parts.l2l import learn2learn
 from search_spaces.domains import Float, Int, knob
 
 
@@ -44,7 +45,7 @@ class Anil(MetricLearner):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
-        from learn2learn.algorithms import MAML  # Takes seconds to import.
+        MAML = learn2learn("algorithms").MAML
 
         self.config = config
         self.shape = training_shape(config, context)

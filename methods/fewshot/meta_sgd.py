@@ -24,6 +24,7 @@ from methods.parts.adaptation import TaskNet, adapt_tasks, differentiable, evalu
 from methods.parts.encoders import Encoder
 from methods.parts.episodes import EpisodeViews, episode_loss, training_shape
 from methods.parts.gradient_knobs import InnerConfig
+from methods.parts.l2l import learn2learn
 from methods.parts.tasknorm import update_running
 from search_spaces.domains import Float, knob
 
@@ -41,7 +42,7 @@ class MetaSgd(EpisodicLearner):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
-        from learn2learn.algorithms import MetaSGD  # Takes seconds to import.
+        MetaSGD = learn2learn("algorithms").MetaSGD
 
         self.config = config
         self.shape = training_shape(config, context)

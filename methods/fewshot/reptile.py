@@ -26,6 +26,7 @@ from methods.contracts import Context, EpisodicLearner, Loss, Method, Optimizer
 from methods.parts.adaptation import HEADS, TaskNet, differentiable
 from methods.parts.encoders import Encoder
 from methods.parts.episodes import EpisodeViews, EpisodicConfig, training_shape
+from methods.parts.l2l import learn2learn
 from methods.parts.tasknorm import collected, per_task, update_running
 from search_spaces.domains import Choice, Float, Int, knob
 
@@ -156,7 +157,7 @@ class Reptile(EpisodicLearner):
 
 def _copy(net: TaskNet, ways: int) -> TaskNet:
     """A network of its own with the same weights, its head ready for ``ways`` classes."""
-    from learn2learn.utils import clone_module  # Takes seconds to import.
+    clone_module = learn2learn("utils").clone_module
 
     fast: TaskNet = clone_module(net)
     fast.head.begin(ways)
