@@ -6,8 +6,9 @@ The guess for a weakly augmented image, aligned to the labels' class shares and 
 augmented ones; all are mixed with the strongly augmented labelled ones; the first strong view also enters unmixed, and
 turned by a random quarter.
 
-Deviations: RandAugment and cutout instead of CTAugment. K = 2 (the paper's best is 8). AdamW. Constant loss weights. The
-average of the weights is evaluated, as in the paper. BatchNorm as in `mixmatch`.
+Deviations: RandAugment and cutout instead of CTAugment. K = 2 (the paper's best is 8). AdamW. Constant loss weights (the
+authors' code ramps lambda_u over its first 16,384 steps). The average of the weights is evaluated, as in the
+paper. BatchNorm as in `mixmatch`; the turned images' and the guesses' passes move its statistics too.
 Raises: UserError where images are not square, since they cannot be turned.
 """
 

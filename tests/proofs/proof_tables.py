@@ -27,6 +27,9 @@ SEARCH = "-search"
 RATES = (0.008, 0.002, 0.032)
 """The supervised yardstick's learning rates, its default first: equal scores leave it at that."""
 
+POOL_SHARES: dict[str, tuple[Mapping[str, object], ...]] = dict.fromkeys(("fixmatch", "uda"), ({"mu": 3}, {"mu": 1}))
+"""The same care for methods that use every pool image twice: in a short training steps may be worth more than pool images."""
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -127,7 +130,10 @@ def _semisup() -> dict[str, Entry]:
         for recipe in ("weak", "strong")
     }
     bars = {name: Bar("test", tuple(yardsticks), least) for name, least in points.items()}
-    return {**yardsticks, **{name: Entry(name, _encoder(name, "resnet_small"), bar) for name, bar in bars.items()}}
+    rows = {
+        name: Entry(name, _encoder(name, "resnet_small"), bar, grid=POOL_SHARES.get(name, ())) for name, bar in bars.items()
+    }
+    return {**yardsticks, **rows}
 
 
 def _fewshot(measure: str, least: Mapping[str, float]) -> dict[str, Entry]:

@@ -46,25 +46,25 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
     monkeypatch.setattr(proofs.run, "within_seconds", spied)
     monkeypatch.setattr(proofs.run, "DRAWS", 1)
     monkeypatch.setattr(proofs.run, "MEASURED", 1)
-    words = ["digits", "--seconds", "0.05", "--threads", "1", "--out", str(tmp_path), "--rows", "supervised strong", "fixmatch"]
+    words = ["digits", "--seconds", "0.05", "--threads", "1", "--out", str(tmp_path), "--rows", "supervised strong", "vat"]
     proofs.run.main([*words, "--seeds", "1"])
     assert [labels for _, _, labels in seen] == [20, 20, 20, 40, 40], "a search trains on half of the labels, a row on all"
     rates = {row.key.knobs for row in proofs.rows.read(tmp_path, "digits-search")}
     assert len(rates) == len(proofs.tables.RATES)
-    (strong, fixmatch) = proofs.rows.read(tmp_path, "digits")
+    (strong, vat) = proofs.rows.read(tmp_path, "digits")
     assert strong.key.knobs in rates, "the yardstick has one of the rates that were tried"
     assert '"augmentation": "strong"' in strong.key.knobs
-    assert '"threshold": 0.95' in fixmatch.key.knobs
-    assert (fixmatch.key.labels, fixmatch.key.budget, fixmatch.threads) == (40, 0.05, 1)
-    assert fixmatch.images > 0
+    assert '"eps": ' in vat.key.knobs
+    assert (vat.key.labels, vat.key.budget, vat.threads) == (40, 0.05, 1)
+    assert vat.images > 0
     # Killed in the middle of a write: the torn row is trained again, the others are not.
     path = tmp_path / "digits.csv"
     path.write_bytes(path.read_bytes()[:-9])
     assert proofs.rows.read(tmp_path, "digits") == [strong]
     seen.clear()
     proofs.run.main([*words, "--seeds", "1"])
-    assert [name for name, _, _ in seen] == ["fixmatch"]
-    assert [row.key for row in proofs.rows.read(tmp_path, "digits")] == [strong.key, fixmatch.key]
+    assert [name for name, _, _ in seen] == ["vat"]
+    assert [row.key for row in proofs.rows.read(tmp_path, "digits")] == [strong.key, vat.key]
     text = (tmp_path / "README.md").read_text()
     assert "## digits, 40 labels, 0.05 s" in text
     assert "too few runs" in text
@@ -190,14 +190,14 @@ def test_the_guide_says_when_nothing_is_clearly_better(proofs: SimpleNamespace, 
 
 def test_a_row_of_other_knobs_is_another_row(proofs: SimpleNamespace, tmp_path: Path) -> None:
     """After a default has changed, old rows neither count as done nor mix with new ones."""
-    new = made(proofs, "fixmatch", 0, 0.5)
-    old_key = proofs.rows.Key(**{**vars(new.key), "knobs": new.key.knobs.replace('"mu": ', '"mu": 1')})  # type: ignore[attr-defined]
+    new = made(proofs, "vat", 0, 0.5)
+    old_key = proofs.rows.Key(**{**vars(new.key), "knobs": new.key.knobs.replace('"eps": ', '"eps": 1')})  # type: ignore[attr-defined]
     for row in (new, proofs.rows.Row(**{**vars(new), "key": old_key})):
         proofs.rows.append(tmp_path, row)
     (group,) = proofs.tables.groups(tmp_path)
-    assert [line.name for line in group.lines] == ["fixmatch", "fixmatch"]
+    assert [line.name for line in group.lines] == ["vat", "vat"]
     assert group.lines[0].knobs() == ""
-    assert re.fullmatch(r"mu 1\d", group.lines[1].knobs())
+    assert re.fullmatch(r"eps 1\d\.\d", group.lines[1].knobs())
 
 
 def test_what_is_committed_is_what_the_rows_say(proofs: SimpleNamespace) -> None:

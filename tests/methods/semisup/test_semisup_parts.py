@@ -63,12 +63,12 @@ def test_alignment_divides_by_the_running_mean_of_the_last_steps() -> None:
     prior = torch.tensor([0.5, 0.3, 0.2])
     alignment = Alignment(prior)
     g = torch.Generator().manual_seed(0)
-    past: list[list[float]] = []
+    past = [[1 / 3] * 3] * WINDOW
     for number in range(WINDOW + 5):
         q = torch.rand(6, 3, generator=g).softmax(1)
         aligned = alignment(q, number, World())
+        mean = [sum(row[k] for row in past) / WINDOW for k in range(3)]
         past = [*past, q.double().mean(0).tolist()][-WINDOW:]
-        mean = [sum(row[k] for row in past) / len(past) for k in range(3)]
         for row, got in zip(q.tolist(), aligned.tolist(), strict=True):
             raw = [row[k] * prior[k].item() / mean[k] for k in range(3)]
             assert got == pytest.approx([value / sum(raw) for value in raw], rel=1e-4)
@@ -79,7 +79,17 @@ def test_alignment_gives_a_biased_model_the_labels_class_shares() -> None:
     assert prior.tolist() == [0.25, 0.75]
     alignment = Alignment(prior)
     q = torch.tensor([[0.9, 0.1]]).repeat(8, 1)
-    assert alignment(q, 0, World()).mean(0).tolist() == pytest.approx([0.25, 0.75])
+    for number in range(WINDOW):
+        alignment(q, number, World())
+    assert alignment(q, WINDOW, World()).mean(0).tolist() == pytest.approx([0.25, 0.75])
+
+
+def test_alignment_does_not_make_labels_of_a_new_models_noise() -> None:
+    """In the first steps a model that says one class for everything keeps saying it."""
+    alignment = Alignment(torch.full((4,), 0.25))
+    q = torch.tensor([[0.94, 0.03, 0.02, 0.01], [0.95, 0.01, 0.02, 0.02]])
+    for number in range(3):
+        assert alignment(q, number, World())[:, 0].min() > 0.9
 
 
 def test_shuffled_is_the_permuted_concatenation_on_one_worker_and_its_rows_on_two() -> None:
