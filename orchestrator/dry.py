@@ -25,7 +25,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
     setup = slot_setup(study, split, RunFolder(target), plan)
     # Measured in this one process: the slots compute at the same time with the same number of threads each.
-    epochs = seconds_per_epoch(dataclasses.replace(setup), study.space(len(split.train)))
+    epochs = seconds_per_epoch(dataclasses.replace(setup), study.space(split.fewest_images()))
     turns = len(split.judged())
     full = {name: each * study.epochs * turns / study.workers for name, each in epochs.items()}
     mean = sum(full.values()) / len(full)

@@ -99,7 +99,7 @@ def _carry_out(
 ) -> Result:
     """Search, selection, test, report: the part that a resumed study shares with a new one."""
     shared = slot_setup(study, split, folder, plan)
-    search = Search(study.space(len(split.train)), study.seed)
+    search = Search(study.space(split.fewest_images()), study.seed)
     for earlier in study.earlier:
         search.seed_from(History.read(RunFolder.open(earlier).journal).search())
     # After a cross-validation every method is trained once more, for all groups; few-shot parts are otherwise never joined.
