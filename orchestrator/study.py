@@ -100,6 +100,8 @@ class Limit(_Strict):
     def _bounded(self) -> Limit:
         if self.below is None and self.above is None:
             raise ValueError("a limit needs a bound, such as {below: 0.05}")
+        if self.below is not None and self.above is not None and self.below > self.above:
+            raise ValueError("below must not exceed above, or every value would stop")
         return self
 
     def broken_by(self, value: float) -> str:
@@ -206,11 +208,11 @@ class Study(_Strict):
             return (value,)
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("search", "selection", "few_shot", mode="before")
+    @field_validator("search", "selection", "few_shot", "stop", mode="before")
     @classmethod
-    def _blank(cls, value: object) -> object:
+    def _blank(cls, value: object, info: Any) -> object:
         """A heading whose lines are all commented out says nothing."""
-        return {} if value is None else value
+        return cls.model_fields[info.field_name].get_default(call_default_factory=True) if value is None else value
 
     @field_validator("data", "test")
     @classmethod
@@ -242,15 +244,15 @@ class Study(_Strict):
         for field, name in (("encoder", self.encoder), ("vit_encoder", self.vit_encoder)):
             if name not in ENCODERS:
                 raise StudyError(f"{field}: {name} is not an encoder{nearest(name, ENCODERS)}")
-        budget.check(self.labels, self.test, self.validation, self.imbalance, self.mismatch)
-        if self.test == NO_TEST and self.task != "few_shot":
-            raise StudyError(f"test: {NO_TEST} is for task: few_shot, got {self.task}; leave test out for a holdout")
-        self._check_few_shot()
         if self.task == "few_shot":
             for field, value in (("validation", self.validation), ("imbalance", self.imbalance), ("mismatch", self.mismatch)):
                 if value != type(self).model_fields[field].default:
                     remedy = "set few_shot.validation" if field == "validation" else "leave it out"
                     raise StudyError(f"{field} belongs to task classification, got {value} for few_shot; {remedy}")
+        budget.check(self.labels, self.test, self.validation, self.imbalance, self.mismatch)
+        if self.test == NO_TEST and self.task != "few_shot":
+            raise StudyError(f"test: {NO_TEST} is for task: few_shot, got {self.task}; leave test out for a holdout")
+        self._check_few_shot()
         unknown = next((name for name in self.stop if name not in SIGNALS), None)
         if unknown is not None:
             raise StudyError(f"stop.{unknown} is not a health signal{nearest(unknown, SIGNALS)}")

@@ -101,6 +101,11 @@ def refused(**fields: Any) -> str:
             ["stop.embeding_sd is not a health signal", "did you mean embedding_sd?"],
         ),
         ({**SIMCLR, "stop": {"mask_rate": {}}}, ["stop.mask_rate", "a limit needs a bound, such as {below: 0.05}", "got {}"]),
+        (
+            {**SIMCLR, "stop": {"mask_rate": {"below": 0.5, "above": 0.2}}},
+            ["stop.mask_rate", "below must not exceed above", "got {'below': 0.5, 'above': 0.2}"],
+        ),
+        ({**SIMCLR, "task": "few_shot", "imbalance": 10.0}, ["imbalance belongs to task classification", "got 10.0"]),
         ({**SIMCLR, "stop": {"mask_rate": {"blow": 0.1}}}, ["stop.mask_rate.blow", "did you mean below?"]),
         ({**SIMCLR, "stop": {"mask_rate": {"below": "x"}}}, ["stop.mask_rate.below", "number", "got 'x'"]),
         ({**SIMCLR, "stop": {"mask_rate": {"below": float("nan")}}}, ["stop.mask_rate.below", "finite", "got nan"]),
@@ -116,8 +121,8 @@ def test_a_bad_study_is_refused_in_one_line(fields: dict[str, Any], words: list[
 
 def test_a_heading_without_lines_says_nothing(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text("data: digits\nmethods: [simclr]\nsearch:\n  # simclr.lr: 0.01\nselection:\n")
-    assert load_study(path).resolved() == load_study(path, ["search={}", "selection={}"]).resolved()
+    path.write_text("data: digits\nmethods: [simclr]\nsearch:\n  # simclr.lr: 0.01\nselection:\nstop:\n")
+    assert load_study(path).resolved() == Study(data="digits", methods=["simclr"], name="study").resolved()
 
 
 def test_every_refusal_is_a_study_error() -> None:
