@@ -20,6 +20,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     """What the study would do, and roughly how long it would take. Nothing is written."""
     target = Path(out or study.out or Path("runs") / study.name)
     RunFolder.check(target)
+    study.check_direction()
     split = load_split(study)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)

@@ -130,7 +130,8 @@ class Study(_Strict):
             tuple of arrays (images, labels).
         test: test images: a path or name, a share of ``data`` in (0, 1), or None for a stratified holdout; after ``none`` (only
             few-shot) no test is made.
-        labels: ``all``, or the label budget as a number: drawn class-balanced, validation labels included.
+        labels: ``all``, or the label budget as a number: drawn class-balanced, validation labels included. Few-shot studies use
+            every label of their training classes, whatever is given here.
         validation: share of the labels that validates, at most half; None for half below 500 labels, a fifth from there on.
         imbalance: labels of the most frequent class over those of the rarest, 1 or more; needs a number of labels.
         mismatch: share, 0 to 0.75, of the unlabelled pool that is of other classes than the task's; needs a number of
@@ -311,6 +312,18 @@ class Study(_Strict):
             shape = {"ways": task.ways, "shots": task.shots, "queries": task.queries, "episodes": task.episodes}
             settings = {**shape, "within_group": task.within_group, **settings}
         return protocol(name, **settings)
+
+    def check_direction(self) -> None:
+        """Raises StudyError where the search would maximise an error.
+
+        Not part of the study's own checks: an objective is in no run folder, and its study must still be read from there.
+        """
+        scoring = self.scoring()
+        if not scoring.maximise and self.objective is None:
+            raise StudyError(
+                f"protocol {scoring.name} gives an error, which the search would maximise; give another protocol or, in Python,"
+                " an objective such as lambda score: -score.value"
+            )
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which trials are scored, ascending; the last is ``epochs``."""

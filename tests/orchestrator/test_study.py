@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.catalogue import CATALOGUE
-from orchestrator.dry import realism
+from orchestrator.dry import dry_run, realism
 from orchestrator.folder import RunFolder, dump_study
 from orchestrator.prepare import load_split
+from orchestrator.run import run
 from orchestrator.study import FewShotTask, Study, StudyError, load_study, write_text
 from search_spaces.domains import Choice, Float, Int, UserError
 
@@ -117,6 +118,17 @@ def refused(**fields: Any) -> str:
 def test_a_bad_study_is_refused_in_one_line(fields: dict[str, Any], words: list[str]) -> None:
     text = refused(**fields)
     assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("protocol", ["calibration", {"robustness": {"kind": "fgsm"}}])
+def test_an_error_is_not_maximised(protocol: Any, tmp_path: Path) -> None:
+    study = Study(**SIMCLR, protocol=protocol)
+    for start in (lambda: run(study, tmp_path / "run"), lambda: dry_run(study, tmp_path / "run")):
+        with pytest.raises(StudyError, match=r"an error, which the search would maximise; .* lambda score: -score\.value"):
+            start()
+    assert list(tmp_path.iterdir()) == []
+    Study(**SIMCLR, protocol=protocol, objective=lambda score: -score.value).check_direction()
+    Study(**SIMCLR, protocol="predict").check_direction()
 
 
 def test_a_heading_without_lines_says_nothing(tmp_path: Path) -> None:
