@@ -144,3 +144,10 @@ def synchronise_batchnorm(module: nn.Module, world: World) -> None:
         if isinstance(layer, _BatchNorm):
             layer.__class__ = GlobalBatchNorm
             layer.world = world  # type: ignore[assignment]
+
+
+def leave_world(module: nn.Module) -> None:
+    """Gives every GlobalBatchNorm inside ``module`` its own batches' statistics, in place: for a copy trained by one worker."""
+    for layer in module.modules():
+        if isinstance(layer, GlobalBatchNorm):
+            layer.world = World()

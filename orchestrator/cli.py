@@ -66,6 +66,7 @@ def resume(
 def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False) -> None:
     """Prints the leaderboard of a run folder, finished or not, and what may be said of a winner."""
     from orchestrator.folder import RunFolder
+    from orchestrator.journal import History
     from orchestrator.result import read_leaderboard
 
     frame = read_leaderboard(directory)
@@ -74,7 +75,10 @@ def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--j
     else:
         console = Console()
         console.print(_board(frame))
-        _say_verdict(console, RunFolder.open(directory).verdict)
+        folder = RunFolder.open(directory)
+        if History.read(folder.journal).chosen is not None:
+            # More trials reopen the choice; until they end the file tells of the last one.
+            _say_verdict(console, folder.verdict)
 
 
 @app.command(epilog="Example: labelwise report runs/demo")

@@ -97,7 +97,8 @@ def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: Histo
         return
     trial = history.trials[history.chosen.key]
     place = folder.gallery(trial.job.key)
-    if place.exists() or trial.checkpoint is None:
+    # Where no retraining finished, the choice is a trial of the search, whose weights are gone.
+    if place.exists() or trial.checkpoint is None or not Path(trial.checkpoint).is_file():
         return
     encoder = load_training(shared, trial.job, trial.checkpoint, torch.device("cpu")).learner.encoder()
     place.parent.mkdir(exist_ok=True)

@@ -198,7 +198,7 @@ def read_journal(path: Path) -> Iterator[Event]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise JournalError(f"{path} is damaged at line {number}: {error}") from None
         if isinstance(event, Started) and event.format != FORMAT:
-            raise JournalError(f"{path} has format {event.format}, and this version reads format {FORMAT}")
+            raise JournalError(f"{path} has format {event.format}, and this version reads format {FORMAT}; run the study anew")
         yield event
 
 

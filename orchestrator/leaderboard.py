@@ -84,7 +84,7 @@ def ranked(history: History) -> list[Trial]:
 
 
 def leaderboard(history: History, knobs: Sequence[str]) -> pd.DataFrame:
-    """One row a trial, best first; columns as DESIGN fixes them, then ``method.knob``, empty where it does not apply.
+    """One row a trial, best first; ``COLUMNS``, then ``method.knob``, empty where it does not apply.
 
     Args:
         knobs: ``method.knob`` of every knob of the study's methods, in order.
@@ -140,7 +140,8 @@ def _paired(a: Sequence[Rung], b: Sequence[Rung]) -> Interval:
     mean_a, mean_b = (np.mean([r.units.astype(np.float64) for r in rungs if r.units is not None], axis=0) for rungs in (a, b))
     yes_or_no = len(a) == 1 and a[0].units is not None and a[0].units.dtype == bool
     found = difference_of(mean_a - mean_b, yes_or_no)
-    what = "episodes" if a[0].asked in ("episodes", "turns") else "validation images"
+    images = "images of another data set" if a[0].asked == "elsewhere" else "validation images"
+    what = "episodes" if a[0].asked in ("episodes", "turns") else images
     return Interval(found.mean, found.low, found.high, found.n, f"{what}, paired")
 
 

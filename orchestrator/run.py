@@ -43,6 +43,7 @@ def run(study: Study, out: str | Path | None = None, quiet: bool = True, sinks: 
     """
     target = Path(out or study.out or Path("runs") / study.name)
     RunFolder.check(target)
+    study.check_direction()
     split = load_split(study)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
@@ -77,6 +78,7 @@ def _go_on(study: Study, folder: RunFolder, journal: Journal, trials: int | None
     history = History.read(folder.journal)
     if trials is not None and trials < history.trials_wanted:
         raise StudyError(f"--trials counts all trials and must be at least {history.trials_wanted}, got {trials}")
+    study.check_direction()
     split = load_split(study)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
@@ -99,7 +101,7 @@ def _carry_out(
 ) -> Result:
     """Search, selection, test, report: the part that a resumed study shares with a new one."""
     shared = slot_setup(study, split, folder, plan)
-    search = Search(study.space(len(split.train)), study.seed)
+    search = Search(study.space(split.fewest_images()), study.seed)
     for earlier in study.earlier:
         search.seed_from(History.read(RunFolder.open(earlier).journal).search())
     # After a cross-validation every method is trained once more, for all groups; few-shot parts are otherwise never joined.

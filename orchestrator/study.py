@@ -100,6 +100,8 @@ class Limit(_Strict):
     def _bounded(self) -> Limit:
         if self.below is None and self.above is None:
             raise ValueError("a limit needs a bound, such as {below: 0.05}")
+        if self.below is not None and self.above is not None and self.below > self.above:
+            raise ValueError("below must not exceed above, or every value would stop")
         return self
 
     def broken_by(self, value: float) -> str:
@@ -128,7 +130,8 @@ class Study(_Strict):
             tuple of arrays (images, labels).
         test: test images: a path or name, a share of ``data`` in (0, 1), or None for a stratified holdout; after ``none`` (only
             few-shot) no test is made.
-        labels: ``all``, or the label budget as a number: drawn class-balanced, validation labels included.
+        labels: ``all``, or the label budget as a number: drawn class-balanced, validation labels included. Few-shot studies use
+            every label of their training classes, whatever is given here.
         validation: share of the labels that validates, at most half; None for half below 500 labels, a fifth from there on.
         imbalance: labels of the most frequent class over those of the rarest, 1 or more; needs a number of labels.
         mismatch: share, 0 to 0.75, of the unlabelled pool that is of other classes than the task's; needs a number of
@@ -206,11 +209,11 @@ class Study(_Strict):
             return (value,)
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("search", "selection", "few_shot", mode="before")
+    @field_validator("search", "selection", "few_shot", "stop", mode="before")
     @classmethod
-    def _blank(cls, value: object) -> object:
+    def _blank(cls, value: object, info: Any) -> object:
         """A heading whose lines are all commented out says nothing."""
-        return {} if value is None else value
+        return cls.model_fields[info.field_name].get_default(call_default_factory=True) if value is None else value
 
     @field_validator("data", "test")
     @classmethod
@@ -242,15 +245,15 @@ class Study(_Strict):
         for field, name in (("encoder", self.encoder), ("vit_encoder", self.vit_encoder)):
             if name not in ENCODERS:
                 raise StudyError(f"{field}: {name} is not an encoder{nearest(name, ENCODERS)}")
-        budget.check(self.labels, self.test, self.validation, self.imbalance, self.mismatch)
-        if self.test == NO_TEST and self.task != "few_shot":
-            raise StudyError(f"test: {NO_TEST} is for task: few_shot, got {self.task}; leave test out for a holdout")
-        self._check_few_shot()
         if self.task == "few_shot":
             for field, value in (("validation", self.validation), ("imbalance", self.imbalance), ("mismatch", self.mismatch)):
                 if value != type(self).model_fields[field].default:
                     remedy = "set few_shot.validation" if field == "validation" else "leave it out"
                     raise StudyError(f"{field} belongs to task classification, got {value} for few_shot; {remedy}")
+        budget.check(self.labels, self.test, self.validation, self.imbalance, self.mismatch)
+        if self.test == NO_TEST and self.task != "few_shot":
+            raise StudyError(f"test: {NO_TEST} is for task: few_shot, got {self.task}; leave test out for a holdout")
+        self._check_few_shot()
         unknown = next((name for name in self.stop if name not in SIGNALS), None)
         if unknown is not None:
             raise StudyError(f"stop.{unknown} is not a health signal{nearest(unknown, SIGNALS)}")
@@ -309,6 +312,18 @@ class Study(_Strict):
             shape = {"ways": task.ways, "shots": task.shots, "queries": task.queries, "episodes": task.episodes}
             settings = {**shape, "within_group": task.within_group, **settings}
         return protocol(name, **settings)
+
+    def check_direction(self) -> None:
+        """Raises StudyError where the search would maximise an error.
+
+        Not part of the study's own checks: an objective is in no run folder, and its study must still be read from there.
+        """
+        scoring = self.scoring()
+        if not scoring.maximise and self.objective is None:
+            raise StudyError(
+                f"protocol {scoring.name} gives an error, which the search would maximise; give another protocol or, in Python,"
+                " an objective such as lambda score: -score.value"
+            )
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which trials are scored, ascending; the last is ``epochs``."""

@@ -38,7 +38,7 @@ def train(source: str, best: bool, workers: int, out: Path, address: str | None 
     study, chosen = _configuration(source, best)
     split = load_split(study)
     if chosen is None:
-        space = study.space(len(split.train))
+        space = study.space(split.fewest_images())
         chosen = space.defaults(space.methods[0])
     job = Job("train", 0, chosen.method, chosen.values, study.seed, "refit")
     with connect(address or study.address) as connection:

@@ -259,12 +259,14 @@ def validate(setup: SlotSetup, trainings: Sequence[Training]) -> tuple[Score, An
     """
     few_shot = setup.protocol.name == "few_shot"
     if not few_shot and not trainings[0].method.uses_labels:
-        return setup.protocol.score(trained(trainings[0]), setup.split.budget(), None, setup.seed), "budget"
+        score = setup.protocol.score(trained(trainings[0]), setup.split.budget(), None, setup.seed)
+        return score, "elsewhere" if setup.protocol.elsewhere else "budget"
     scores = [
         setup.protocol.score(trained(training), split.labelled, split.validation, setup.seed)
         for training, split in zip(trainings, setup.split.judged(), strict=True)
     ]
-    return mean_score(scores), "turns" if setup.split.turns else "episodes" if few_shot else "validation"
+    own = "elsewhere" if setup.protocol.elsewhere else "validation"
+    return mean_score(scores), "turns" if setup.split.turns else "episodes" if few_shot else own
 
 
 def comparable(score: Score, asked: str, validation: IntArray) -> np.ndarray | None:

@@ -68,7 +68,8 @@ def split_few_shot(
         A split whose parts have classes of their own: ``labelled.data``, ``validation.data`` and ``test.data`` differ, and
         ``labelled.index`` counts into ``train.images``.
     Raises:
-        UserError: too few classes or groups, an unknown group, classes or images that training and test share.
+        UserError: too few classes or groups, an unknown group, a class that lies in several groups and is held out by group,
+            classes or images that training and test share.
     """
     if by not in (None, "class", "group"):
         raise UserError(f"by must be class or group, got {by!r}; leave it out to hold out groups where there are any")
@@ -93,6 +94,7 @@ def split_few_shot(
         held = (
             _in_groups(data, test_groups) if test_groups else _draw_units(data, by, test_share, seed_of(seed, "test classes"))
         )
+    _refuse_divided(data, held)
     rest = select(data, np.flatnonzero(~held & (data.label >= 0)))
     tested = None
     if not untested:
@@ -106,6 +108,7 @@ def split_few_shot(
 
     def parts(validates: np.ndarray) -> Split:
         """Training on the images outside ``validates``, bool [n], validation on those inside."""
+        _refuse_divided(rest, validates)
         train, validation = (_own_classes(select(rest, np.flatnonzero(rows))) for rows in (~validates, validates))
         pool = rotated(train) if rotations else train
         if extra is not None and len(extra):
@@ -192,6 +195,16 @@ def _refuse_shared(train: ImageSet, tested: ImageSet) -> None:
         raise UserError(
             f"test classes must be new in few-shot learning, but {len(both)} are training classes too, first {both[0]};"
             " remove or rename them"
+        )
+
+
+def _refuse_divided(data: ImageSet, held: np.ndarray) -> None:
+    """Held-out classes must be new, which whole groups do not ensure where a class lies in several (domains, not alphabets)."""
+    both = np.intersect1d(data.label[held & (data.label >= 0)], data.label[~held])
+    if len(both):
+        raise UserError(
+            f"classes held out by group must lie in that group alone, but {len(both)} lie in others or in none too, first"
+            f" {data.classes[both[0]]}; hold out by class, or leave the groups out of the data"
         )
 
 

@@ -188,6 +188,10 @@ class Split:
         """The splits on which a configuration is trained and scored: the turns of a cross-validation, else this one."""
         return self.turns or (self,)
 
+    def fewest_images(self) -> int:
+        """The fewest training images that a training of a configuration sees: those of the smallest turn."""
+        return min(len(split.train) for split in self.judged())
+
     def budget(self) -> Labelled:
         """Every label the study may use: training and validation part together (classification only)."""
         assert self.labelled.data is self.validation.data, "few-shot parts hold different classes and are never put together"

@@ -158,6 +158,13 @@ def build_encoder(
         path = path / "best" / "encoder.pt" if path.is_dir() else path
         record, source = read_weights(path), str(path)
         name = record.get("encoder", spec.name)
+        if name == AveragedEncoder.name:
+            record = _sight(record)
+            name = record["encoder"]
+        if name in COMPOSED:
+            raise UserError(
+                f"{path} holds an encoder composed of others ({name}), which cannot start a study; give another init"
+            )
         if name != spec.name:
             raise UserError(f"{path} holds weights of encoder {name}, got encoder {spec.name}; set encoder: {name}")
         encoder = _build(spec.name, shape, mean, std, width, record["options"] if "encoder" in record else {})
@@ -227,6 +234,13 @@ def _build(name: str, shape: Shape, mean: Statistics, std: Statistics, width: fl
     encoder = builder(shape, mean, std, width, options)
     encoder.name = name
     return encoder
+
+
+def _sight(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of the encoder inside an averaged one."""
+    name, options = _inner({key: value for key, value in record["options"].items() if key != "test_views"})
+    state = {key.removeprefix("sight."): value for key, value in record["state"].items() if key.startswith("sight.")}
+    return {**record, "encoder": name, "options": options, "state": state}
 
 
 def _without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -83,9 +83,16 @@ class Score:
 
 
 class Protocol(ABC):
-    """A way of scoring. Concrete protocols are final frozen dataclasses whose fields are their settings."""
+    """A way of scoring. Concrete protocols are final frozen dataclasses whose fields are their settings.
+
+    Attributes:
+        maximise: whether larger values of its scores are better.
+        elsewhere: whether it asks images of another data set, whatever it is given to ask.
+    """
 
     name: ClassVar[str]
+    maximise: ClassVar[bool] = True
+    elsewhere: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:

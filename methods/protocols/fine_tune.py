@@ -21,6 +21,7 @@ from methods.parts.encoders import Encoder
 from methods.protocols.contract import Protocol, Score, Trained, accuracy, check_classes, device_of, folds, logits_of, part_of
 from methods.protocols.heads import Classifier
 from methods.protocols.probes import Linear, above_zero, at_least
+from methods.world import leave_world
 from search_spaces.domains import UserError
 
 
@@ -73,6 +74,7 @@ class FineTune(Protocol):
         model = Linear().score(Trained(encoder), fit, fit, seed).predictor
         assert isinstance(model, Classifier)
         model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        leave_world(model)  # Scoring is the first worker's alone: the others would never join its batch statistics.
         device = device_of(model)
         with torch.no_grad():  # Classes without a label begin level with the others.
             bias = model.head.get_parameter("bias")

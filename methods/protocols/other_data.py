@@ -47,6 +47,7 @@ class Transfer(Protocol):
     """
 
     name: ClassVar[str] = "transfer"
+    elsewhere: ClassVar[bool] = True
     data: str = "digits"
     by: Literal["linear", "knn", "fine_tune"] = "linear"
     labels: int = 1000

@@ -33,6 +33,7 @@ class Calibration(Protocol):
     """
 
     name: ClassVar[str] = "calibration"
+    maximise: ClassVar[bool] = False
     bins: int = 15
 
     def __post_init__(self) -> None:

@@ -153,6 +153,7 @@ class Robustness(Protocol):
     """
 
     name: ClassVar[str] = "robustness"
+    maximise: ClassVar[bool] = False
     kind: Literal["corruptions", "fgsm", "pgd"] = "corruptions"
     corruptions: tuple[str, ...] = ()
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)

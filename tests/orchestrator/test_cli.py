@@ -20,7 +20,7 @@ from methods.catalogue import CATALOGUE
 from orchestrator import cli as cli_module
 from orchestrator.describe import catalogue_json, markdown_table, span
 from orchestrator.folder import RunFolder
-from orchestrator.journal import FORMAT, Asked, Ended, Journal, Scored, Started
+from orchestrator.journal import FORMAT, Asked, Chosen, Ended, Extended, Journal, Scored, Started
 from orchestrator.leaderboard import COLUMNS
 from orchestrator.records import Job, Rung
 from orchestrator.study import Study
@@ -269,6 +269,20 @@ def test_the_leaderboard_of_an_unfinished_study(cli: Callable[..., SimpleNamespa
     found = cli("leaderboard", begun)
     assert found.code == 0
     assert "75.0%" in found.out
+
+
+def test_a_verdict_is_told_while_its_winner_stands(cli: Callable[..., SimpleNamespace], begun: Path) -> None:
+    """More trials reopen the choice, and the file still tells of the last one."""
+    (begun / "verdict.txt").write_text("Winner: supervised.\n")
+    assert "Winner" not in cli("leaderboard", begun).out
+    journal = Journal(begun / "journal.jsonl")
+    journal.write(Chosen(0, "0000"))
+    journal.close()
+    assert "Winner: supervised." in cli("leaderboard", begun).out
+    journal = Journal(begun / "journal.jsonl")
+    journal.write(Extended(8))
+    journal.close()
+    assert "Winner" not in cli("leaderboard", begun).out
 
 
 def test_what_a_begun_study_refuses(cli: Callable[..., SimpleNamespace], begun: Path, folder: Path) -> None:

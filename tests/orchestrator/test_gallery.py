@@ -191,6 +191,16 @@ def test_pictures_reach_tensorboard_and_the_report_once(
     draw_best(setup, split, folder, history)
 
 
+def test_a_winner_whose_weights_are_gone_is_not_drawn(finished: tuple[SlotSetup, Split, RunFolder, History]) -> None:
+    """Where every retraining failed the choice is a trial of the search, whose checkpoint went when it ended."""
+    setup, split, folder, history = finished
+    trial = history.trials["0000-retrain-0"]
+    assert trial.checkpoint is not None
+    Path(trial.checkpoint).unlink()
+    draw_best(setup, split, folder, history)
+    assert not folder.gallery("0000-retrain-0").parent.exists()
+
+
 def test_what_a_method_sees_is_small_and_of_all_classes(finished: tuple[SlotSetup, Split, RunFolder, History]) -> None:
     _, split, folder, _ = finished
     (file,) = (folder.trials / "0000-retrain-0").glob("*.png")

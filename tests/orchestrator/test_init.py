@@ -12,7 +12,9 @@ from torch import Tensor
 from cluster.plan import ResourcePlan
 from methods.catalogue import CATALOGUE
 from methods.data.records import Split
-from methods.parts.encoders import EncoderSpec, save_encoder
+from methods.parts.averaged import AveragedEncoder
+from methods.parts.encoders import EncoderSpec, build_encoder, save_encoder
+from methods.parts.joined import JoinedEncoder
 from methods.parts.pair import PairEncoder
 from methods.training import Training, TrainSettings
 from methods.world import World
@@ -21,7 +23,7 @@ from orchestrator.records import Job
 from orchestrator.run import slot_setup
 from orchestrator.study import Study
 from orchestrator.trial import training_of
-from search_spaces.domains import build
+from search_spaces.domains import UserError, build
 
 SEMI = [name for name, m in CATALOGUE.items() if m.family in ("semisup", "baseline") or name == "simclr_v2"]
 
@@ -84,3 +86,21 @@ def test_a_student_of_another_width_starts_from_scratch(name: str, student: str,
     usual = training.learner.encoder().dim
     assert training.train_epoch().finite
     assert getattr(training.learner, student).encoder.dim == usual // 2
+
+
+def test_an_encoder_that_averages_over_views_starts_with_the_one_inside(data: Split, tmp_path: Path) -> None:
+    """What the metric methods of a few-shot study leave; the views are no part of the weights."""
+    inner = build_encoder(EncoderSpec(), data.train.images.shape, data.train.mean, data.train.std)
+    save_encoder(tmp_path / "best" / "encoder.pt", AveragedEncoder(inner, 5))
+    begun = start("supervised", RunFolder(tmp_path), data)
+    expected = learned(inner.state_dict())
+    found = learned(begun.learner.encoder().state_dict())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_an_encoder_composed_of_others_is_refused_in_one_line(data: Split, tmp_path: Path) -> None:
+    members = [build_encoder(EncoderSpec(), data.train.images.shape, data.train.mean, data.train.std) for _ in range(2)]
+    save_encoder(tmp_path / "best" / "encoder.pt", JoinedEncoder(members, unit=True))
+    with pytest.raises(UserError, match=r"composed of others \(joined\), which cannot start a study; give another init"):
+        start("supervised", RunFolder(tmp_path), data)

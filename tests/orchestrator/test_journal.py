@@ -175,7 +175,9 @@ def test_another_format_and_no_journal_are_refused(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match=r"is not a run folder: it has no journal\.jsonl"):
         History.read(path)
     write(path, Started(FORMAT + 1, 8, {}))
-    with pytest.raises(JournalError, match=f"has format {FORMAT + 1}, and this version reads format {FORMAT}"):
+    with pytest.raises(
+        JournalError, match=f"has format {FORMAT + 1}, and this version reads format {FORMAT}; run the study anew"
+    ):
         History.read(path)
 
 

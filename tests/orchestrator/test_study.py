@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.catalogue import CATALOGUE
-from orchestrator.dry import realism
+from orchestrator.dry import dry_run, realism
 from orchestrator.folder import RunFolder, dump_study
 from orchestrator.prepare import load_split
+from orchestrator.run import run
 from orchestrator.study import FewShotTask, Study, StudyError, load_study, write_text
 from search_spaces.domains import Choice, Float, Int, UserError
 
@@ -101,6 +102,11 @@ def refused(**fields: Any) -> str:
             ["stop.embeding_sd is not a health signal", "did you mean embedding_sd?"],
         ),
         ({**SIMCLR, "stop": {"mask_rate": {}}}, ["stop.mask_rate", "a limit needs a bound, such as {below: 0.05}", "got {}"]),
+        (
+            {**SIMCLR, "stop": {"mask_rate": {"below": 0.5, "above": 0.2}}},
+            ["stop.mask_rate", "below must not exceed above", "got {'below': 0.5, 'above': 0.2}"],
+        ),
+        ({**SIMCLR, "task": "few_shot", "imbalance": 10.0}, ["imbalance belongs to task classification", "got 10.0"]),
         ({**SIMCLR, "stop": {"mask_rate": {"blow": 0.1}}}, ["stop.mask_rate.blow", "did you mean below?"]),
         ({**SIMCLR, "stop": {"mask_rate": {"below": "x"}}}, ["stop.mask_rate.below", "number", "got 'x'"]),
         ({**SIMCLR, "stop": {"mask_rate": {"below": float("nan")}}}, ["stop.mask_rate.below", "finite", "got nan"]),
@@ -114,10 +120,21 @@ def test_a_bad_study_is_refused_in_one_line(fields: dict[str, Any], words: list[
     assert all(word in text for word in words), text
 
 
+@pytest.mark.parametrize("protocol", ["calibration", {"robustness": {"kind": "fgsm"}}])
+def test_an_error_is_not_maximised(protocol: Any, tmp_path: Path) -> None:
+    study = Study(**SIMCLR, protocol=protocol)
+    for start in (lambda: run(study, tmp_path / "run"), lambda: dry_run(study, tmp_path / "run")):
+        with pytest.raises(StudyError, match=r"an error, which the search would maximise; .* lambda score: -score\.value"):
+            start()
+    assert list(tmp_path.iterdir()) == []
+    Study(**SIMCLR, protocol=protocol, objective=lambda score: -score.value).check_direction()
+    Study(**SIMCLR, protocol="predict").check_direction()
+
+
 def test_a_heading_without_lines_says_nothing(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text("data: digits\nmethods: [simclr]\nsearch:\n  # simclr.lr: 0.01\nselection:\n")
-    assert load_study(path).resolved() == load_study(path, ["search={}", "selection={}"]).resolved()
+    path.write_text("data: digits\nmethods: [simclr]\nsearch:\n  # simclr.lr: 0.01\nselection:\nstop:\n")
+    assert load_study(path).resolved() == Study(data="digits", methods=["simclr"], name="study").resolved()
 
 
 def test_every_refusal_is_a_study_error() -> None:

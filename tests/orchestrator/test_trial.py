@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,14 +16,27 @@ from torch import nn
 from methods.batch import Feeds, Step
 from methods.catalogue import CATALOGUE
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, SharedConfig
-from methods.data.records import Split
+from methods.data.records import Labelled, Split
 from methods.parts.encoders import Encoder, EncoderSpec
 from methods.protocols import protocol
+from methods.protocols.contract import Protocol, Score, Trained, accuracy
 from methods.world import World
 from orchestrator.records import Job, Report, SlotSetup
 from orchestrator.trial import TrialRun, examine, load_training, whole_budget
 
 QUICK: dict[str, Any] = {"batch_size": 16}
+
+
+@dataclass(frozen=True)
+class OnOthers(Protocol):
+    """Twelve images of another data set, whose positions happen to be those of the study's images too."""
+
+    name: ClassVar[str] = "on_others"
+    elsewhere: ClassVar[bool] = True
+
+    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+        right = np.arange(12) % 3 == 0
+        return accuracy(self.name, "accuracy on others", np.arange(12)[::-1], right[::-1], 0.0)
 
 
 class Broken(Learner):
@@ -241,3 +255,15 @@ def test_the_saved_model_is_the_one_that_is_tested(setup: SlotSetup, make_split:
         said = model.eval()(test.data.images.take(torch.from_numpy(test.index))).argmax(1).numpy()
     assert score.value == pytest.approx((said == test.label).mean())
     assert score.n == 40
+
+
+@pytest.mark.parametrize("method", ["supervised", "simclr"])
+def test_images_of_another_data_set_pair_whole(setup: SlotSetup, method: str) -> None:
+    """Their positions say nothing of which of the study's images validate."""
+    run = TrialRun(dataclasses.replace(setup, protocol=OnOthers()), World())
+    run.begin(job(method))
+    report = run.advance()
+    assert report.rung is not None, report.reason
+    assert report.rung.asked == "elsewhere"
+    assert report.rung.units is not None
+    assert report.rung.units.tolist() == (np.arange(12) % 3 == 0).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections.abc import Callable
@@ -307,6 +308,28 @@ def test_every_group_validates_in_turn_and_training_never_sees_it() -> None:
         assert not {image.numpy().tobytes() for image in seen} & {image.numpy().tobytes() for image in asked}
         assert (turn.train.label >= 0).all()
     assert not split_few_shot(Source(data)).turns
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"by": "group"}, {"test_groups": ["g1"]}, {"test": "none", "cross_validate": EpisodeShape(1, 3, 1, 1)}]
+)
+def test_a_class_in_several_groups_is_not_held_out_with_one(options: dict[str, object]) -> None:
+    """Groups that are domains: every class lies in all of them, so a held-out group's classes would be seen in training."""
+    data = made(groups=3)
+    domains = dataclasses.replace(data, group=np.arange(len(data)) % 3)
+    with pytest.raises(UserError, match=r"10 lie in others or in none too, first c0; hold out by class") as caught:
+        split_few_shot(Source(domains), **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    part = split_few_shot(Source(domains), by="class")
+    assert not set(part.labelled.data.classes) & set(part.validation.data.classes)
+
+
+def test_the_fewest_images_are_those_of_the_smallest_turn() -> None:
+    data = made(classes=11, groups=4)
+    part = split_few_shot(Source(data), test="none", cross_validate=EpisodeShape(1, 3, 1, 5))
+    assert (len(part.train), part.fewest_images()) == (66, 48)
+    plain = split_few_shot(Source(data))
+    assert plain.fewest_images() == len(plain.train)
 
 
 def test_turns_beside_a_test_set_leave_the_test_as_it_is() -> None:

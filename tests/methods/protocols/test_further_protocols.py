@@ -29,6 +29,7 @@ from methods.protocols.fine_tune import balanced_share
 from methods.protocols.other_data import auroc
 from methods.protocols.reliability import calibration_error, ranking
 from methods.protocols.robustness import CORRUPTIONS, SEVERITIES, attacked
+from methods.world import World, synchronise_batchnorm
 from search_spaces.domains import UserError
 
 
@@ -78,6 +79,16 @@ def test_fine_tuning_learns_and_leaves_the_encoder_as_it_was(trained: Trained, p
     assert torch.equal(tuned.norm.running_mean, trained.encoder.norm.running_mean) == freeze
     again = FineTune(steps=30, freeze_bn=freeze).score(trained, *parts, 0)
     assert np.array_equal(score.correct, again.correct)
+
+
+def test_fine_tuning_on_the_first_of_several_workers_waits_for_nobody(trained: Trained, parts) -> None:
+    """Only the first worker scores, so a copy that still synchronised its batch statistics would wait for the others."""
+    alone = FineTune(steps=3).score(trained, *parts, 0).correct
+    synchronise_batchnorm(trained.encoder, World(rank=0, size=2))  # Without a process group a collective raises.
+    shared = FineTune(steps=3).score(trained, *parts, 0).correct
+    assert alone is not None
+    assert shared is not None
+    assert (alone != shared).mean() < 0.05
 
 
 def test_fine_tuning_does_not_disturb_the_global_random_state(trained: Trained, parts) -> None:
