@@ -52,11 +52,13 @@ def finish(
         exported = board[0].exported or board[0].trial
         sweep.tell(Chosen(board[0].trial.job.trial, exported.job.key))
     test_finalists(board, shared, split, sweep, plan, remote)
-    draw_best(shared, split, folder, history)
     write_outputs(study, split, folder, history)
     board = finalists(history)
     if board and board[0].exported is not None:
         export_best(board[0], shared, folder, study.selection.join)
+    # Last, so that no result waits for a picture.
+    if draw_best(shared, split, folder, history):
+        write_report(folder, study, split, history, verdict(history, split))
     shutil.rmtree(folder.scratch, ignore_errors=True)
     return Result.open(folder.path)
 
@@ -91,23 +93,25 @@ def _test(setup: SlotSetup, test: Labelled, job: Job, checkpoint: str) -> TestSc
     return TestScore(job.key, job.trial, score.value, score.n, score.low, score.high)
 
 
-def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: History) -> None:
-    """Pictures of what the chosen model makes of test images, in the run folder and in TensorBoard; drawn once."""
+def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: History) -> bool:
+    """Pictures of what the chosen model makes of test images, in the run folder and in TensorBoard; True where any are new."""
     if history.chosen is None or split.test is None:
-        return
+        return False
     trial = history.trials[history.chosen.key]
     place = folder.gallery(trial.job.key)
     # Where no retraining finished, the choice is a trial of the search, whose weights are gone.
     if place.exists() or trial.checkpoint is None or not Path(trial.checkpoint).is_file():
-        return
+        return False
     encoder = load_training(shared, trial.job, trial.checkpoint, torch.device("cpu")).learner.encoder()
     place.parent.mkdir(exist_ok=True)
+    drawings = draw_gallery(encoder, split.test, shared.seed)
     temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".gallery."))
-    for drawing in draw_gallery(encoder, split.test, shared.seed):
+    for drawing in drawings:
         (temporary / f"{file_name(drawing.title)}.png").write_bytes(drawing.png)
     os.chmod(temporary, 0o755)
     os.rename(temporary, place)
     show_pictures(folder, trial, "gallery", place)
+    return True
 
 
 def write_outputs(study: Study, split: Split, folder: RunFolder, history: History) -> None:

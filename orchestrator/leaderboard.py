@@ -142,7 +142,10 @@ def _paired(a: Sequence[Rung], b: Sequence[Rung]) -> Interval:
     found = difference_of(mean_a - mean_b, yes_or_no)
     images = "images of another data set" if a[0].asked == "elsewhere" else "validation images"
     what = "episodes" if a[0].asked in ("episodes", "turns") else images
-    return Interval(found.mean, found.low, found.high, found.n, f"{what}, paired")
+    # A frozen encoder's probe is cross-validated on the whole budget, so it has learnt from more labels than a method that
+    # was trained on one part: whoever reads the difference must know.
+    unequal = ", though the frozen encoder's probe had more labels" if a[0].asked != b[0].asked else ""
+    return Interval(found.mean, found.low, found.high, found.n, f"{what}, paired{unequal}")
 
 
 def compare(a: Finalist, b: Finalist) -> Interval:

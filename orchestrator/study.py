@@ -265,16 +265,17 @@ class Study(_Strict):
         task = self.few_shot
         if self.selection.join and self.task != "few_shot":
             raise StudyError(f"selection.join is for task: few_shot, got {self.task}; leave it out")
+        if self.task == "few_shot" and self.scoring().name != "few_shot":
+            raise StudyError(
+                f"task few_shot has new classes to be told apart from few images, which protocol few_shot scores, got "
+                f"{self.scoring().name}; leave protocol out"
+            )
         if not task.cross_validate:
             return
         if self.task != "few_shot":
             raise StudyError(f"few_shot.cross_validate is for task: few_shot, got {self.task}; set the task or leave it out")
         if task.hold_out == "class":
             raise StudyError("few_shot.cross_validate leaves out whole groups, got hold_out: class; leave one of them out")
-        if self.scoring().name != "few_shot":
-            raise StudyError(
-                f"few_shot.cross_validate is for protocol few_shot, got {self.scoring().name}; leave one of them out"
-            )
         if not self.selection.refit:
             raise StudyError(
                 "few_shot.cross_validate needs selection.refit: true, since every turn's model lacks a group, got false"

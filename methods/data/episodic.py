@@ -10,7 +10,8 @@ Where test and validation classes come from:
 
 Validation classes are a seeded share of what remains; in a cross-validation each group in turn, and the final training sees
 all groups. Methods see the images of the training classes alone, all labelled;
-unlabelled images join their pool where nothing is held out of the source itself, since those might show held-out classes.
+unlabelled images join their pool where no test is held out of the source itself, since those might show test classes. They may
+show validation classes, whose score is then optimistic for methods that learn from unlabelled images; the test's is not.
 """
 
 from __future__ import annotations

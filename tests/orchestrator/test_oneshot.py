@@ -348,7 +348,7 @@ def test_shared_images_and_classes(refuse: Callable[..., str], tmp_path: Path) -
             "selection.refit: true, since every turn's model lacks a group",
         ),
         ({"task": "classification", "test": None, "few_shot": {}}, "selection.join is for task: few_shot, got classification"),
-        ({"protocol": "knn"}, "few_shot.cross_validate is for protocol few_shot, got knn"),
+        ({"protocol": "knn"}, "which protocol few_shot scores, got knn; leave protocol out"),
         ({"few_shot": {**TASK, "test_groups": ["greek"]}}, "got greek beside test: none"),
     ],
 )

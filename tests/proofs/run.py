@@ -41,7 +41,7 @@ from methods.data.sources import load
 from methods.parts.encoders import build_encoder, parameter_count
 from methods.protocols import FewShot, Linear, Predict
 from methods.protocols.contract import Trained
-from search_spaces.domains import build
+from search_spaces.domains import UserError, build
 
 DRAWS = 3
 """Label draws over which a candidate's validation score is averaged: half of 40 or 250 labels alone is a noisy judge."""
@@ -179,6 +179,8 @@ class Bench:
             config = build(CATALOGUE[entry.method].config, json.loads(key.knobs))
             training = within_seconds(entry.method, config, parts.train, spec, key.seed, key.budget)
             report = training.train_epoch()
+            if not report.finite:
+                raise UserError(f"{key.method} diverged: its loss was not a number")
             learner = training.learner
             model = Trained(learner.encoder(), learner.predictor(), learner, training.method.uses_labels)
             spent, images = report.seconds, report.images
