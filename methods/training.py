@@ -78,6 +78,19 @@ class EpochReport:
     steps: int = 0
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that a training takes.
+
+    Attributes:
+        once: entering the stages, and what their first steps do beyond the others, such as labelling the whole pool.
+        per_image: for each image drawn, a mean over the stages by their shares.
+    """
+
+    once: float
+    per_image: float
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 arithmetic of its own; emulated bf16 is slower than fp32."""
     if device.type == "cuda":
@@ -386,24 +399,27 @@ class Training:
     def _all_finite(self, sums: Mapping[str, Tensor]) -> bool:
         return "loss" not in sums or bool(torch.isfinite(self.world.mean(sums["loss"])))
 
-    def seconds_per_epoch(self, steps: int = 3) -> float:
-        """An estimate: the mean over all epochs, from entering each stage and ``steps`` measured steps after an unmeasured one.
-
-        The training is spoilt and must be thrown away.
-        """
-        seconds = 0.0
+    def cost(self, steps: int = 3) -> Cost:
+        """An estimate from ``steps`` steps of every stage; the training is spoilt and must be thrown away."""
+        once = per_image = 0.0
         for number, stage in enumerate(self.stages):
-            if number:
-                started = self._now()
-                self._enter(number, self.learner)
-                seconds += (self._now() - started) / self.settings.epochs
-            self._one_step()
             started = self._now()
+            if number:
+                self._enter(number, self.learner)
+            self._one_step()
+            middle = self._now()
             for _ in range(steps):
                 self._one_step()
-            each = (self._now() - started) / steps
-            seconds += stage.share * each * self.images_per_epoch / self._feeder.feeds.images
-        return seconds
+            each = (self._now() - middle) / steps
+            if number:  # The very first step warms the process up, which is no work of the method's.
+                once += max(middle - started - each, 0.0)
+            per_image += stage.share * each / self._feeder.feeds.images
+        return Cost(once, per_image)
+
+    def seconds_per_epoch(self, steps: int = 3) -> float:
+        """The mean over all epochs by ``cost``, which spoils the training."""
+        cost = self.cost(steps)
+        return cost.once / self.settings.epochs + cost.per_image * self.images_per_epoch
 
     def _now(self) -> float:
         """The time at which the device has done what it was told."""

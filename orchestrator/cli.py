@@ -108,7 +108,7 @@ def predict(
     if out is None:
         typer.echo(text, nl=False)
     else:
-        from orchestrator.study import write_text
+        from methods.parts.files import write_text
 
         write_text(out, text)
         typer.echo(out)
@@ -121,8 +121,8 @@ def oneshot(
     out: Annotated[Path | None, typer.Option(help="CSV file of every answer: run, file, answer, truth.")] = None,
 ) -> None:
     """The winner's error on a fixed list of one-shot runs, laid out as Omniglot's one-shot classification task."""
+    from methods.parts.files import write_text
     from orchestrator.oneshot import one_shot
-    from orchestrator.study import write_text
 
     score = one_shot(directory, runs)
     if out is not None:

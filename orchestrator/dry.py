@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +19,13 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     """What the study would do, and roughly how long it would take. Nothing is written."""
     target = Path(out or study.out or Path("runs") / study.name)
     RunFolder.check(target)
-    study.check_direction()
+    study.check_objective()
     split = load_split(study)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
     setup = slot_setup(study, split, RunFolder(target), plan)
     # Measured in this one process: the slots compute at the same time with the same number of threads each.
-    epochs = seconds_per_epoch(dataclasses.replace(setup), study.space(split.fewest_images()))
+    epochs = seconds_per_epoch(setup, study.space(split.fewest_images()))
     turns = len(split.judged())
     full = {name: each * study.epochs * turns / study.workers for name, each in epochs.items()}
     mean = sum(full.values()) / len(full)

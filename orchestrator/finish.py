@@ -18,7 +18,7 @@ from torch import nn
 from cluster.plan import ResourcePlan
 from methods.data.records import Labelled, Split
 from methods.parts.encoders import save_encoder
-from methods.parts.files import written_whole
+from methods.parts.files import write_text, written_whole
 from methods.parts.heads import save_predictor
 from methods.parts.joined import JoinedEncoder
 from methods.protocols import PROTOCOLS
@@ -32,7 +32,7 @@ from orchestrator.records import Job, SlotSetup, TestScore
 from orchestrator.report import write_report
 from orchestrator.result import Result, knob_columns
 from orchestrator.search import Search
-from orchestrator.study import Study, write_text
+from orchestrator.study import Study
 from orchestrator.sweep import Sweep
 from orchestrator.tensorboard import show_pictures
 from orchestrator.trial import examine, load_training, trained
@@ -118,15 +118,15 @@ def write_outputs(study: Study, split: Split, folder: RunFolder, history: Histor
     """Leaderboard, Optuna storage and report, from the journal alone."""
     frame = leaderboard(history, knob_columns(study))
     write_text(folder.leaderboard, frame.to_csv(index=False))
-    write_optuna(study, history, folder.optuna)
+    write_optuna(study, split, history, folder.optuna)
     said = verdict(history, split)
     write_text(folder.verdict, "\n".join(said.sentences) + "\n")
     write_report(folder, study, split, history, said)
 
 
-def write_optuna(study: Study, history: History, path: Path) -> None:
+def write_optuna(study: Study, split: Split, history: History, path: Path) -> None:
     """The search's ended trials as an Optuna SQLite storage, so that nothing in it is left running."""
-    search = Search(study.space(), study.seed)
+    search = Search(study.space(split.fewest_images()), study.seed)
     trials = [search.frozen(t) for t in history.search() if t.status != "running"]
     with written_whole(path) as temporary:
         storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import yaml
 
-from orchestrator.study import Study, StudyError, load_study, write_text
+from methods.parts.files import write_text
+from orchestrator.study import Study, StudyError, load_study
 
 
 @dataclass(frozen=True)

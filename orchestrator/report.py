@@ -12,13 +12,14 @@ from markupsafe import Markup
 
 from methods.data.records import Split
 from methods.health import SIGNALS
+from methods.parts.files import write_text
 from orchestrator.describe import span
 from orchestrator.folder import RunFolder
 from orchestrator.journal import History
 from orchestrator.leaderboard import Finalist, Verdict, compare, finalists, ranked
 from orchestrator.plots import central_figure, curves_figure, health_figure, knob_figure, methods_figure, told_signals
 from orchestrator.records import Trial
-from orchestrator.study import Study, write_text
+from orchestrator.study import Study
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def run(study: Study, out: str | Path | None = None, quiet: bool = True, sinks: 
     """
     target = Path(out or study.out or Path("runs") / study.name)
     RunFolder.check(target)
-    study.check_direction()
+    study.check_objective()
     split = load_split(study)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
@@ -78,7 +78,7 @@ def _go_on(study: Study, folder: RunFolder, journal: Journal, trials: int | None
     history = History.read(folder.journal)
     if trials is not None and trials < history.trials_wanted:
         raise StudyError(f"--trials counts all trials and must be at least {history.trials_wanted}, got {trials}")
-    study.check_direction()
+    study.check_objective()
     split = load_split(study)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)

@@ -18,7 +18,6 @@ from methods.data import budget
 from methods.data.episodic import NO_TEST
 from methods.health import SIGNALS
 from methods.parts.encoders import ENCODERS
-from methods.parts.files import written_whole
 from methods.protocols import protocol
 from methods.protocols.contract import Protocol
 from search_spaces.domains import UserError, nearest
@@ -112,6 +111,9 @@ class Limit(_Strict):
             return f"above {self.above:g}"
         return ""
 
+
+IN_PYTHON = "(a function given in Python)"
+"""Stands for the objective in a run folder, which can hold none."""
 
 COLLAPSE = {"embedding_sd": Limit(below=0.05), "projection_sd": Limit(below=0.05)}
 """The limits of a study that names none: plain collapse only, where the mean cosine of two images exceeds .997.
@@ -215,6 +217,13 @@ class Study(_Strict):
         """A heading whose lines are all commented out says nothing."""
         return cls.model_fields[info.field_name].get_default(call_default_factory=True) if value is None else value
 
+    @field_validator("objective")
+    @classmethod
+    def _callable(cls, value: object) -> object:
+        if not (value is None or value == IN_PYTHON or callable(value)):
+            raise ValueError("must be a function in Python, from a Score to a number")
+        return value
+
     @field_validator("data", "test")
     @classmethod
     def _known_kind(cls, value: object, info: Any) -> object:
@@ -314,11 +323,16 @@ class Study(_Strict):
             settings = {**shape, "within_group": task.within_group, **settings}
         return protocol(name, **settings)
 
-    def check_direction(self) -> None:
-        """Raises StudyError where the search would maximise an error.
+    def check_objective(self) -> None:
+        """Raises StudyError where the search would maximise an error, or where the objective stayed behind in a script.
 
-        Not part of the study's own checks: an objective is in no run folder, and its study must still be read from there.
+        Not part of the study's own checks: a run folder holds no objective, and its study must still be read from there.
         """
+        if self.objective == IN_PYTHON:
+            raise StudyError(
+                "this study's objective is a function that its run folder cannot hold; go on with it from the script that has"
+                " it, by resume(DIR, study=study)"
+            )
         scoring = self.scoring()
         if not scoring.maximise and self.objective is None:
             raise StudyError(
@@ -337,7 +351,8 @@ class Study(_Strict):
 
     def resolved(self) -> dict[str, Any]:
         """The study with every default written out, as plain values for YAML."""
-        dump = self.model_dump(exclude={"objective"})
+        dump = self.model_dump()
+        dump["objective"] = None if self.objective is None else IN_PYTHON
         dump["methods"] = self.method_names
         dump["search"] = {key: _plain_override(value) for key, value in self.search.items()}
         if any(isinstance(v, np.ndarray) for v in (self.data if isinstance(self.data, tuple) else ())):
@@ -384,12 +399,6 @@ def find_study(path: str | Path) -> Path:
         return preset
     known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
     raise StudyError(f"there is no study file {path}; give a YAML file or one of the ready-made studies: {known}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: a temporary file beside it, then a rename."""
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _apply(raw: dict[str, Any], setting: str) -> None:

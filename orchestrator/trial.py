@@ -94,7 +94,9 @@ class Lockstep:
         self.first = self.trainings[0]
 
     def train_epoch(self) -> EpochReport:
-        """One epoch of every turn: parts are means over the turns, seconds and images sums. Ends where one diverges."""
+        """One epoch of every turn: parts are means over the turns, seconds and images sums, steps those of the turn that has
+        done the fewest. Ends where one diverges.
+        """
         reports = []
         for training in self.trainings:
             reports.append(training.train_epoch())
@@ -103,7 +105,7 @@ class Lockstep:
         last = reports[-1]
         parts = {name: float(np.mean([r.parts[name] for r in reports if name in r.parts])) for name in last.parts}
         seconds, images = sum(r.seconds for r in reports), sum(r.images for r in reports)
-        return dataclasses.replace(last, parts=parts, seconds=seconds, images=images)
+        return dataclasses.replace(last, parts=parts, seconds=seconds, images=images, steps=min(r.steps for r in reports))
 
     def state(self) -> dict[str, Any]:
         """The first training's state, and under ``turns`` the others'."""

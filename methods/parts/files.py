@@ -23,3 +23,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: a temporary file beside it, then a rename."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

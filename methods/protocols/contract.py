@@ -51,7 +51,7 @@ class Score:
     Attributes:
         protocol: its name.
         metric: what ``value`` is, for people.
-        value: the score; larger is better unless ``maximise`` is False.
+        value: the score; larger is better unless the protocol's ``maximise`` is False.
         n: units that ``value`` is a mean over (images, or episodes).
         index: int64 [n], the positions that were asked (episode numbers for episodes).
         correct: bool [n], whether each was answered rightly, or None where the unit's outcome is not yes or no.
@@ -60,7 +60,6 @@ class Score:
         predictor: a classifier images -> logits fitted on the way, for export; it shares the encoder. None where there is none.
         each: float64 [n], the unit's own value (an episode's accuracy), where it is not ``correct``.
         parts: further figures by name (the curve over severities, recall at several k).
-        maximise: whether larger values are better.
     """
 
     protocol: str
@@ -75,7 +74,6 @@ class Score:
     predictor: nn.Module | None = None
     each: NDArray[np.float64] | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
-    maximise: bool = True
 
     def units(self) -> NDArray[np.float64] | None:
         """float64 [n], what each unit contributes to ``value``; None where the score is no mean over units."""

@@ -65,7 +65,7 @@ class Calibration(Protocol):
         low, high = max(value + float(spread[0]), 0.0), min(value + float(spread[1]), 1.0)
         seconds = time.perf_counter() - started
         metric = "expected calibration error"
-        return Score(self.name, metric, value, n, asked.index, None, low, high, seconds, parts=parts, maximise=False)
+        return Score(self.name, metric, value, n, asked.index, None, low, high, seconds, parts=parts)
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int) -> float:

@@ -191,7 +191,7 @@ class Robustness(Protocol):
         metric = "mean corruption error" if self.kind == "corruptions" else f"mean error under {self.kind}"
         seconds = time.perf_counter() - started
         return Score(
-            self.name, metric, mean, len(asked), asked.index, None, max(low, 0), min(high, 1), seconds, None, each, parts, False
+            self.name, metric, mean, len(asked), asked.index, None, max(low, 0), min(high, 1), seconds, None, each, parts
         )
 
     def _changes(self, model: nn.Module) -> dict[str, Change]:

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.catalogue import CATALOGUE
+from methods.parts.files import write_text
 from orchestrator.dry import dry_run, realism
 from orchestrator.folder import RunFolder, dump_study
 from orchestrator.prepare import load_split
 from orchestrator.run import run
-from orchestrator.study import FewShotTask, Study, StudyError, load_study, write_text
+from orchestrator.study import IN_PYTHON, FewShotTask, Study, StudyError, load_study
 from search_spaces.domains import Choice, Float, Int, UserError
 
 SIMCLR: dict[str, Any] = {"data": "digits", "methods": ["simclr"]}
@@ -94,6 +95,7 @@ def refused(**fields: Any) -> str:
         ({**SIMCLR, "on_bad_image": "ignore"}, ["on_bad_image", "'refuse' or 'skip'", "got 'ignore'"]),
         ({**SIMCLR, "task": "few-shot"}, ["task", "few_shot", "got 'few-shot'"]),
         ({**SIMCLR, "task": "few_shot", "protocol": "linear"}, ["few_shot", "got linear", "leave protocol out"]),
+        ({**SIMCLR, "objective": "accuracy"}, ["objective", "function in Python", "got 'accuracy'"]),
         ({**SIMCLR, "few_shot": {"ways": 1}}, ["few_shot.ways", "got 1"]),
         ({**SIMCLR, "few_shot": {"way": 5}}, ["few_shot.way", "did you mean ways?"]),
         ({**SIMCLR, "few_shot": {"validation": 1.0}}, ["few_shot.validation", "got 1.0"]),
@@ -128,8 +130,16 @@ def test_an_error_is_not_maximised(protocol: Any, tmp_path: Path) -> None:
         with pytest.raises(StudyError, match=r"an error, which the search would maximise; .* lambda score: -score\.value"):
             start()
     assert list(tmp_path.iterdir()) == []
-    Study(**SIMCLR, protocol=protocol, objective=lambda score: -score.value).check_direction()
-    Study(**SIMCLR, protocol="predict").check_direction()
+    Study(**SIMCLR, protocol=protocol, objective=lambda score: -score.value).check_objective()
+    Study(**SIMCLR, protocol="predict").check_objective()
+
+
+def test_an_objective_that_stayed_in_its_script_is_asked_for(tmp_path: Path) -> None:
+    """A run folder's study can be read, but a search that goes on without its objective would maximise something else."""
+    kept = Study(**yaml.safe_load(dump_study(Study(**SIMCLR, objective=lambda score: score.low))))
+    with pytest.raises(StudyError, match=r"objective is a function .* resume\(DIR, study=study\)"):
+        run(kept, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_heading_without_lines_says_nothing(tmp_path: Path) -> None:
@@ -315,7 +325,7 @@ def test_resolved_studies_survive_yaml(given_: dict[str, Any]) -> None:
     study = Study(**given_)
     plain = yaml.safe_load(dump_study(study))
     assert Study(**plain) == study
-    assert set(plain) == set(Study.model_fields) - {"objective"}
+    assert set(plain) == set(Study.model_fields)
 
 
 def test_labels_pool_and_validation_are_what_the_study_says() -> None:
@@ -365,7 +375,7 @@ def test_own_methods_and_arrays_resolve_to_words() -> None:
     plain = study.resolved()
     assert plain["methods"] == ["simclr", "mae"]
     assert plain["data"] == "(arrays given in Python)"
-    assert "objective" not in plain
+    assert plain["objective"] == IN_PYTHON
     assert set(study.catalogue()) == {"simclr", "mae"}
 
 

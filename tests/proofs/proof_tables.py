@@ -14,9 +14,9 @@ from proof_rows import Key, Row, read
 from scipy import stats
 
 from methods import CATALOGUE
+from methods.parts.files import write_text
 from orchestrator.plots import svg
 from orchestrator.readme import README, between
-from orchestrator.study import write_text
 from search_spaces.domains import build
 
 HERE = Path(__file__).parent

@@ -79,26 +79,11 @@ def cifar_classes(data: Path) -> Split:
 
 
 def within_seconds(name: str, config: Any, data: TrainData, encoder: EncoderSpec, seed: int, seconds: float) -> Training:
-    """A training whose schedule ends after about ``seconds``: its length is set by a few measured steps of every stage.
-
-    What a stage does once, such as labelling the whole pool, is its first step's surplus over the others.
-    """
+    """A training whose schedule ends after about ``seconds``: its length is set by a few measured steps of every stage."""
     method = CATALOGUE[name]
-    probe = Training(method, config, data, TrainSettings(1, encoder, seed))
-    once, per_image = 0.0, 0.0
-    for number, stage in enumerate(probe.stages):
-        if number:
-            probe._enter(number, probe.learner)
-        started = time.perf_counter()
-        probe._one_step()
-        middle = time.perf_counter()
-        for _ in range(MEASURED):
-            probe._one_step()
-        each = (time.perf_counter() - middle) / MEASURED
-        if number:
-            once += max(middle - started - each, 0.0)
-        per_image += stage.share * each / probe.learner.feeds().images
-    return Training(method, config, data, TrainSettings(1, encoder, seed, max(int((seconds - once) / per_image), 1)))
+    cost = Training(method, config, data, TrainSettings(1, encoder, seed)).cost(MEASURED)
+    images = max(int((seconds - cost.once) / cost.per_image), 1)
+    return Training(method, config, data, TrainSettings(1, encoder, seed, images))
 
 
 def _untrained(data: TrainData, spec: EncoderSpec, seed: int) -> Trained:

@@ -212,7 +212,6 @@ def test_attacks_stay_within_epsilon_and_raise_the_loss(steps: int) -> None:
 
 def test_mean_error_over_all_cases(trained: Trained, parts) -> None:
     score = Robustness(corruptions=("gaussian_noise", "contrast"), severities=(1, 5)).score(trained, *parts, 0)
-    assert not score.maximise
     assert score.each is not None
     assert score.value == pytest.approx(score.each.mean())
     assert set(score.parts) == {"clean", "gaussian_noise", "contrast", "severity/1", "severity/5"}
@@ -264,7 +263,6 @@ def test_overconfidence_is_the_calibration_error(trained: Trained, parts) -> Non
         assert score.value == pytest.approx(error, abs=1e-5)
         assert score.parts["accuracy"] == 0.25
         assert score.parts["confidence"] == pytest.approx(confidence)
-        assert not score.maximise
         assert score.low <= score.value <= score.high
     assert Calibration().score(trained, parts[0], None, 0).n == len(parts[0])
 
