@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from methods.data.records import ArrayImages, ImageSet, Labelled, Split, TrainData
 from methods.parts.encoders import Encoder
 
+# Ray's workers stand back (niceness 15) by default: beside another test process they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 torch.set_num_threads(1)
 threadpool_limits(1)
 
