@@ -26,9 +26,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# As many processes as cores, four at most: each one loads torch.
+# As many processes as cores, four at most: each one loads torch. A file stays in one, which trains or starts once what its tests share.
 test: lint
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 benchmarks: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/run.py
