@@ -11,6 +11,7 @@ from methods.batch import EpisodeShape
 from methods.data import budget, episodic
 from methods.data.records import Labelled, Source, Split
 from methods.data.sources import load
+from methods.parts.modes import threads
 from methods.protocols.few_shot import FewShot
 from methods.world import World
 from orchestrator.records import Job, SlotSetup
@@ -83,10 +84,10 @@ def _check_episodes(name: str, part: Labelled, shape: EpisodeShape) -> None:
 
 def seconds_per_epoch(setup: SlotSetup, space: Space) -> dict[str, float]:
     """Seconds that an epoch of each method's defaults takes, measured on this machine from a few steps each."""
-    torch.set_num_threads(setup.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
-    for name in space.methods:
-        job = Job(key=name, trial=0, method=name, values=space.defaults(name).values, seed=setup.seed)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        found[name] = training_of(setup, job, World(device=device)).seconds_per_epoch()
+    with threads(setup.threads):
+        for name in space.methods:
+            job = Job(key=name, trial=0, method=name, values=space.defaults(name).values, seed=setup.seed)
+            found[name] = training_of(setup, job, World(device=device)).seconds_per_epoch()
     return found

@@ -11,6 +11,7 @@ import torch
 
 from cluster.connect import connect
 from cluster.plan import ResourcePlan, plan_resources
+from methods.parts.modes import threads
 from methods.world import World
 from orchestrator.finish import export
 from orchestrator.folder import RunFolder
@@ -46,7 +47,8 @@ def train(source: str, best: bool, workers: int, out: Path, address: str | None 
         temporary = Path(tempfile.mkdtemp(dir=_made(out.parent), prefix=f".{out.name}."))
         try:
             setup = slot_setup(study, split, RunFolder(temporary), plan)
-            _export(setup, _train(setup, job, plan), job, temporary)
+            with threads(setup.threads):
+                _export(setup, _train(setup, job, plan), job, temporary)
             shutil.rmtree(temporary / "trials")
             os.chmod(temporary, 0o755)
             os.rename(temporary, out)

@@ -18,7 +18,8 @@ from torchvision.utils import make_grid, save_image
 from methods.batch import Batch, Draws, seed_of
 from methods.contracts import Method
 from methods.data.records import IntArray, Labelled, Split, TrainData
-from methods.protocols.contract import Score, Trained, evaluating, mean_score
+from methods.parts.modes import evaluating, threads
+from methods.protocols.contract import Score, Trained, mean_score
 from methods.training import EpochReport, Training, TrainSettings
 from methods.world import World
 from orchestrator.folder import file_name
@@ -288,11 +289,11 @@ def comparable(score: Score, asked: str, validation: IntArray) -> np.ndarray | N
 
 def examine(setup: SlotSetup, job: Job, path: str, test: Labelled, device: torch.device) -> Score:
     """The test score of the model in ``path``; a probe on it may use every label of the budget."""
-    torch.set_num_threads(setup.threads)
-    training = load_training(setup, job, path, device)
-    few_shot = setup.protocol.name == "few_shot"
-    fit = setup.split.labelled if few_shot or (training.method.uses_labels and job.purpose != "refit") else setup.split.budget()
-    return setup.protocol.score(trained(training), fit, test, setup.seed)
+    split, few_shot = setup.split, setup.protocol.name == "few_shot"
+    with threads(setup.threads):
+        training = load_training(setup, job, path, device)
+        fit = split.labelled if few_shot or (training.method.uses_labels and job.purpose != "refit") else split.budget()
+        return setup.protocol.score(trained(training), fit, test, setup.seed)
 
 
 def load_training(setup: SlotSetup, job: Job, path: str, device: torch.device) -> Training:

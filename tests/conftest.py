@@ -28,12 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _global_state() -> Iterator[None]:
-    """Every test starts from the same global random state and must leave grad mode and default dtype as they were."""
+    """Every test starts from the same global random state and must leave grad mode, default dtype and threads as they were."""
     torch.manual_seed(0)
     np.random.seed(0)
     yield
     assert torch.is_grad_enabled()
     assert torch.get_default_dtype() == torch.float32
+    assert torch.get_num_threads() == 1, "a study leaves the process its threads"
 
 
 def tiny_images(classes: int, each: int, size: int = 16, channels: int = 3, seed: int = 0, noise: float = 40) -> ImageSet:

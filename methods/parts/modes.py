@@ -1,4 +1,4 @@
-"""Modules asked for an answer while they are in training: their modes are put back afterwards."""
+"""What is changed for a while and put back afterwards: modules' modes, the process's threads."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch computes with ``count`` threads inside; the process may be a user's own, whose number is put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_of(*modules: nn.Module) -> torch.device:
