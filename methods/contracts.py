@@ -236,7 +236,8 @@ class Method:
         config: frozen dataclass whose fields are knobs.
         learner: the learner of a single-stage method; exclusive with ``stages``.
         stages: for several stages: from the config to the stages, whose shares sum to 1.
-        uses_labels: whether training reads labels (then validation labels must be kept apart).
+        uses_labels: whether training reads labels (then validation labels must be kept apart); ``reads_labels`` asks.
+        uses_captions: whether training reads captions, or class names where there are none: labels in other words.
         encoder: ``any``, or ``vit`` for methods that need patch tokens.
         min_epochs: the first rung at which the method may be judged.
     """
@@ -249,6 +250,7 @@ class Method:
     learner: Callable[[Any, Context], Learner] | None = None
     stages: Callable[[Any], tuple[Stage, ...]] | None = None
     uses_labels: bool = False
+    uses_captions: bool = False
     encoder: Literal["any", "vit"] = "any"
     min_epochs: int = 1
 
@@ -264,6 +266,10 @@ class Method:
             return self.stages(config)
         assert self.learner is not None
         return (Stage("train", 1.0, self.learner),)
+
+    def reads_labels(self, data: TrainData) -> bool:
+        """Whether training on this data learns from labels, be it through captions that tell them."""
+        return self.uses_labels or (self.uses_captions and (data.tokens is None or data.caption_labels))
 
     def knobs(self) -> dict[str, Knob]:
         return knobs(self.config)

@@ -292,6 +292,11 @@ class Training:
         return self.settings.epoch_images or max(len(self.data), EPOCH_IMAGES)
 
     @property
+    def uses_labels(self) -> bool:
+        """Whether this training learns from labels."""
+        return self.method.reads_labels(self.data)
+
+    @property
     def stage(self) -> Stage:
         return self.stages[self._stage]
 

@@ -17,6 +17,7 @@ from torchvision.utils import make_grid, save_image
 
 from methods.batch import Batch, Draws, seed_of
 from methods.contracts import Method
+from methods.data.budget import caption_tokens
 from methods.data.records import IntArray, Labelled, Split, TrainData
 from methods.parts.modes import evaluating, threads
 from methods.protocols.contract import Score, Trained, mean_score
@@ -77,13 +78,13 @@ def whole_budget(setup: SlotSetup) -> TrainData:
     label = split.train.label.copy()
     budget = split.budget()
     label[budget.index] = budget.label
-    return dataclasses.replace(split.train, label=label)
+    return dataclasses.replace(split.train, label=label, tokens=caption_tokens(split.labelled.data, label))
 
 
 def trained(training: Training) -> Trained:
     """What the protocols score."""
     learner = training.learner
-    return Trained(learner.encoder(), learner.predictor(), learner, training.method.uses_labels)
+    return Trained(learner.encoder(), learner.predictor(), learner, training.uses_labels)
 
 
 class Lockstep:
@@ -261,7 +262,7 @@ def validate(setup: SlotSetup, trainings: Sequence[Training]) -> tuple[Score, An
     Episodes; a label-trained method's on the validation part; a frozen encoder's over all labels.
     """
     few_shot = setup.protocol.name == "few_shot"
-    if not few_shot and not trainings[0].method.uses_labels:
+    if not few_shot and not trainings[0].uses_labels:
         score = setup.protocol.score(trained(trainings[0]), setup.split.budget(), None, setup.seed)
         return score, "elsewhere" if setup.protocol.elsewhere else "budget"
     scores = [
@@ -292,7 +293,7 @@ def examine(setup: SlotSetup, job: Job, path: str, test: Labelled, device: torch
     split, few_shot = setup.split, setup.protocol.name == "few_shot"
     with threads(setup.threads):
         training = load_training(setup, job, path, device)
-        fit = split.labelled if few_shot or (training.method.uses_labels and job.purpose != "refit") else split.budget()
+        fit = split.labelled if few_shot or (training.uses_labels and job.purpose != "refit") else split.budget()
         return setup.protocol.score(trained(training), fit, test, setup.seed)
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from methods.data.captions import tell_classes
 from methods.data.decode import Size, sides
 from methods.data.records import ArrayImages, ImageSet, IntArray, Source
-from methods.data.views import tokenize
 from search_spaces.domains import UserError
 
 KEYS = ("images", "labels", "test_images", "test_labels", "groups", "captions", "classes")
@@ -61,17 +61,15 @@ def from_arrays(
         raise UserError(
             f"captions of {where} must be one for each of {len(images)} images, got {len(captions)}; check the arrays"
         )
-    told = [classes[k].lower() in text.lower() for k, text in zip(label, captions, strict=False) if k >= 0]
     train = ImageSet(
         images=images,
         label=label,
         classes=classes,
         group=group,
         groups=groups,
-        tokens=tokenize(captions) if captions else None,
         captions=captions,
         flip=True if flip is None else flip,
-        caption_labels=bool(told) and sum(told) > len(told) / 2,
+        caption_labels=tell_classes(captions, label, classes),
     )
     if "test_images" not in arrays:
         return Source(train)

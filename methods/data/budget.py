@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from methods.batch import seed_of
+from methods.data.captions import encode, vocabulary
 from methods.data.records import ImageSet, IntArray, Labelled, Source, Split, TrainData, channel_statistics
 from methods.data.views import renumber, select
 from search_spaces.domains import UserError
@@ -85,11 +86,19 @@ def split(
 
 def train_data(data: ImageSet, label: IntArray) -> TrainData:
     """What a method may see: the images with these labels (-1 hidden), and the captions that do not tell a hidden label."""
-    tokens = data.tokens
-    if tokens is not None and data.caption_labels:
-        tokens = np.where((label >= 0)[:, None], tokens, 0)
     mean, std = channel_statistics(data.images)
-    return TrainData(data.images, label, len(data.classes), mean, std, data.group, tokens, data.flip)
+    return TrainData(
+        data.images, label, len(data.classes), mean, std, data.group, caption_tokens(data, label), data.flip,
+        names=data.classes, words=vocabulary(data.captions), caption_labels=data.caption_labels,
+    )  # fmt: skip
+
+
+def caption_tokens(data: ImageSet, label: IntArray) -> IntArray | None:
+    """int64 [N, L]: the captions that a method may see with these labels (-1 hidden); None where the data has none."""
+    if not data.captions:
+        return None
+    tokens = encode(data.captions, vocabulary(data.captions))
+    return np.where((label >= 0)[:, None], tokens, 0) if data.caption_labels else tokens
 
 
 def balanced(available: IntArray, n: int, seed: int) -> IntArray:

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from methods.data.captions import tell_classes
 from methods.data.decode import (
     Bad,
     Files,
@@ -34,7 +35,7 @@ from methods.data.decode import (
     read_all,
 )
 from methods.data.records import ArrayImages, Images, ImageSet, Source
-from methods.data.views import renumber, select, tokenize
+from methods.data.views import renumber, select
 from search_spaces.domains import UserError
 
 TRAIN = frozenset(("train", "training"))
@@ -274,19 +275,17 @@ def _image_set(images: Images, rows: Sequence[Row], flip: bool) -> ImageSet:
     number = {name: k for k, name in enumerate(classes)}
     of_group = {name: k for k, name in enumerate(groups)}
     captions = tuple(row.caption for row in rows) if any(row.caption for row in rows) else ()
-    told = [row.label.lower() in row.caption.lower() for row in rows if row.label and row.caption]
+    label = np.array([number.get(row.label, -1) for row in rows], dtype=np.int64)
     return ImageSet(
         images=images,
-        label=np.array([number.get(row.label, -1) for row in rows], dtype=np.int64),
+        label=label,
         classes=classes,
         group=np.array([of_group.get(row.group, -1) for row in rows], dtype=np.int64) if groups else None,
         groups=groups,
-        tokens=tokenize(captions) if captions else None,
         captions=captions,
         names=tuple(row.name for row in rows),
         flip=flip,
-        # Captions that mostly spell out the class are labels and are hidden with them.
-        caption_labels=bool(told) and sum(told) > len(told) / 2,
+        caption_labels=tell_classes(captions, label, classes),
     )
 
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from methods.data.records import ArrayImages, Attribute, ImageSet, Source
-from methods.data.views import tokenize
 
 PER_CLASS = 20
 
@@ -200,7 +199,6 @@ def _describe(array: NDArray[np.uint8], plan: list[Glyph], characters: list[Char
         classes=tuple(character.name for character in characters),
         group=np.array([scripts.index(characters[k].script) for k in label], dtype=np.int64),
         groups=scripts,
-        tokens=tokenize(captions),
         captions=captions,
         flip=False,
         caption_labels=True,

@@ -76,8 +76,7 @@ class ImageSet:
         classes: class names; ``label`` counts into them.
         group: int64 [N] (alphabet, domain), or None.
         groups: group names.
-        tokens: int64 [N, L] captions as token ids, or None.
-        captions: captions as text, or ().
+        captions: a text for each image, blank where it has none, or ().
         names: file names relative to the source, or ().
         flip: whether a mirrored image keeps its meaning; False for characters and digits.
         caption_labels: whether captions tell the class, so that they are hidden wherever the label is.
@@ -89,7 +88,6 @@ class ImageSet:
     classes: tuple[str, ...]
     group: IntArray | None = None
     groups: tuple[str, ...] = ()
-    tokens: IntArray | None = None
     captions: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     flip: bool = True
@@ -146,8 +144,11 @@ class TrainData:
         classes: number of classes.
         mean, std: per channel, of the pool in [0, 1].
         group: int64 [N] or None.
-        tokens: int64 [N, L] or None.
+        tokens: int64 [N, L] captions as token ids, 0 where there is none; or None.
         flip: whether a mirrored image keeps its meaning.
+        names: class names, or () where they are not known.
+        words: of the captions; token k is ``words[k - 1]``.
+        caption_labels: whether captions tell the class; only those of images with a label are then here.
     """
 
     images: Images
@@ -158,6 +159,9 @@ class TrainData:
     group: IntArray | None = None
     tokens: IntArray | None = None
     flip: bool = True
+    names: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    caption_labels: bool = False
 
     def __len__(self) -> int:
         return len(self.images)

@@ -92,7 +92,6 @@ def select(data: ImageSet, index: IntArray) -> ImageSet:
         images=SubsetImages(data.images, index),
         label=data.label[index],
         group=None if data.group is None else data.group[index],
-        tokens=None if data.tokens is None else data.tokens[index],
         captions=tuple(data.captions[i] for i in index) if data.captions else (),
         names=tuple(data.names[i] for i in index) if data.names else (),
         attributes=tuple(dataclasses.replace(a, index=a.index[index]) for a in data.attributes),
@@ -135,7 +134,6 @@ def join(parts: Sequence[ImageSet]) -> ImageSet:
         classes=classes,
         group=np.concatenate([_regroup(part, groups) for part in parts]) if grouped else None,
         groups=groups if grouped else (),
-        tokens=tokenize(captions) if captioned else None,
         captions=captions if captioned else (),
         names=tuple(n for part in parts for n in part.names) if all(part.names for part in parts) else (),
         flip=all(part.flip for part in parts),
@@ -154,13 +152,3 @@ def _join_attribute(name: str, parts: Sequence[ImageSet]) -> Attribute:
     found = [next(a for a in part.attributes if a.name == name) for part in parts]
     values = tuple(dict.fromkeys(v for a in found for v in a.values))
     return Attribute(name, values, np.concatenate([np.array([values.index(v) for v in a.values])[a.index] for a in found]))
-
-
-def tokenize(captions: Sequence[str]) -> IntArray:
-    """int64 [N, L]: one token a word, numbered from 1 in alphabetical order; 0 pads and marks a missing caption."""
-    words = [caption.lower().split() for caption in captions]
-    number = {word: k for k, word in enumerate(sorted({w for row in words for w in row}), start=1)}
-    tokens = np.zeros((len(words), max(map(len, words), default=0)), dtype=np.int64)
-    for row, caption in zip(tokens, words, strict=True):
-        row[: len(caption)] = [number[word] for word in caption]
-    return tokens

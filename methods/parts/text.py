@@ -1,11 +1,12 @@
-"""Text for image-text methods: words to numbers, prompts from class names, and a small transformer.
+"""Text for image-text methods: prompts from class names, and a small transformer.
 
 B captions, L tokens, D embedding. Token 0 pads and marks a missing caption.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,41 +18,8 @@ TEMPLATES = ("a photo of a {label}", "a picture of a {label}", "an image of the 
 """Prompts in the manner of Radford 2021, arXiv:2103.00020, section 3.1.4."""
 
 
-class Tokenizer:
-    """One token a word, lower case, numbered from 1 in alphabetical order: the numbering of the data's captions.
-
-    Attributes:
-        numbers: the number of every known word.
-    """
-
-    def __init__(self, captions: Iterable[str]) -> None:
-        words = sorted({word for caption in captions for word in caption.lower().split()})
-        self.numbers = {word: number for number, word in enumerate(words, start=1)}
-
-    def __len__(self) -> int:
-        """Tokens there are, the padding included."""
-        return len(self.numbers) + 1
-
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """int64 [B, L], padded with 0 to the longest.
-
-        Raises:
-            UserError: a text without words, or with a word no caption has.
-        """
-        rows = [text.lower().split() for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            unknown = next((word for word in row if word not in self.numbers), None)
-            if not row or unknown is not None:
-                what = "an empty one" if not row else f"{unknown!r} in {text!r}"
-                raise UserError(f"prompts must use words of the captions, got {what}; change the template or the class name")
-        out = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.int64)
-        for i, row in enumerate(rows):
-            out[i, : len(row)] = torch.tensor([self.numbers[word] for word in row])
-        return out
-
-
-def prompts(labels: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list[list[str]]:
-    """For each label its prompts, one from each template.
+def prompts(labels: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list[str]:
+    """Class by class its prompts, one from each template; underscores and slashes part words.
 
     Raises:
         UserError: a template without a place for the label.
@@ -59,7 +27,7 @@ def prompts(labels: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list
     for template in templates:
         if "{label}" not in template:
             raise UserError(f"a prompt template must contain {{label}}, got {template!r}; write it where the class name goes")
-    return [[template.format(label=label.replace("_", " ")) for template in templates] for label in labels]
+    return [template.format(label=re.sub(r"[_/\s]+", " ", label)) for label in labels for template in templates]
 
 
 class TextBlock(nn.Module):

@@ -2,33 +2,43 @@
 
 Radford et al. 2021, "Learning transferable visual models from natural language supervision", arXiv:2103.00020.
 Symmetric cross-entropy over the N x N cosines of image and text embeddings times a learned scale. Classifiers come from text:
-`zero_shot` turns prompts for each class into one. Captions made from class names are labels; the data hides them with these.
+`zero_shot` makes one from the classes' names. Data without captions is trained on prompts made of the class names of labelled
+images. Such captions, like those that spell out the class, are labels: they come with the label budget and count as such.
 
 Deviations: AdamW with the study's encoder and a small word transformer; words are attended to both ways and averaged, instead
 of a causal transformer read at its last token; identical captions in a batch count as one caption with several images;
-images are translated (and mirrored where that keeps their meaning), not cropped, since captions speak of places.
-Raises: TrainingError where the data has no captions.
+images are translated (and mirrored where that keeps their meaning), not cropped, since captions speak of places; words of a
+prompt that no caption has are left out, since their embedding was never trained.
+Raises: TrainingError where the data has neither captions nor labelled images of named classes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, TrainingError
+from methods.data.captions import encode, vocabulary
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier, CosineHead
 from methods.parts.losses.precision import full_precision
-from methods.parts.text import TextEncoder
+from methods.parts.text import TEMPLATES, TextEncoder, prompts
 from methods.selfsup.shared import SelfConfig, beside
 from methods.world import World
-from search_spaces.domains import Float, Int, knob
+from search_spaces.domains import Choice, Float, Int, UserError, knob
+
+NAME_ALONE = ("{label}",)
+"""With captions of the data's own the name is the prompt: other words would stand in no caption."""
+
+PLACES = 32
+"""Words a prompt may have, however short the captions are."""
 
 LARGEST_SCALE = 100.0
 """The learned scale is clipped there (Radford 2021, section 2.5)."""
@@ -42,6 +52,10 @@ class Config(SelfConfig):
         0.07, Float(0.03, 0.5, log=True), legal=Float(0.01, 10.0), doc="of the softmax at the start; learned from there",
         source="Radford 2021: .07",
     )  # fmt: skip
+    templates: str = knob(
+        "several", Choice(("several", "one")), doc="how class names become captions, where the data has none",
+        source="Radford 2021: 80 for ImageNet",
+    )  # fmt: skip
     embedding: int = knob(128, None, legal=Int(2, 4096), unit="units", doc="width shared by both", source="Radford 2021: 512")
     text_width: int = knob(64, None, legal=Int(4, 2048), unit="units", doc="of the text tower", source="Radford 2021: 512")
     text_depth: int = knob(2, None, legal=Int(0, 24), unit="blocks", doc="depth of the text tower", source="Radford 2021: 12")
@@ -53,7 +67,7 @@ def caption_loss(image: Tensor, text: Tensor, tokens: Tensor, scale: Tensor, wor
 
     Args:
         image, text: float [B, D] of unit length.
-        tokens: int64 [B, L]; equal rows are one caption, rows of 0 are missing.
+        tokens: int64 [B, S], the captions or numbers for them; equal rows are one caption, rows of 0 are missing.
         scale: multiplies the cosines.
         world: the workers.
     """
@@ -76,18 +90,31 @@ def caption_loss(image: Tensor, text: Tensor, tokens: Tensor, scale: Tensor, wor
 class CLIP(Learner):
     """Image and text towers, a projection each, and the learned scale."""
 
+    prompts: Tensor
+
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
-        tokens = context.data.tokens
-        if tokens is None or not tokens.any():
-            raise TrainingError("clip learns from captions, and this data has none; add a caption column or leave clip out")
+        data = context.data
         self.config = config
         self.augment = context.augment("weak", config.augmentation_strength)
-        # Captions made from class names are there for labelled images only; then these are the ones to draw.
-        hidden = context.data.label < 0
-        self.from_labelled = bool((~hidden).any()) and bool(hidden.any()) and not tokens[hidden].any()
+        self.from_names = data.tokens is None and bool(data.names)
+        if self.from_names:
+            self.templates = TEMPLATES[:1] if config.templates == "one" else TEMPLATES
+            texts = prompts(data.names, self.templates)
+            self.words = vocabulary(texts)
+            made = torch.from_numpy(encode(texts, self.words)).unflatten(0, (len(data.names), -1))  # K T L
+            self.register_buffer("prompts", made, persistent=False)
+            longest = made.shape[2]
+        elif data.tokens is not None and data.tokens.any():
+            self.templates, self.words, longest = NAME_ALONE, data.words, data.tokens.shape[1]
+        else:
+            raise TrainingError(
+                "clip learns from captions or from class names, and this data has neither; add captions or leave clip out"
+            )
+        # Captions that are labels come with labelled images only.
+        self.from_labelled = self.from_names or data.caption_labels
         self.backbone = context.new_encoder()
-        self.text = TextEncoder(int(tokens.max()) + 1, tokens.shape[1], config.text_width, config.text_depth)
+        self.text = TextEncoder(len(self.words) + 1, max(longest, PLACES), config.text_width, config.text_depth)
         self.image_head = nn.Linear(self.backbone.dim, config.embedding, bias=False)
         self.text_head = nn.Linear(config.text_width, config.embedding, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
@@ -98,18 +125,38 @@ class CLIP(Learner):
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_labelled() if self.from_labelled else step.from_pool()
-        assert batch.tokens is not None, "the data has captions"
+        tokens, same = self._captions(batch)  # B L, B S
         x = self.augment(batch.images, batch.draws)  # B C H W
         image = F.normalize(self.image_head(self.backbone(x)).float(), dim=1)  # B D
-        text = F.normalize(self.text_head(self.text(batch.tokens)).float(), dim=1)  # B D
+        text = F.normalize(self.text_head(self.text(tokens)).float(), dim=1)  # B D
         scale = self.log_scale.exp().clamp_max(LARGEST_SCALE)
-        total, found = caption_loss(image, text, batch.tokens, scale, step.world)
+        total, found = caption_loss(image, text, same, scale, step.world)
         return Loss(total, {"pretext_accuracy": found, "temperature": 1 / scale.detach()})
 
+    def _captions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """int64 [B, L], and int64 [B, S] that are equal where captions say the same."""
+        if not self.from_names:
+            assert batch.tokens is not None, "the data has captions"
+            return batch.tokens, batch.tokens
+        label = batch.labels()
+        phrasing = batch.draws.integers(len(self.templates))
+        return self.prompts[label, phrasing], label[:, None] + 1
+
     @torch.no_grad()
-    def zero_shot(self, tokens: Tensor) -> Classifier:
-        """A classifier from prompts: int64 [K, T, L], T prompts for each of K classes, in the captions' numbering."""
-        text = F.normalize(self.text_head(self.text(tokens.flatten(0, 1))).float(), dim=1).unflatten(0, tokens.shape[:2])
+    def zero_shot(self, classes: Sequence[str]) -> Classifier:
+        """Images [B, C, H, W] to logits over the named classes: each is the mean of its prompts' embeddings (section 3.1.4).
+
+        Raises:
+            UserError: a name without any word that the captions have.
+        """
+        unknown = np.flatnonzero(encode(prompts(classes, NAME_ALONE), self.words).sum(axis=1) == 0)
+        if len(unknown):
+            name = classes[unknown[0]]
+            raise UserError(f"zero_shot needs class names in words of the captions, got {name!r}; rename it or use knn")
+        texts = prompts(classes, self.templates)
+        device = self.log_scale.device
+        tokens = torch.from_numpy(encode(texts, self.words))[:, : len(self.text.places)].to(device)  # KT L
+        text = F.normalize(self.text_head(self.text(tokens)).float(), dim=1).unflatten(0, (len(classes), -1))  # K T D
         scale = self.log_scale.exp().clamp_max(LARGEST_SCALE)
         head = CosineHead(text.shape[2], text.shape[0], temperature=float(1 / scale)).to(text.device)
         head.weight.copy_(text.mean(1))
@@ -135,4 +182,5 @@ METHOD = Method(
     summary="images and their captions find each other",
     config=Config,
     learner=CLIP,
+    uses_captions=True,
 )

@@ -63,7 +63,7 @@ def tiny_data(labels: bool = True, channels: int = 3) -> TrainData:
     label = np.where(shown & labels, truth, -1).astype(np.int64)
     tokens = np.stack([truth + 1, truth + 5, np.zeros_like(truth)], axis=1)
     statistics = (0.5,) * channels, (0.25,) * channels
-    return TrainData(ArrayImages(pixels), label, CLASSES, *statistics, group=truth // 2, tokens=tokens)
+    return TrainData(ArrayImages(pixels), label, CLASSES, *statistics, group=truth // 2, tokens=tokens, words=tuple("abcdefgh"))
 
 
 def config_of(name: str) -> Any:
@@ -231,7 +231,7 @@ def test_stop_and_resume_equals_uninterrupted_bitwise(name: str) -> None:
 @names
 def test_methods_without_labels_never_read_them(name: str) -> None:
     method = CATALOGUE[name]
-    if method.uses_labels:
+    if method.reads_labels(tiny_data()):
         feeds = start(name).learner.feeds()
         assert feeds.labelled or feeds.episodes or len(method.plan(config_of(name))) > 1, "it declares labels but asks for none"
         return

@@ -3,6 +3,7 @@
     python tests/proofs/run.py selfsup --data DIR [--seconds 120] [--seeds 3] [--rows simclr moco] [--threads 2]
     python tests/proofs/run.py semisup --data DIR [--labels 250]       # CIFAR-10; 40, 250, 1000 and 4000 are usual
     python tests/proofs/run.py digits [--labels 40]
+    python tests/proofs/run.py clip
     python tests/proofs/run.py --tables          # rebuilds tables, figure and the README's guide from the rows alone
 
 Every run appends one row to ``tests/proofs/TABLE.csv`` as it ends; rows that are there already are skipped, so the command
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -31,20 +33,18 @@ from typing import Any
 import numpy as np
 import torch
 from proof_rows import Key, Row, fill, read
-from proof_tables import ACROSS, HERE, SEARCH, TABLES, UNTRAINED, Entry, key_of, write_tables
+from proof_tables import ACROSS, HERE, LOOKS, NEW_LOOKS, SEARCH, TABLES, UNTRAINED, Entry, key_of, write_tables
 
 from methods import CATALOGUE, EncoderSpec, Training, TrainSettings
-from methods.data.budget import split
+from methods.data.budget import split, train_data
 from methods.data.episodic import split_few_shot
 from methods.data.records import Labelled, Source, Split, TrainData
 from methods.data.sources import load
+from methods.data.views import select
 from methods.parts.encoders import build_encoder, parameter_count
-from methods.protocols import FewShot, Linear, Predict
+from methods.protocols import FewShot, Linear, Predict, ZeroShot
 from methods.protocols.contract import Trained
 from search_spaces.domains import UserError, build
-
-DRAWS = 3
-"""Label draws over which a candidate's validation score is averaged: half of 40 or 250 labels alone is a noisy judge."""
 
 MEASURED = 8
 """Steps from which the length of a training is set."""
@@ -70,6 +70,23 @@ def omniglot(data: Path) -> Split:
     test = load(str(data / "omniglot-background-small2.zip"), size=28)
     groups = [name for name in test.train.groups if name not in train.train.groups]
     return split_few_shot(train, test=test, test_groups=groups, seed=0)
+
+
+@cache
+def glyph_looks() -> Split:
+    """Glyphs with captions to train on. Asked is which of all looks (weight, slant, size and place together) an image has,
+    of images whose look no training image has, though each part of it stands in many."""
+    data = load("glyphs").train
+    parts = [next(a for a in data.attributes if a.name == name) for name in ("weight", "slant", "size", "position")]
+    looks = list(itertools.product(*(a.values for a in parts)))
+    assert len(looks) == LOOKS
+    look = np.ravel_multi_index([a.index for a in parts], [len(a.values) for a in parts])
+    new = np.isin(look, np.random.default_rng(0).permutation(LOOKS)[: LOOKS // 5])
+    hidden = np.full(int((~new).sum()), -1, dtype=np.int64)
+    shown = dataclasses.replace(select(data, np.flatnonzero(~new)), label=hidden, caption_labels=False)
+    asked = dataclasses.replace(data, label=look, classes=tuple(" ".join(words) for words in looks))
+    nothing = Labelled(asked, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    return Split(train_data(shown, hidden), nothing, nothing, Labelled(asked, np.flatnonzero(new), look[new]), False)
 
 
 @cache
@@ -110,7 +127,9 @@ def _test(model: Trained, parts: Split, seed: int) -> dict[str, float]:
 
 
 def _validation(model: Trained, parts: Split, seed: int) -> dict[str, float]:
-    return {"validation": Predict().score(model, parts.labelled, parts.validation, seed).value}
+    few_shot = parts.labelled.data is not parts.validation.data
+    protocol = FewShot(5, 1, 15, 600) if few_shot else Predict()
+    return {"validation": protocol.score(model, parts.labelled, parts.validation, seed).value}
 
 
 def _episodes(model: Trained, parts: Split, seed: int) -> dict[str, float]:
@@ -128,6 +147,10 @@ def _class_episodes(model: Trained, parts: Split, seed: int) -> dict[str, float]
     return {name: p.score(model, parts.labelled, parts.test, seed).value for name, p in protocols.items()}
 
 
+def _looks(model: Trained, parts: Split, seed: int) -> dict[str, float]:
+    return {NEW_LOOKS: ZeroShot().score(model, parts.labelled, parts.test, seed).value}
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where rows are computed: the folder with the images, and the one with the tables."""
@@ -141,6 +164,8 @@ class Bench:
             return omniglot(self.data)
         if key.table == "fewshot_cifar":
             return cifar_classes(self.data)
+        if key.table == "clip":
+            return glyph_looks()
         if key.table == "selfsup":
             return cifar(self.data, 10_000, 0)
         parts = digits(key.labels, key.seed) if key.table == "digits" else cifar(self.data, key.labels, key.seed)
@@ -167,11 +192,10 @@ class Bench:
             if not report.finite:
                 raise UserError(f"{key.method} diverged: its loss was not a number")
             learner = training.learner
-            model = Trained(learner.encoder(), learner.predictor(), learner, training.method.uses_labels)
+            model = Trained(learner.encoder(), learner.predictor(), learner, training.uses_labels)
             spent, images = report.seconds, report.images
-        scoring = {"selfsup": _probes, "fewshot": _episodes, "fewshot_cifar": _class_episodes}.get(
-            table, _validation if search else _test
-        )
+        tested = {"selfsup": _probes, "clip": _looks, "fewshot": _episodes, "fewshot_cifar": _class_episodes}.get(table, _test)
+        scoring = _validation if search else tested
         scores = scoring(model, parts, key.seed)
         figures = ", ".join(f"{name} {value:.1%}" for name, value in scores.items())
         took = time.perf_counter() - started
@@ -191,14 +215,15 @@ class Bench:
         candidates = [
             [
                 dataclasses.replace(key_of(table, name, labels, seed, seconds, knobs), table=table + SEARCH)
-                for seed in range(DRAWS)
+                for seed in range(TABLES[table].draws)
             ]
             for knobs in entry.grid
         ]
         for wait in (False, True):  # first what no other process is at, then what others have not ended
             fill(self.out, [key for keys in candidates for key in keys], self.train, wait)
         score = {row.key: row.scores["validation"] for row in read(self.out, table + SEARCH)}
-        means = [float(np.mean([score[key] for key in keys])) for keys in candidates]
+        # A candidate that failed, as printed, is out of the running.
+        means = [float(np.mean([score.get(key, -np.inf) for key in keys])) for keys in candidates]
         return entry.grid[int(np.argmax(means))]
 
 
@@ -210,7 +235,7 @@ def _versions() -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", nargs="?", choices=list(TABLES))
-    parser.add_argument("--data", type=Path, help="folder with the images; digits needs none")
+    parser.add_argument("--data", type=Path, help="folder with the images; digits and clip need none")
     parser.add_argument("--labels", type=int, help="label budget of semisup and digits")
     parser.add_argument("--seconds", type=float, help="of training a run")
     parser.add_argument("--seeds", type=int, help="runs a row, each with its own draw of the labels; 1 for a pilot")
@@ -224,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     if given.table and not given.tables:
         declared = TABLES[given.table]
-        if given.data is None and given.table != "digits":
+        if given.data is None and given.table not in ("digits", "clip"):
             parser.error("--data names the folder with the images")
         if given.labels is not None and not declared.labels:
             parser.error("--labels is for semisup and digits")

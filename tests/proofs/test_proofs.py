@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import subprocess
@@ -44,7 +45,7 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
         return inner(name, config, data, *others)
 
     monkeypatch.setattr(proofs.run, "within_seconds", spied)
-    monkeypatch.setattr(proofs.run, "DRAWS", 1)
+    monkeypatch.setitem(proofs.tables.TABLES, "digits", dataclasses.replace(proofs.tables.TABLES["digits"], draws=1))
     monkeypatch.setattr(proofs.run, "MEASURED", 1)
     words = ["digits", "--seconds", "0.05", "--threads", "1", "--out", str(tmp_path), "--rows", "supervised strong", "vat"]
     proofs.run.main([*words, "--seeds", "1"])
@@ -70,6 +71,21 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
     assert "too few runs" in text
     assert (tmp_path / "tables.svg").read_text().startswith("<svg")
     capsys.readouterr()
+
+
+def test_a_table_without_yardstick_is_judged_by_what_it_must_reach(proofs: SimpleNamespace) -> None:
+    entry = proofs.tables.TABLES["clip"].rows["clip"]
+    key = proofs.tables.key_of("clip", "clip", 0, 0, 60.0, {})
+    for value, met in ((0.09, "yes"), (0.08, "no")):
+        rows = tuple(
+            proofs.rows.Row(
+                dataclasses.replace(key, seed=s), "conv4", 9, 60.0, 9, 1, "v", "m", {proofs.tables.NEW_LOOKS: value}
+            )
+            for s in range(3)
+        )
+        line = proofs.tables.Line("clip", rows)
+        assert proofs.tables.judged(line, entry.bar, None, 3) == ("mean at least 8.33%", met)
+        assert proofs.tables.judged(proofs.tables.Line("clip", rows[:2]), entry.bar, None, 3)[1] == "too few runs"
 
 
 def test_a_row_is_read_as_it_was_written(proofs: SimpleNamespace, tmp_path: Path) -> None:

@@ -131,11 +131,11 @@ def test_a_test_set_is_matched_by_class_name_and_keeps_only_labelled_images() ->
 
 def test_captions_that_tell_the_class_are_hidden_with_the_label() -> None:
     base = made([10, 10])
-    tokens = np.ones((20, 3), dtype=np.int64)
     for told in (True, False):
-        data = ImageSet(base.images, base.label, base.classes, tokens=tokens, captions=("x",) * 20, caption_labels=told)
+        data = ImageSet(base.images, base.label, base.classes, captions=("a word",) * 20, caption_labels=told)
         part = split(Source(data, made([2, 2])), labels=8)
         assert part.train.tokens is not None
+        assert part.train.words == ("a", "word")
         shown = part.train.tokens.any(axis=1)
         assert (shown == ((part.train.label >= 0) if told else np.ones(20, dtype=bool))).all()
 

@@ -13,9 +13,10 @@ from torch import nn
 
 from methods.batch import Batch, Step
 from methods.contracts import TrainingError
-from methods.data.records import TrainData
-from methods.data.views import tokenize
-from methods.parts.text import TEMPLATES, TextEncoder, Tokenizer, prompts
+from methods.data.budget import train_data
+from methods.data.captions import encode, tell_classes, vocabulary
+from methods.data.records import ImageSet, TrainData
+from methods.parts.text import TEMPLATES, TextEncoder, prompts
 from methods.selfsup import clip, simclr_v2
 from methods.training import Training
 from methods.world import World
@@ -73,16 +74,23 @@ def test_simclr_v2_distils_by_the_formula(
     assert learner.encoder().dim == training.learner.teacher.module.encoder.dim // 2
 
 
-def test_tokenizer_numbers_words_as_the_data_does() -> None:
-    tokenizer = Tokenizer(CAPTIONS)
-    assert torch.equal(tokenizer.encode(CAPTIONS[:3]), torch.from_numpy(tokenize(CAPTIONS)[:3]))
-    assert len(tokenizer) == 6
-    with pytest.raises(UserError, match="prompts must use words of the captions, got 'green' in 'a green square'"):
-        tokenizer.encode(["a green square"])
+def test_words_are_numbered_in_alphabetical_order_and_unknown_ones_left_out() -> None:
+    words = vocabulary(CAPTIONS)
+    assert words == ("a", "blue", "circle", "red", "square")
+    assert encode(CAPTIONS, words).tolist() == [[1, 4, 5], [1, 2, 3], [1, 4, 3], [0, 0, 0]]
+    assert encode(["a GREEN square", "green"], words).tolist() == [[1, 5], [0, 0]]
+
+
+def test_captions_that_mostly_spell_out_the_class_tell_it() -> None:
+    label, classes = np.array([0, 1, 0, -1]), ("square", "circle")
+    assert tell_classes(CAPTIONS, label, classes)
+    assert not tell_classes(CAPTIONS, label, ("oval", "circle"))
+    assert not tell_classes((), label, classes)
+    assert not tell_classes(CAPTIONS, np.full(4, -1), classes)
 
 
 def test_prompts_fill_every_template() -> None:
-    assert prompts(["red_square"])[0] == [t.replace("{label}", "red square") for t in TEMPLATES]
+    assert prompts(["red_square", "a/b"]) == [t.replace("{label}", x) for x in ("red square", "a b") for t in TEMPLATES]
     with pytest.raises(UserError, match="a prompt template must contain"):
         prompts(["x"], ["a photo"])
 
@@ -119,25 +127,53 @@ def test_missing_captions_do_not_count_and_equal_captions_are_one() -> None:
     assert found.item() == 1
 
 
-def test_clip_needs_captions(train: Make, make_data: Data) -> None:
-    with pytest.raises(TrainingError, match="clip learns from captions, and this data has none"):
+def test_clip_needs_captions_or_class_names(train: Make, make_data: Data) -> None:
+    with pytest.raises(TrainingError, match="clip learns from captions or from class names, and this data has neither"):
         train(clip.METHOD, make_data())
 
 
-def test_clip_draws_labelled_images_where_only_they_have_captions(train: Make, make_data: Data) -> None:
-    data = make_data()
+@pytest.mark.parametrize(
+    ("captions", "feed"),
+    [
+        ([f"image {i}" for i in range(48)], "pool"),
+        ([f"a view of {'abcd'[i % 4]}" for i in range(48)], "labelled"),
+        ([], "labelled"),
+    ],
+)
+def test_captions_that_are_labels_come_with_the_label_budget(
+    train: Make, make_data: Data, captions: list[str], feed: str
+) -> None:
     label = np.where(np.arange(48) < 12, np.arange(48) % 4, -1)
-    everywhere = np.arange(1, 49)[:, None]
-    with_labels = np.where(label[:, None] >= 0, everywhere, 0)
-    hidden = dataclasses.replace(data, label=label, tokens=with_labels)
-    assert train(clip.METHOD, hidden).learner.feeds().labelled == 16
-    own = dataclasses.replace(data, label=label, tokens=everywhere)
-    assert train(clip.METHOD, own).learner.feeds().pool == 16
+    images, classes = make_data().images, tuple("abcd")
+    told = tell_classes(captions, label, classes)
+    data = train_data(ImageSet(images, label, classes, captions=tuple(captions), caption_labels=told), label)
+    training = train(clip.METHOD, data)
+    assert getattr(training.learner.feeds(), feed) == training.learner.feeds().images == 16
+    assert training.uses_labels == (feed == "labelled")
+    assert math.isfinite(training.train_epoch().parts["loss"])
+
+
+def test_class_names_make_captions_through_templates(train: Make, make_data: Data) -> None:
+    label = np.arange(48) % 3
+    data = train_data(ImageSet(make_data().images, label, ("sea_lion", "lion", "cat")), label)
+    learner = train(clip.METHOD, data).learner
+    one = train(clip.METHOD, data, templates="one").learner
+    assert learner.prompts.shape[:2] == (3, len(TEMPLATES))
+    assert [learner.words[t - 1] for t in learner.prompts[0, 0].tolist() if t] == ["a", "photo", "of", "a", "sea", "lion"]
+    assert one.prompts.shape[:2] == (3, 1)
+    classifier = learner.eval().zero_shot(["cat", "lion"])
+    head = classifier.head[1].weight
+    with torch.no_grad():
+        made = [learner.text_head(learner.text(learner.prompts[2, t : t + 1])) for t in range(len(TEMPLATES))]
+        mean = torch.cat([torch.nn.functional.normalize(z, dim=1) for z in made]).mean(0)
+    torch.testing.assert_close(head[0], mean)
+    with pytest.raises(UserError, match="zero_shot needs class names in words of the captions, got 'dog'"):
+        learner.zero_shot(["cat", "dog"])
 
 
 @pytest.mark.slow
 def test_clip_names_combinations_of_attributes_it_never_saw(train: Make) -> None:
-    from methods.data.records import ArrayImages, channel_statistics
+    from methods.data.records import ArrayImages
 
     colours = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
     places, sizes = ("left", "inner", "outer", "right"), ("small", "tall")
@@ -159,14 +195,14 @@ def test_clip_names_combinations_of_attributes_it_never_saw(train: Make) -> None
     captions = tuple(caption(*one) for one in shown)
     pool = ArrayImages(images(shown))
     none = np.full(len(shown), -1, dtype=np.int64)
-    data = TrainData(pool, none, 1, *channel_statistics(pool), tokens=tokenize(captions), flip=False)
+    data = train_data(ImageSet(pool, none, ("bar",), captions=captions, flip=False), none)
     # conv4 keeps places apart, which the mean over a ResNet's last map does not.
     values = {"batch_size": 64, "augmentation_strength": 0.2, "lr": 4e-3}
     training = train(clip.METHOD, data, "conv4", epochs=8, epoch_images=1024, **values)
     while training.epoch < 8:
         training.train_epoch()
     learner = training.learner.eval()
-    classifier = learner.zero_shot(Tokenizer(captions).encode([caption(*one) for one in every])[:, None])
+    classifier = learner.zero_shot([caption(*one) for one in every])
     asked = unseen * 10
     with torch.no_grad():
         answer = classifier(torch.from_numpy(images(asked)).permute(0, 3, 1, 2)).argmax(1)
