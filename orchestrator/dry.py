@@ -10,7 +10,7 @@ from cluster.connect import connect
 from cluster.plan import plan_resources
 from methods.data.records import Split
 from orchestrator.folder import RunFolder
-from orchestrator.prepare import load_split, seconds_per_epoch
+from orchestrator.prepare import check_weights, load_split, seconds_per_epoch
 from orchestrator.run import slot_setup
 from orchestrator.study import Study
 
@@ -21,6 +21,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     RunFolder.check(target)
     study.check_objective()
     split = load_split(study)
+    check_weights(study, split)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
     setup = slot_setup(study, split, RunFolder(target), plan)

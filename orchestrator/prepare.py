@@ -11,6 +11,7 @@ from methods.batch import EpisodeShape
 from methods.data import budget, episodic
 from methods.data.records import Labelled, Source, Split
 from methods.data.sources import load
+from methods.parts.encoders import build_encoder
 from methods.parts.modes import threads
 from methods.protocols.few_shot import FewShot
 from methods.world import World
@@ -49,6 +50,13 @@ def load_split(study: Study) -> Split:
             seed=study.seed,
         )
     return _few_shot_split(study, source, test)
+
+
+def check_weights(study: Study, split: Split) -> None:
+    """Tries the starting weights on the data. Raises UserError in one line, before a trial finds out."""
+    for need, spec in zip(("any", "vit"), study.encoders(), strict=True):
+        if spec.init != "none" and any(method.encoder == need for method in study.catalogue().values()):
+            build_encoder(spec, split.train.images.shape, split.train.mean, split.train.std)
 
 
 def _few_shot_split(study: Study, source: Source, test: float | Source | None) -> Split:

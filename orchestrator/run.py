@@ -9,11 +9,10 @@ from pathlib import Path
 from cluster.connect import connect
 from cluster.plan import ResourcePlan, plan_resources
 from methods.data.records import Split
-from methods.parts.encoders import EncoderSpec
 from orchestrator.finish import finish
 from orchestrator.folder import RunFolder
 from orchestrator.journal import FORMAT, Extended, History, Journal, Started
-from orchestrator.prepare import load_split, versions
+from orchestrator.prepare import check_weights, load_split, versions
 from orchestrator.records import SlotSetup
 from orchestrator.result import Result
 from orchestrator.rungs import Rungs
@@ -45,6 +44,7 @@ def run(study: Study, out: str | Path | None = None, quiet: bool = True, sinks: 
     RunFolder.check(target)
     study.check_objective()
     split = load_split(study)
+    check_weights(study, split)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
         folder = RunFolder.create(target, study)
@@ -135,11 +135,12 @@ def _carry_out(
 
 def slot_setup(study: Study, split: Split, folder: RunFolder, plan: ResourcePlan) -> SlotSetup:
     """What the slots share; without the test labels."""
+    encoder, vit_encoder = study.encoders()
     return SlotSetup(
         split=dataclasses.replace(split, test=None),
         methods=study.catalogue(),
-        encoder=EncoderSpec(study.encoder, study.init),
-        vit_encoder=EncoderSpec(study.vit_encoder, "none" if study.init == "torchvision" else study.init),
+        encoder=encoder,
+        vit_encoder=vit_encoder,
         protocol=study.scoring(),
         objective=study.objective,
         rungs=study.rungs(),

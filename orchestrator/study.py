@@ -17,7 +17,7 @@ from methods.contracts import Method
 from methods.data import budget
 from methods.data.episodic import NO_TEST
 from methods.health import SIGNALS
-from methods.parts.encoders import ENCODERS
+from methods.parts.encoders import ENCODERS, EncoderSpec
 from methods.protocols import protocol
 from methods.protocols.contract import Protocol
 from search_spaces.domains import UserError, nearest
@@ -297,6 +297,11 @@ class Study(_Strict):
     def catalogue(self) -> dict[str, Method]:
         """The study's methods by name."""
         return {m if isinstance(m, str) else m.name: method(m) if isinstance(m, str) else m for m in self.methods}
+
+    def encoders(self) -> tuple[EncoderSpec, EncoderSpec]:
+        """The encoder, and that of methods which need patch tokens, each with where its weights start."""
+        vit = "none" if self.init == "torchvision" else self.init
+        return EncoderSpec(self.encoder, self.init), EncoderSpec(self.vit_encoder, vit)
 
     def space(self, images: int | None = None) -> Space:
         """The search space, for so many training images. Raises KnobError where ``search`` names no knob or leaves a range."""

@@ -20,7 +20,7 @@ from methods.training import Training, TrainSettings
 from methods.world import World
 from orchestrator.folder import RunFolder
 from orchestrator.records import Job
-from orchestrator.run import slot_setup
+from orchestrator.run import run, slot_setup
 from orchestrator.study import Study
 from orchestrator.trial import training_of
 from search_spaces.domains import UserError, build
@@ -104,3 +104,21 @@ def test_an_encoder_composed_of_others_is_refused_in_one_line(data: Split, tmp_p
     save_encoder(tmp_path / "best" / "encoder.pt", JoinedEncoder(members, unit=True))
     with pytest.raises(UserError, match=r"composed of others \(joined\), which cannot start a study; give another init"):
         start("supervised", RunFolder(tmp_path), data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init": "nowhere.pt"}, "nowhere.pt"),
+        ({"init": "torchvision"}, "init torchvision is for resnet18"),
+        ({"init": "RUN", "methods": ["mae"]}, "holds weights of encoder resnet_small, got encoder vit_tiny"),
+    ],
+)
+def test_starting_weights_are_tried_before_a_run_folder_is_made(
+    settings: dict[str, object], message: str, pretrained: RunFolder, tmp_path: Path
+) -> None:
+    settings = {**settings, "init": str(pretrained.path) if settings["init"] == "RUN" else settings["init"]}
+    study = Study(**{"data": "digits", "methods": ["supervised"], "trials": 1, "epochs": 1, "labels": 100, **settings})
+    with pytest.raises(UserError, match=message):
+        run(study, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
