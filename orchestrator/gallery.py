@@ -164,7 +164,9 @@ def _colours(count: int) -> list[Colour]:
 
 
 def _short(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    """Cut in the middle: names of characters differ at their ends, those of alphabets at their beginnings."""
+    kept = most // 3
+    return name if len(name) <= most else f"{name[:kept]}…{name[kept + 1 - most :]}"
 
 
 def _png(figure: Figure) -> bytes:

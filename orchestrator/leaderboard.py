@@ -191,9 +191,10 @@ def verdict(history: History, split: Split) -> Verdict:
     if tests:
         spread = f", sd {np.std(tests, ddof=1):.1%}" if len(tests) > 1 else ""
         first = best.tests[0]
+        asked = "episodes" if split.new_classes else "images"
         taken = "held out from your data" if split.holdout else "your test set"
         said.append(
-            f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} seed(s), {first.n} images or episodes ({taken}); "
+            f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} seed(s), {first.n} {asked} ({taken}); "
             f"95% interval of one model by the test set's size alone: {first.low:.1%} to {first.high:.1%}."
         )
     elif split.test is None:
@@ -215,9 +216,12 @@ def verdict(history: History, split: Split) -> Verdict:
     if best.refits:
         what = "all groups" if split.turns else "the whole label budget, validation labels included"
         said.append(f"The exported model was trained on {what}.")
+    elif split.new_classes:
+        said.append("The exported encoder was trained without the classes that validated.")
     else:
         said.append("The exported encoder was trained without validation labels; a probe on it may use the whole budget.")
-    said.append("The spread over seeds does not include the luck of which images were labelled.")
+    luck = "which classes were left to validate and to test" if split.new_classes else "which images were labelled"
+    said.append(f"The spread over seeds does not include the luck of {luck}.")
     return Verdict(tuple(said))
 
 

@@ -58,7 +58,7 @@ def held_back(split: Split, data: TrainData) -> IntArray | None:
 
     Labels beyond the budget are not among them: nobody knows those.
     """
-    if split.labelled.data is not split.validation.data:
+    if split.new_classes:
         return None
     budget = split.budget()
     label = np.full(len(data), -1, dtype=np.int64)
@@ -73,7 +73,7 @@ def whole_budget(setup: SlotSetup) -> TrainData:
     Few-shot parts hold different classes, so there it is all training images; after a cross-validation those of all groups.
     """
     split = setup.split
-    if split.labelled.data is not split.validation.data:
+    if split.new_classes:
         return split.train
     label = split.train.label.copy()
     budget = split.budget()

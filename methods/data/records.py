@@ -188,6 +188,11 @@ class Split:
     holdout: bool
     turns: tuple[Split, ...] = ()
 
+    @property
+    def new_classes(self) -> bool:
+        """Whether validation asks about classes that training does not have (few-shot)."""
+        return self.labelled.data is not self.validation.data
+
     def judged(self) -> tuple[Split, ...]:
         """The splits on which a configuration is trained and scored: the turns of a cross-validation, else this one."""
         return self.turns or (self,)
@@ -198,7 +203,7 @@ class Split:
 
     def budget(self) -> Labelled:
         """Every label the study may use: training and validation part together (classification only)."""
-        assert self.labelled.data is self.validation.data, "few-shot parts hold different classes and are never put together"
+        assert not self.new_classes, "few-shot parts hold different classes and are never put together"
         return Labelled(
             self.labelled.data,
             np.concatenate([self.labelled.index, self.validation.index]),

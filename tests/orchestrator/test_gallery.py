@@ -24,7 +24,7 @@ from methods.world import World
 from orchestrator import report
 from orchestrator.finish import draw_best
 from orchestrator.folder import RunFolder, file_name
-from orchestrator.gallery import CLASSES, FEWEST, IMAGES, QUERIES, draw_gallery, flat, nearest, queries, spread
+from orchestrator.gallery import CLASSES, FEWEST, IMAGES, QUERIES, _short, draw_gallery, flat, nearest, queries, spread
 from orchestrator.journal import Asked, Checkpoint, Chosen, Ended, History
 from orchestrator.records import Job, SlotSetup
 from orchestrator.trial import PICTURES, THUMBNAIL, TrialRun
@@ -214,3 +214,9 @@ def test_what_a_method_sees_is_small_and_of_all_classes(finished: tuple[SlotSetu
         y, x = (n // 2) * (THUMBNAIL + margin) + margin, (n % 2) * (2 * THUMBNAIL + margin) + margin
         mean = picture[y : y + THUMBNAIL, x : x + THUMBNAIL].reshape(-1, 3).mean(0)
         assert np.abs(mean - originals[n].numpy()).max() < 2
+
+
+def test_long_names_are_cut_in_the_middle() -> None:
+    assert _short("Japanese_(katakana)/character07") == "Japanes…)/character07"
+    assert len(_short("x" * 40)) == 22
+    assert _short("Tagalog/character17") == "Tagalog/character17"

@@ -271,10 +271,20 @@ def test_the_test_score_names_its_origin_and_the_refit_is_told() -> None:
     some = whole_study()
     said = said_of(some)
     assert "Winner: two (trial 1), chosen by validation: 78.0% over 1 seed(s)." in said
-    assert "Test: 77.0%, sd 2.8% over 2 seed(s), 200 images or episodes (your test set)" in said
+    assert "Test: 77.0%, sd 2.8% over 2 seed(s), 200 images (your test set)" in said
     assert "70.0% to 80.0%" in said
     assert "trained on the whole label budget, validation labels included" in said
     assert "held out from your data" in said_of(some, holdout=True)
+
+
+def test_of_new_classes_it_speaks_of_episodes_and_classes() -> None:
+    data = ImageSet(ArrayImages(np.zeros((1, 8, 8, 1), np.uint8)), np.zeros(1, dtype=np.int64), ("b",))
+    some = contest([[True] * 38 + [False] * 2] * 2, [[True] * 10 + [False] * 30] * 2)
+    said = said_of(some, validation=Labelled(data, np.arange(1), data.label))
+    assert "trained without the classes that validated" in said
+    assert "the luck of which classes were left to validate and to test" in said
+    assert "label" not in said
+    assert "200 episodes (your test set)" in said_of(whole_study(), validation=Labelled(data, np.arange(1), data.label))
 
 
 def test_a_cross_validation_without_a_test_says_so() -> None:

@@ -139,8 +139,20 @@ def _semisup() -> dict[str, Entry]:
     return {**yardsticks, **rows}
 
 
-STROKES = {"augmentation": "strokes", "rotations": True}
-"""What the searches of prototypical and maml chose on the validation alphabet; the other rows of characters take it over."""
+CHARACTERS: dict[str, tuple[Mapping[str, object], ...]] = {
+    "prototypical": (
+        {}, {"augmentation": "strokes"}, {"augmentation": "strokes", "rotations": True}, {"test_views": 9},
+        {"test_views": 9, "augmentation_strength": 2.0}, {"test_views": 9, "within_group": True},
+        {"test_views": 9, "distance": "cosine", "temperature": 0.1},
+    ),
+    "maml": (
+        {}, {"augmentation": "strokes"}, {"augmentation": "strokes", "rotations": True}, {"inner_lr": 0.3}, {"ways": 10},
+    ),
+}  # fmt: skip
+"""What was tried for new alphabets, and judged by the training alphabet that validates."""
+
+TAKEN: Mapping[str, object] = {"test_views": 9}
+"""What prototypical's search chose; the others that compare embeddings take it over."""
 
 
 def _fewshot(measure: str, least: Mapping[str, float], characters: bool) -> dict[str, Entry]:
@@ -152,12 +164,9 @@ def _fewshot(measure: str, least: Mapping[str, float], characters: bool) -> dict
     bars = {name: Bar(measure, (untrained,), 0.0, least.get(name)) for name in names}
     rows = {untrained: Entry(UNTRAINED, "conv4")}
     for name, bar in bars.items():
-        knobs, grid = {}, ()
-        if characters and name in ("prototypical", "maml"):
-            grid = ({}, {"augmentation": "strokes"}, STROKES)
-        elif characters:
-            own = CATALOGUE[name].knobs()
-            knobs = {knob: value for knob, value in STROKES.items() if knob in own}
+        grid = CHARACTERS.get(name, ()) if characters else ()
+        own = CATALOGUE[name].knobs()
+        knobs = {knob: value for knob, value in TAKEN.items() if characters and not grid and knob in own}
         rows[name] = Entry(name, "conv4", bar, knobs, grid)
     return rows
 
@@ -430,5 +439,6 @@ def key_of(table: str, name: str, labels: int, seed: int, seconds: float, chosen
     entry = TABLES[table].rows[name]
     knobs = {}
     if entry.method != UNTRAINED:
-        knobs = vars(build(CATALOGUE[entry.method].config, {**entry.knobs, **chosen}))
+        config = build(CATALOGUE[entry.method].config, {**entry.knobs, **chosen})
+        knobs = {knob: getattr(config, knob) for knob in CATALOGUE[entry.method].knobs()}
     return Key(table, name, labels, seed, seconds, json.dumps(knobs))

@@ -127,8 +127,7 @@ def _test(model: Trained, parts: Split, seed: int) -> dict[str, float]:
 
 
 def _validation(model: Trained, parts: Split, seed: int) -> dict[str, float]:
-    few_shot = parts.labelled.data is not parts.validation.data
-    protocol = FewShot(5, 1, 15, 600) if few_shot else Predict()
+    protocol = FewShot(5, 1, 15, 600) if parts.new_classes else Predict()
     return {"validation": protocol.score(model, parts.labelled, parts.validation, seed).value}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from scipy import stats
+
+from methods import CATALOGUE
+from search_spaces.domains import build
 
 PROOFS = Path(__file__).parent
 
@@ -71,6 +75,16 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
     assert "too few runs" in text
     assert (tmp_path / "tables.svg").read_text().startswith("<svg")
     capsys.readouterr()
+
+
+def test_every_row_can_be_trained_from_what_its_key_says(proofs: SimpleNamespace) -> None:
+    for table, declared in proofs.tables.TABLES.items():
+        for name, entry in declared.rows.items():
+            for chosen in entry.grid or ({},):
+                knobs = json.loads(proofs.tables.key_of(table, name, 0, 0, 1.0, chosen).knobs)
+                assert {**entry.knobs, **chosen}.items() <= knobs.items()
+                if entry.method != proofs.tables.UNTRAINED:
+                    build(CATALOGUE[entry.method].config, knobs)
 
 
 def test_a_table_without_yardstick_is_judged_by_what_it_must_reach(proofs: SimpleNamespace) -> None:
