@@ -21,6 +21,7 @@ from methods.parts.encoders import save_encoder
 from methods.parts.files import write_text, written_whole
 from methods.parts.heads import save_predictor
 from methods.parts.joined import JoinedEncoder
+from methods.parts.modes import threads
 from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Trained
 from orchestrator.folder import RunFolder, file_name
@@ -55,9 +56,12 @@ def finish(
     write_outputs(study, split, folder, history)
     board = finalists(history)
     if board and board[0].exported is not None:
-        export_best(board[0], shared, folder, study.selection.join)
+        with threads(shared.threads):
+            export_best(board[0], shared, folder, study.selection.join)
     # Last, so that no result waits for a picture.
-    if draw_best(shared, split, folder, history):
+    with threads(shared.threads):
+        drawn = draw_best(shared, split, folder, history)
+    if drawn:
         write_report(folder, study, split, history, verdict(history, split))
     shutil.rmtree(folder.scratch, ignore_errors=True)
     return Result.open(folder.path)

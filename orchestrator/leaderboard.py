@@ -191,7 +191,7 @@ def verdict(history: History, split: Split) -> Verdict:
     if tests:
         spread = f", sd {np.std(tests, ddof=1):.1%}" if len(tests) > 1 else ""
         first = best.tests[0]
-        asked = "episodes" if split.new_classes else "images"
+        asked = "episodes" if best.trial.rungs and best.trial.rungs[-1].asked in ("episodes", "turns") else "images"
         taken = "held out from your data" if split.holdout else "your test set"
         said.append(
             f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} seed(s), {first.n} {asked} ({taken}); "
@@ -220,8 +220,11 @@ def verdict(history: History, split: Split) -> Verdict:
         said.append("The exported encoder was trained without the classes that validated.")
     else:
         said.append("The exported encoder was trained without validation labels; a probe on it may use the whole budget.")
-    luck = "which classes were left to validate and to test" if split.new_classes else "which images were labelled"
-    said.append(f"The spread over seeds does not include the luck of {luck}.")
+    drawn = ["which images were labelled"]
+    if split.new_classes:
+        drawn = ["which classes validated"] * (not split.turns) + ["which classes were held out"] * split.holdout
+    if drawn:
+        said.append(f"The spread over seeds does not include the luck of {' and '.join(drawn)}.")
     return Verdict(tuple(said))
 
 

@@ -53,10 +53,15 @@ def load_split(study: Study) -> Split:
 
 
 def check_weights(study: Study, split: Split) -> None:
-    """Tries the starting weights on the data. Raises UserError in one line, before a trial finds out."""
+    """Tries the starting weights on the data, as this machine has them.
+
+    Raises:
+        UserError: they cannot be had or do not fit; in one line, before every trial finds out.
+    """
     for need, spec in zip(("any", "vit"), study.encoders(), strict=True):
         if spec.init != "none" and any(method.encoder == need for method in study.catalogue().values()):
-            build_encoder(spec, split.train.images.shape, split.train.mean, split.train.std)
+            with torch.random.fork_rng():
+                build_encoder(spec, split.train.images.shape, split.train.mean, split.train.std)
 
 
 def _few_shot_split(study: Study, source: Source, test: float | Source | None) -> Split:

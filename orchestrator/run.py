@@ -80,6 +80,8 @@ def _go_on(study: Study, folder: RunFolder, journal: Journal, trials: int | None
         raise StudyError(f"--trials counts all trials and must be at least {history.trials_wanted}, got {trials}")
     study.check_objective()
     split = load_split(study)
+    if history.chosen is None or trials is not None:
+        check_weights(study, split)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
         if trials is not None and trials > history.trials_wanted:

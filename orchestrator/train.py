@@ -15,7 +15,7 @@ from methods.parts.modes import threads
 from methods.world import World
 from orchestrator.finish import export
 from orchestrator.folder import RunFolder
-from orchestrator.prepare import load_split
+from orchestrator.prepare import check_weights, load_split
 from orchestrator.records import Job, SlotSetup
 from orchestrator.result import Result
 from orchestrator.run import slot_setup
@@ -38,6 +38,7 @@ def train(source: str, best: bool, workers: int, out: Path, address: str | None 
         raise StudyError(f"{out} exists already; give another --out")
     study, chosen = _configuration(source, best)
     split = load_split(study)
+    check_weights(study, split)
     if chosen is None:
         space = study.space(split.fewest_images())
         chosen = space.defaults(space.methods[0])

@@ -78,7 +78,7 @@ def whole_budget(setup: SlotSetup) -> TrainData:
     label = split.train.label.copy()
     budget = split.budget()
     label[budget.index] = budget.label
-    return dataclasses.replace(split.train, label=label, tokens=caption_tokens(split.labelled.data, label))
+    return dataclasses.replace(split.train, label=label, tokens=caption_tokens(split.labelled.data, label, split.train.words))
 
 
 def trained(training: Training) -> Trained:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -87,17 +88,22 @@ def split(
 def train_data(data: ImageSet, label: IntArray) -> TrainData:
     """What a method may see: the images with these labels (-1 hidden), and the captions that do not tell a hidden label."""
     mean, std = channel_statistics(data.images)
+    words = vocabulary(data.captions)
     return TrainData(
-        data.images, label, len(data.classes), mean, std, data.group, caption_tokens(data, label), data.flip,
-        names=data.classes, words=vocabulary(data.captions), caption_labels=data.caption_labels,
+        data.images, label, len(data.classes), mean, std, data.group, caption_tokens(data, label, words), data.flip,
+        names=data.classes, words=words, caption_labels=data.caption_labels,
     )  # fmt: skip
 
 
-def caption_tokens(data: ImageSet, label: IntArray) -> IntArray | None:
-    """int64 [N, L]: the captions that a method may see with these labels (-1 hidden); None where the data has none."""
+def caption_tokens(data: ImageSet, label: IntArray, words: Sequence[str]) -> IntArray | None:
+    """int64 [N, L]: the captions that a method may see with these labels (-1 hidden); None where the data has none.
+
+    Args:
+        words: the captions' vocabulary, into which tokens count.
+    """
     if not data.captions:
         return None
-    tokens = encode(data.captions, vocabulary(data.captions))
+    tokens = encode(data.captions, words)
     return np.where((label >= 0)[:, None], tokens, 0) if data.caption_labels else tokens
 
 

@@ -1,23 +1,32 @@
-"""Captions: words to numbers, and whether the words give the class away."""
+"""Captions: texts to words, words to numbers, and whether the words give the class away."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from methods.data.records import IntArray
 
+WORD = re.compile(r"[^\W_]+|[^\w\s/]")
+"""Letters and digits together, and every other sign by itself; underscores, slashes and white space part words."""
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a caption or of a class name, lower case: both are read alike, so that a name is found in a caption."""
+    return WORD.findall(text.lower())
+
 
 def vocabulary(texts: Iterable[str]) -> tuple[str, ...]:
-    """Every word of the texts once, lower case, in alphabetical order."""
-    return tuple(sorted({word for text in texts for word in text.lower().split()}))
+    """Every word of the texts once, in alphabetical order."""
+    return tuple(sorted({word for text in texts for word in words_of(text)}))
 
 
 def encode(texts: Sequence[str], words: Sequence[str]) -> IntArray:
     """int64 [N, L]: one token a word, counted from 1 in ``words``; 0 pads. Words that are not in it are left out."""
     number = {word: k for k, word in enumerate(words, start=1)}
-    rows = [[number[word] for word in text.lower().split() if word in number] for text in texts]
+    rows = [[number[word] for word in words_of(text) if word in number] for text in texts]
     tokens = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.int64)
     for row, known in zip(tokens, rows, strict=True):
         row[: len(known)] = known
@@ -32,5 +41,8 @@ def tell_classes(captions: Sequence[str], label: IntArray, classes: Sequence[str
         label: int64 [N], -1 where unlabelled.
         classes: class names; ``label`` counts into them.
     """
-    told = [classes[k].lower() in text.lower() for k, text in zip(label, captions, strict=False) if k >= 0 and text]
+    if not captions:
+        return False
+    names = [" ".join(words_of(name)) for name in classes]
+    told = [names[k] in " ".join(words_of(text)) for k, text in zip(label, captions, strict=True) if k >= 0 and text]
     return sum(told) > len(told) / 2

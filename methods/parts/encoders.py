@@ -166,7 +166,10 @@ def build_encoder(
                 f"{path} holds an encoder composed of others ({name}), which cannot start a study; give another init"
             )
         if name != spec.name:
-            raise UserError(f"{path} holds weights of encoder {name}, got encoder {spec.name}; set encoder: {name}")
+            raise UserError(
+                f"{path} holds weights of encoder {name}, got encoder {spec.name}; set encoder: {name}, or leave out methods"
+                f" that need {spec.name}"
+            )
         encoder = _build(spec.name, shape, mean, std, width, record["options"] if "encoder" in record else {})
         state = record["state"] if "encoder" in record else _without(record, "fc.")
     own = {name: value for name, value in encoder.state_dict().items() if name.startswith("normalise.")}

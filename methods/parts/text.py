@@ -5,7 +5,6 @@ B captions, L tokens, D embedding. Token 0 pads and marks a missing caption.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +18,7 @@ TEMPLATES = ("a photo of a {label}", "a picture of a {label}", "an image of the 
 
 
 def prompts(labels: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list[str]:
-    """Class by class its prompts, one from each template; underscores and slashes part words.
+    """Class by class its prompts, one from each template.
 
     Raises:
         UserError: a template without a place for the label.
@@ -27,7 +26,7 @@ def prompts(labels: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list
     for template in templates:
         if "{label}" not in template:
             raise UserError(f"a prompt template must contain {{label}}, got {template!r}; write it where the class name goes")
-    return [template.format(label=re.sub(r"[_/\s]+", " ", label)) for label in labels for template in templates]
+    return [template.format(label=label) for label in labels for template in templates]
 
 
 class TextBlock(nn.Module):

@@ -18,7 +18,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,7 +52,7 @@ class Config(SelfConfig):
         source="Radford 2021: .07",
     )  # fmt: skip
     templates: str = knob(
-        "several", Choice(("several", "one")), doc="how class names become captions, where the data has none",
+        "several", Choice(("several", "one")), doc="how class names become captions, in data without",
         source="Radford 2021: 80 for ImageNet",
     )  # fmt: skip
     embedding: int = knob(128, None, legal=Int(2, 4096), unit="units", doc="width shared by both", source="Radford 2021: 512")
@@ -90,7 +89,7 @@ def caption_loss(image: Tensor, text: Tensor, tokens: Tensor, scale: Tensor, wor
 class CLIP(Learner):
     """Image and text towers, a projection each, and the learned scale."""
 
-    prompts: Tensor
+    phrasings: Tensor
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
@@ -103,16 +102,16 @@ class CLIP(Learner):
             texts = prompts(data.names, self.templates)
             self.words = vocabulary(texts)
             made = torch.from_numpy(encode(texts, self.words)).unflatten(0, (len(data.names), -1))  # K T L
-            self.register_buffer("prompts", made, persistent=False)
+            self.register_buffer("phrasings", made, persistent=False)
             longest = made.shape[2]
         elif data.tokens is not None and data.tokens.any():
             self.templates, self.words, longest = NAME_ALONE, data.words, data.tokens.shape[1]
         else:
             raise TrainingError(
-                "clip learns from captions or from class names, and this data has neither; add captions or leave clip out"
+                "clip needs images with captions, or with labels and class names, and got none; add captions or leave clip out"
             )
         # Captions that are labels come with labelled images only.
-        self.from_labelled = self.from_names or data.caption_labels
+        self.from_labelled = METHOD.reads_labels(data)
         self.backbone = context.new_encoder()
         self.text = TextEncoder(len(self.words) + 1, max(longest, PLACES), config.text_width, config.text_depth)
         self.image_head = nn.Linear(self.backbone.dim, config.embedding, bias=False)
@@ -139,20 +138,25 @@ class CLIP(Learner):
             assert batch.tokens is not None, "the data has captions"
             return batch.tokens, batch.tokens
         label = batch.labels()
-        phrasing = batch.draws.integers(len(self.templates))
-        return self.prompts[label, phrasing], label[:, None] + 1
+        return self.phrasings[label, batch.draws.integers(len(self.templates))], label[:, None] + 1
 
     @torch.no_grad()
     def zero_shot(self, classes: Sequence[str]) -> Classifier:
         """Images [B, C, H, W] to logits over the named classes: each is the mean of its prompts' embeddings (section 3.1.4).
 
         Raises:
-            UserError: a name without any word that the captions have.
+            UserError: names that in words of the captions are empty or the same.
         """
-        unknown = np.flatnonzero(encode(prompts(classes, NAME_ALONE), self.words).sum(axis=1) == 0)
-        if len(unknown):
-            name = classes[unknown[0]]
-            raise UserError(f"zero_shot needs class names in words of the captions, got {name!r}; rename it or use knn")
+        told: dict[tuple[int, ...], str] = {}
+        for name, row in zip(classes, encode(classes, self.words)[:, : len(self.text.places)].tolist(), strict=True):
+            if not any(row):
+                raise UserError(f"zero_shot needs class names in words of the captions, got {name!r}; rename it or use knn")
+            other = told.setdefault(tuple(row), name)
+            if other != name:
+                raise UserError(
+                    f"zero_shot needs class names that differ in words of the captions, got {other!r} and {name!r};"
+                    " rename one or use knn"
+                )
         texts = prompts(classes, self.templates)
         device = self.log_scale.device
         tokens = torch.from_numpy(encode(texts, self.words))[:, : len(self.text.places)].to(device)  # KT L

@@ -217,6 +217,6 @@ def test_what_a_method_sees_is_small_and_of_all_classes(finished: tuple[SlotSetu
 
 
 def test_long_names_are_cut_in_the_middle() -> None:
-    assert _short("Japanese_(katakana)/character07") == "Japanes…)/character07"
+    assert _short("Japanese_(katakana)/character07") == "Japanes…a)/character07"
     assert len(_short("x" * 40)) == 22
     assert _short("Tagalog/character17") == "Tagalog/character17"

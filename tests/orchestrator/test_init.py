@@ -109,9 +109,15 @@ def test_an_encoder_composed_of_others_is_refused_in_one_line(data: Split, tmp_p
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"init": "nowhere.pt"}, "nowhere.pt"),
-        ({"init": "torchvision"}, "init torchvision is for resnet18"),
-        ({"init": "RUN", "methods": ["mae"]}, "holds weights of encoder resnet_small, got encoder vit_tiny"),
+        ({"init": "nowhere.pt"}, "a weights file must exist, got nowhere.pt; check the path"),
+        (
+            {"init": "torchvision"},
+            "init torchvision is for resnet18, .*, got encoder resnet_small; use init none or one of those",
+        ),
+        (
+            {"init": "RUN", "methods": ["mae"]},
+            "of encoder resnet_small, got encoder vit_tiny; .*, or leave out methods that need vit_tiny",
+        ),
     ],
 )
 def test_starting_weights_are_tried_before_a_run_folder_is_made(

@@ -280,11 +280,14 @@ def test_the_test_score_names_its_origin_and_the_refit_is_told() -> None:
 def test_of_new_classes_it_speaks_of_episodes_and_classes() -> None:
     data = ImageSet(ArrayImages(np.zeros((1, 8, 8, 1), np.uint8)), np.zeros(1, dtype=np.int64), ("b",))
     some = contest([[True] * 38 + [False] * 2] * 2, [[True] * 10 + [False] * 30] * 2)
-    said = said_of(some, validation=Labelled(data, np.arange(1), data.label))
+    new = Labelled(data, np.arange(1), data.label)
+    said = said_of(some, validation=new)
     assert "trained without the classes that validated" in said
-    assert "the luck of which classes were left to validate and to test" in said
+    assert "the luck of which classes validated." in said
     assert "label" not in said
-    assert "200 episodes (your test set)" in said_of(whole_study(), validation=Labelled(data, np.arange(1), data.label))
+    assert "the luck of which classes validated and which classes were held out." in said_of(some, validation=new, holdout=True)
+    assert "the luck of which classes were held out." in said_of(some, validation=new, holdout=True, turns=(None, None))
+    assert "luck" not in said_of(some, validation=new, test=None, turns=(None, None))
 
 
 def test_a_cross_validation_without_a_test_says_so() -> None:

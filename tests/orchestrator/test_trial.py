@@ -16,7 +16,8 @@ from torch import nn
 from methods.batch import Feeds, Step
 from methods.catalogue import CATALOGUE
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, SharedConfig
-from methods.data.records import Labelled, Split
+from methods.data.budget import split
+from methods.data.records import ImageSet, Labelled, Source, Split
 from methods.parts.encoders import Encoder, EncoderSpec
 from methods.protocols import protocol
 from methods.protocols.contract import Protocol, Score, Trained, accuracy
@@ -236,6 +237,26 @@ def test_a_refit_sees_the_whole_budget_and_is_not_scored(setup: SlotSetup) -> No
     assert reports[-1].checkpoint is not None
     plain = drive(TrialRun(setup, World()), job("supervised", "p"))
     assert not all(torch.equal(a, b) for a, b in zip(_weights(reports), _weights(plain), strict=True))
+
+
+def test_captions_that_are_labels_count_as_labels(setup: SlotSetup) -> None:
+    """clip from class names, or from captions that spell them out: judged on validation labels, refitted with them."""
+    pool = setup.split.train
+    label = np.arange(len(pool)) % 4
+    told = tuple(f"a view of {'abcd'[k]}" for k in label)
+    for captions in ((), told):
+        source = Source(ImageSet(pool.images, label, tuple("abcd"), captions=captions, caption_labels=bool(captions)))
+        parts = split(source, labels=16, test=0.25)
+        own = dataclasses.replace(setup, split=parts, methods={"clip": CATALOGUE["clip"]})
+        (*_, last) = drive(TrialRun(own, World()), job("clip"))
+        assert last.rung is not None
+        assert (last.rung.asked, last.rung.n) == ("validation", len(parts.validation))
+        seen, final = parts.train.tokens, whole_budget(own).tokens
+        assert (seen is None) == (final is None) == (not captions)
+        if seen is not None and final is not None:
+            assert not seen[parts.validation.index].any()
+            assert final[parts.budget().index].any(axis=1).all()
+            assert final.any(axis=1).sum() == 16
 
 
 def _weights(reports: list[Report]) -> list[torch.Tensor]:

@@ -158,7 +158,7 @@ class Bench:
     out: Path
 
     def parts(self, key: Key, search: bool) -> Split:
-        """The images of a row. A search keeps validation labels from the methods; a row trains on the whole budget."""
+        """The images of a row. Of a label budget a search keeps the validation labels from the methods, and a row shows all."""
         if key.table == "fewshot":
             return omniglot(self.data)
         if key.table == "fewshot_cifar":

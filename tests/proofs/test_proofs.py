@@ -254,3 +254,9 @@ def test_mistakes_are_refused(
         proofs.run.main([*words, "--out", str(tmp_path / "out")])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_other_rows_take_over_is_what_the_search_chose(proofs: SimpleNamespace) -> None:
+    tried = [row for row in proofs.rows.read(PROOFS, "fewshot-search") if row.key.method == "prototypical"]
+    best = max(tried, key=lambda row: row.scores["validation"])
+    assert proofs.tables.TAKEN.items() <= json.loads(best.key.knobs).items()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods.batch import Batch, Step
+from methods.batch import Batch, Draws, Step
 from methods.contracts import TrainingError
 from methods.data.budget import train_data
 from methods.data.captions import encode, tell_classes, vocabulary
@@ -81,6 +81,16 @@ def test_words_are_numbered_in_alphabetical_order_and_unknown_ones_left_out() ->
     assert encode(["a GREEN square", "green"], words).tolist() == [[1, 5], [0, 0]]
 
 
+def test_names_and_captions_are_read_alike() -> None:
+    """A class named otherwise than its captions spell it must not pass for one that they do not tell."""
+    captions = ["A sea lion, asleep.", "two sea lions", "greek alpha", "the Greek/alpha"]
+    label, classes = np.array([0, 0, 1, 1]), ("sea_lion", "Greek/alpha")
+    for k in range(4):
+        assert tell_classes(captions[k : k + 1], label[k : k + 1], classes), captions[k]
+    assert encode(["sea_lion", "lion,"], vocabulary(captions)).astype(bool).sum(1).tolist() == [2, 2]
+    assert vocabulary(["a dog, running", "C++"]) == ("+", ",", "a", "c", "dog", "running")
+
+
 def test_captions_that_mostly_spell_out_the_class_tell_it() -> None:
     label, classes = np.array([0, 1, 0, -1]), ("square", "circle")
     assert tell_classes(CAPTIONS, label, classes)
@@ -90,7 +100,7 @@ def test_captions_that_mostly_spell_out_the_class_tell_it() -> None:
 
 
 def test_prompts_fill_every_template() -> None:
-    assert prompts(["red_square", "a/b"]) == [t.replace("{label}", x) for x in ("red square", "a b") for t in TEMPLATES]
+    assert prompts(["red_square", "a/b"]) == [t.replace("{label}", x) for x in ("red_square", "a/b") for t in TEMPLATES]
     with pytest.raises(UserError, match="a prompt template must contain"):
         prompts(["x"], ["a photo"])
 
@@ -128,7 +138,7 @@ def test_missing_captions_do_not_count_and_equal_captions_are_one() -> None:
 
 
 def test_clip_needs_captions_or_class_names(train: Make, make_data: Data) -> None:
-    with pytest.raises(TrainingError, match="clip learns from captions or from class names, and this data has neither"):
+    with pytest.raises(TrainingError, match="clip needs images with captions, or with labels and class names, and got none"):
         train(clip.METHOD, make_data())
 
 
@@ -158,17 +168,42 @@ def test_class_names_make_captions_through_templates(train: Make, make_data: Dat
     data = train_data(ImageSet(make_data().images, label, ("sea_lion", "lion", "cat")), label)
     learner = train(clip.METHOD, data).learner
     one = train(clip.METHOD, data, templates="one").learner
-    assert learner.prompts.shape[:2] == (3, len(TEMPLATES))
-    assert [learner.words[t - 1] for t in learner.prompts[0, 0].tolist() if t] == ["a", "photo", "of", "a", "sea", "lion"]
-    assert one.prompts.shape[:2] == (3, 1)
+    assert learner.phrasings.shape[:2] == (3, len(TEMPLATES))
+    assert [learner.words[t - 1] for t in learner.phrasings[0, 0].tolist() if t] == ["a", "photo", "of", "a", "sea", "lion"]
+    assert one.phrasings.shape[:2] == (3, 1)
     classifier = learner.eval().zero_shot(["cat", "lion"])
     head = classifier.head[1].weight
     with torch.no_grad():
-        made = [learner.text_head(learner.text(learner.prompts[2, t : t + 1])) for t in range(len(TEMPLATES))]
+        made = [learner.text_head(learner.text(learner.phrasings[2, t : t + 1])) for t in range(len(TEMPLATES))]
         mean = torch.cat([torch.nn.functional.normalize(z, dim=1) for z in made]).mean(0)
     torch.testing.assert_close(head[0], mean)
     with pytest.raises(UserError, match="zero_shot needs class names in words of the captions, got 'dog'"):
         learner.zero_shot(["cat", "dog"])
+    with pytest.raises(UserError, match="that differ in words of the captions, got 'sea_lion' and 'sea lion cub'"):
+        learner.zero_shot(["sea_lion", "cat", "sea lion cub"])
+
+
+def test_clip_on_class_names_goes_on_bitwise_and_equals_two_workers_of_half_the_batch(train: Make, make_data: Data) -> None:
+    label = np.arange(48) % 3
+    data = train_data(ImageSet(make_data().images, label, ("sea lion", "lion", "cat")), label)
+    whole, first = train(clip.METHOD, data), train(clip.METHOD, data)
+    whole.train_epoch()
+    first.train_epoch()
+    other = train(clip.METHOD, data)
+    other.load(first.state())
+    assert whole.train_epoch().parts == other.train_epoch().parts
+    # What a worker draws of the global batch: its half of the labels, and of the phrasings.
+    learner = whole.learner
+    batch = whole._feeder.step(0, 0.0).from_labelled()
+    tokens, same = learner._captions(batch)
+    halves = []
+    for rank in range(2):
+        rows = slice(rank * 8, rank * 8 + 8)
+        draws = Draws(batch.draws.seed, 16, rows, torch.device("cpu"))
+        part = dataclasses.replace(batch, images=batch.images[rows], label=batch.labels()[rows], draws=draws)
+        halves.append(learner._captions(part))
+    assert torch.equal(torch.cat([half[0] for half in halves]), tokens)
+    assert torch.equal(torch.cat([half[1] for half in halves]), same)
 
 
 @pytest.mark.slow
