@@ -4,6 +4,7 @@
     python tests/proofs/run.py semisup --data DIR [--labels 250]       # CIFAR-10; 40, 250, 1000 and 4000 are usual
     python tests/proofs/run.py digits [--labels 40]
     python tests/proofs/run.py clip
+    python tests/proofs/run.py switches --data DIR                     # simclr's switches, and mae's mask ratio
     python tests/proofs/run.py --tables          # rebuilds tables, figure and the README's guide from the rows alone
 
 Every run appends one row to ``tests/proofs/TABLE.csv`` as it ends; rows that are there already are skipped, so the command
@@ -23,7 +24,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -150,6 +151,16 @@ def _looks(model: Trained, parts: Split, seed: int) -> dict[str, float]:
     return {NEW_LOOKS: ZeroShot().score(model, parts.labelled, parts.test, seed).value}
 
 
+SCORING: dict[str, Callable[[Trained, Split, int], dict[str, float]]] = {
+    "selfsup": _probes,
+    "switches": _probes,
+    "clip": _looks,
+    "fewshot": _episodes,
+    "fewshot_cifar": _class_episodes,
+}
+"""How a table's rows are scored; those of the others by their own classifier on the test images."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where rows are computed: the folder with the images, and the one with the tables."""
@@ -165,7 +176,7 @@ class Bench:
             return cifar_classes(self.data)
         if key.table == "clip":
             return glyph_looks()
-        if key.table == "selfsup":
+        if key.table in ("selfsup", "switches"):
             return cifar(self.data, 10_000, 0)
         parts = digits(key.labels, key.seed) if key.table == "digits" else cifar(self.data, key.labels, key.seed)
         if search:
@@ -193,8 +204,7 @@ class Bench:
             learner = training.learner
             model = Trained(learner.encoder(), learner.predictor(), learner, training.uses_labels)
             spent, images = report.seconds, report.images
-        tested = {"selfsup": _probes, "clip": _looks, "fewshot": _episodes, "fewshot_cifar": _class_episodes}.get(table, _test)
-        scoring = _validation if search else tested
+        scoring = _validation if search else SCORING.get(table, _test)
         scores = scoring(model, parts, key.seed)
         figures = ", ".join(f"{name} {value:.1%}" for name, value in scores.items())
         took = time.perf_counter() - started
