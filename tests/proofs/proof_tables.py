@@ -378,6 +378,16 @@ def markdown(out: Path) -> str:
     return "\n".join(lines)
 
 
+def apart(heights: Sequence[float], least: float) -> list[float]:
+    """Ascending heights moved as little upwards as puts ``least`` between neighbours, then down as far as they pass 1."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + least) if placed else height)
+    for k in range(len(placed) - 1, -1, -1):
+        placed[k] = min(placed[k], 1 - least * (len(placed) - 1 - k))
+    return placed
+
+
 def figure(out: Path) -> str:
     """Cost against quality: training images drawn in the time of a run, and score, a panel a group, as SVG."""
     found = groups(out)
@@ -386,17 +396,27 @@ def figure(out: Path) -> str:
         grid = canvas.subplots(len(found), 1, squeeze=False)[:, 0]
         for axes, group in zip(grid, found, strict=True):
             measure = next(iter(group.lines[0].rows[0].scores))
-            for line in group.lines:
+            ends = []
+            for line in sorted(group.lines, key=lambda line: line.mean(measure)):
                 values = list(line.scores(measure).values())
-                images = max(float(np.mean([row.images for row in line.rows])), 1.0)
-                spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-                axes.errorbar(images, np.mean(values), yerr=spread, fmt="o", markersize=4, capsize=2)
-                axes.annotate(
-                    line.name, (images, float(np.mean(values))), xytext=(5, 3), textcoords="offset points", fontsize=7
-                )
+                mean, images = float(np.mean(values)), float(np.mean([row.images for row in line.rows]))
+                if images:
+                    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+                    axes.errorbar(images, mean, yerr=spread, fmt="o", markersize=4, capsize=2)
+                else:
+                    axes.axhline(mean, color="0.6", linestyle="--", linewidth=1)
+                ends.append((line.name, images, mean))
             axes.set(xscale="log", title=group.title, xlabel="training images drawn", ylabel=f"{measure}, percent")
-            axes.margins(x=0.15)
+            axes.margins(0.1)
             axes.grid(alpha=0.25)
+            low, high = axes.get_ylim()
+            places = apart([(mean - low) / (high - low) for _, _, mean in ends], 0.05)
+            for (name, images, mean), place in zip(ends, places, strict=True):
+                start = (images or axes.get_xlim()[1], mean)
+                leader = {"arrowstyle": "-", "color": "0.75", "linewidth": 0.5}
+                axes.annotate(
+                    name, start, (1.03, place), textcoords="axes fraction", va="center", fontsize=7, arrowprops=leader
+                )  # fmt: skip
 
     return svg(draw, 8, 4.2 * len(found))
 

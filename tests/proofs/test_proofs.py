@@ -102,6 +102,12 @@ def test_a_table_without_yardstick_is_judged_by_what_it_must_reach(proofs: Simpl
         assert proofs.tables.judged(proofs.tables.Line("clip", rows[:2]), entry.bar, None, 3)[1] == "too few runs"
 
 
+def test_labels_are_put_apart(proofs: SimpleNamespace) -> None:
+    assert proofs.tables.apart([0.1, 0.11, 0.5], 0.05) == pytest.approx([0.1, 0.15, 0.5])
+    assert proofs.tables.apart([0.2, 0.98, 0.99], 0.05) == pytest.approx([0.2, 0.95, 1.0])
+    assert proofs.tables.apart([], 0.05) == []
+
+
 def test_a_row_is_read_as_it_was_written(proofs: SimpleNamespace, tmp_path: Path) -> None:
     rows = [made(proofs, name, seed, 0.5 + seed / 8) for name in ("fixmatch", "uda") for seed in range(2)]
     for row in rows:
