@@ -128,13 +128,16 @@ def _switches() -> dict[str, Entry]:
         **{f"simclr, {n} negatives": {"negatives": n} for n in (8, 32, 128)},
     }
     masks = (0.1, 0.3, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95)
+    default = CATALOGUE["mae"].knobs()["mask_ratio"].default
+    assert default in masks
     rows = {
         name: Entry("simclr", "resnet_small", Bar(probe, ("simclr",), shown=True) if knobs else None, knobs)
         for name, knobs in switches.items()
     }
-    usual = Bar(probe, ("mae, mask ratio 0.75",), shown=True)
+    others = Bar(probe, (f"mae, mask ratio {default:g}",), shown=True)
     for ratio in masks:
-        rows[f"mae, mask ratio {ratio:g}"] = Entry("mae", "vit_tiny", usual if ratio != 0.75 else None, {"mask_ratio": ratio})
+        bar = None if ratio == default else others
+        rows[f"mae, mask ratio {ratio:g}"] = Entry("mae", "vit_tiny", bar, {"mask_ratio": ratio})
     return rows
 
 

@@ -183,7 +183,9 @@ def test_class_names_make_captions_through_templates(train: Make, make_data: Dat
         learner.zero_shot(["sea_lion", "cat", "sea lion cub"])
 
 
-def test_clip_on_class_names_goes_on_bitwise_and_equals_two_workers_of_half_the_batch(train: Make, make_data: Data) -> None:
+def test_clip_on_class_names_goes_on_bitwise_and_two_workers_draw_its_captions_between_them(
+    train: Make, make_data: Data
+) -> None:
     label = np.arange(48) % 3
     data = train_data(ImageSet(make_data().images, label, ("sea lion", "lion", "cat")), label)
     whole, first = train(clip.METHOD, data), train(clip.METHOD, data)
