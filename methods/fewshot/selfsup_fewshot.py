@@ -47,6 +47,7 @@ class Config(MetricConfig):
     queries: int = restated("queries", EPISODES)
     tasks: int = restated("tasks", EPISODES)
     rotations: bool = restated("rotations", EPISODES)
+    composed: float = restated("composed", EPISODES)
     within_group: bool = restated("within_group", EPISODES)
     distance: str = knob(
         "euclidean", Choice(DISTANCES), doc="what prototypes are compared by", when=EPISODES, source="Snell 2017"

@@ -5,12 +5,8 @@ Miyato et al. 2017, "Virtual adversarial training", arXiv:1704.03976.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from methods.batch import Draws
 from methods.parts.losses import kl
@@ -43,17 +39,3 @@ def adversarial_direction(
         (grad,) = torch.autograd.grad(kl(logits.detach(), model(images + xi * scale * d)).sum(), d)
         d = unit(grad)
     return d.detach()
-
-
-@contextmanager
-def still_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm inside uses the batch's statistics but leaves the running ones alone: for passes on artificial images."""
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from methods.batch import Draws
-from methods.parts.adversarial import still_statistics
 from methods.parts.augment import rotate_quarter
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
+from methods.parts.modes import still_statistics
 from methods.parts.patches import jittered_grid, patch_side
 
 HIDDEN = 256

@@ -87,11 +87,23 @@ def shared_noise(images: int, count: int, draws: Draws) -> Tensor:
 
 
 @torch.no_grad()
-def remember(bank: MemoryBank, index: Tensor, z: Tensor, momentum: float, world: World) -> None:
-    """Moves the rows ``index`` [B] of the bank towards the embeddings ``z`` [B, D] of all workers.
+def meet(bank: MemoryBank, index: Tensor, z: Tensor, world: World) -> None:
+    """Rows of images seen for the first time become their present embeddings: a random row would be a target without meaning.
 
-    An image that stands twice in the global batch takes its first embedding, so that the order of writing does not matter.
+    For the arguments see ``remember``; comes before the loss reads the bank.
     """
-    index, z = world.gather(index), world.gather(z)
+    bank.meet(*_once(index, z, world))
+
+
+@torch.no_grad()
+def remember(bank: MemoryBank, index: Tensor, z: Tensor, momentum: float, world: World) -> None:
+    """Moves the rows ``index`` [B] of the bank towards the embeddings ``z`` [B, D] of all workers."""
+    bank.update(*_once(index, z, world), momentum)
+
+
+def _once(index: Tensor, z: Tensor, world: World) -> tuple[Tensor, Tensor]:
+    """Index [G] and embeddings [G, D] of the global batch; an image that stands in it twice takes its first embedding, so that
+    the order of writing does not matter."""
+    index, z = world.gather(index), world.gather(z.detach())
     first = (index[:, None] == index).int().argmax(1)
-    bank.update(index, z[first], momentum)
+    return index, z[first]

@@ -18,6 +18,7 @@ from methods.batch import Batch, Draws, Episodes, EpisodeShape
 from methods.contracts import Context, Loss, SharedConfig, TrainingError
 from methods.parts.augment import Augment, rotate_quarter, to_float
 from methods.parts.averaged import VIEWS
+from methods.parts.compositions import compositions
 from search_spaces.domains import SWITCH, Choice, Float, Int, When, knob, knobs
 
 RECIPES = Choice(("weak", "crop_flip", "simclr", "strong", "strokes"))
@@ -57,6 +58,10 @@ class EpisodicConfig(SharedConfig):
     mirrors: bool = knob(
         False, SWITCH, doc="mirror images of the turned classes are classes too", when=When("rotations", True),
         source="as Santoro 2016 turns",
+    )  # fmt: skip
+    composed: float = knob(
+        0.0, None, legal=Float(0.0, 1.0), source="after Lake 2015: characters share parts",
+        doc="share of a training episode's classes that are two classes drawn into one picture, for drawings on plain paper",
     )  # fmt: skip
     within_group: bool = knob(
         False, SWITCH, source="Lake 2019",
@@ -123,16 +128,22 @@ def training_shape(config: EpisodicConfig, context: Context) -> EpisodeShape:
 
 
 class EpisodeViews:
-    """Augmented training episodes: every image by its own draws; where ``rotations`` is on, every class or task turned."""
+    """Augmented training episodes: every image by its own draws; a share ``composed`` of the classes made of two, and where
+    ``rotations`` is on every class or task turned."""
 
     def __init__(self, config: EpisodicConfig, context: Context) -> None:
         self._augment = context.augment(config.augmentation, strength=config.augmentation_strength)
         self._config = config
+        self._paper = float(np.mean(context.data.mean) > 0.5)
 
     def __call__(self, episodes: Episodes) -> Episodes:
         """The same episodes with images float [t, N*K or N*Q, C, H, W] in [0, 1]."""
         shape, draws = episodes.shape, episodes.draws
         support, query = episodes.support, episodes.query
+        if self._config.composed:
+            plan = compositions(shape.ways, self._config.composed, draws.child("composed"))
+            support = plan.drawn(support, episodes.support_label, shape.shots, self._paper)
+            query = plan.drawn(query, episodes.query_label, shape.queries, self._paper)
         if self._config.rotations:
             turns = draws.child("turns").integers(8 if self._config.mirrors else 4, shape.ways)  # [t, N]
             if self._config.turned == "task":

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from methods.batch import Draws
 from methods.contracts import TrainingError
 from methods.parts.encoders import Encoder, TokenEncoder
+from methods.parts.modes import still_statistics
 
 SMALLEST = 4
 """The least side of a patch in pixels: less than that shows nothing."""
@@ -29,6 +31,30 @@ def cut(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     rows = (top[..., None] + offset)[..., :, None]  # B P s 1
     columns = (left[..., None] + offset)[..., None, :]  # B P 1 s
     return images[image, :, rows, columns].permute(0, 1, 4, 2, 3)
+
+
+WHOLE = 8
+"""Every so many steps the encoder of a patch task sees whole images."""
+
+
+def embedded_patches(encoder: Encoder, patches: Tensor, images: Tensor, number: int) -> Tensor:
+    """Embeddings [BP, D] of patches [BP, C, s, s], for encoders that are used on whole images afterwards.
+
+    BatchNorm would keep the statistics of patches, whose borders are a large part of them: it keeps those of whole images
+    instead, seen without gradient at some of the steps.
+
+    Args:
+        encoder: in training mode.
+        patches: a training step's.
+        images: uint8 [B, C, H, W], the whole images as they are.
+        number: of the step.
+    """
+    if number % WHOLE == 0 and any(isinstance(layer, _BatchNorm) for layer in encoder.modules()):
+        with torch.no_grad():
+            encoder(images)
+    with still_statistics(encoder):
+        z: Tensor = encoder(patches)
+    return z
 
 
 def patch_side(shape: tuple[int, int, int], encoder: Encoder, side: float, method: str) -> int:

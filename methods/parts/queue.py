@@ -56,17 +56,27 @@ class MemoryBank(nn.Module):
 
     Attributes:
         bank: float [N, D].
+        met: bool [N], whether a step has seen the image.
     """
 
     bank: Tensor
+    met: Tensor
 
     def __init__(self, n: int, dim: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.register_buffer("bank", _unit_rows(n, dim, generator))
+        self.register_buffer("met", torch.zeros(n, dtype=torch.bool))
 
     def read(self, index: Tensor) -> Tensor:
         """float [*index.shape, D]: the entries of images ``index``, int64 of any shape. No gradient."""
         return self.bank[index]
+
+    @torch.no_grad()
+    def meet(self, index: Tensor, z: Tensor) -> None:
+        """Entries of images that no step has seen become ``z``; the arguments are those of ``update``."""
+        rows = torch.where(self.met[index, None], self.bank[index], F.normalize(z.to(self.bank.dtype), dim=1))
+        self.bank.index_copy_(0, index, rows)
+        self.met[index] = True
 
     @torch.no_grad()
     def update(self, index: Tensor, z: Tensor, momentum: float) -> None:

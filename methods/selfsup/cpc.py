@@ -24,7 +24,7 @@ from methods.contracts import Context, Learner, Loss, Method, Optimizer, Trainin
 from methods.parts.contrast import shared_noise
 from methods.parts.encoders import Encoder
 from methods.parts.losses.precision import full_precision
-from methods.parts.patches import overlapping_grid, patch_side
+from methods.parts.patches import embedded_patches, overlapping_grid, patch_side
 from methods.selfsup.shared import SelfConfig, beside
 from methods.world import World
 from search_spaces.domains import Float, Int, knob
@@ -105,15 +105,16 @@ class CPC(Learner):
     def feeds(self) -> Feeds:
         return self.config.feeds()
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, batch: Batch, number: int) -> Tensor:
         """Patch embeddings [B, R, C, D] on the grid of overlapping patches, their length that of a standard normal vector."""
-        patches, (rows, columns) = overlapping_grid(images, self.side, self.side // 2)
-        z = self.backbone(patches.flatten(0, 1)).view(len(images), rows, columns, -1)
-        return F.layer_norm(z, z.shape[-1:])
+        view = self.augment(batch.images, batch.draws.child("view"))
+        patches, (rows, columns) = overlapping_grid(view, self.side, self.side // 2)
+        z = embedded_patches(self.backbone, patches.flatten(0, 1), batch.images, number)
+        return F.layer_norm(z.view(len(batch), rows, columns, -1), z.shape[-1:])
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
-        z = self.embed(self.augment(batch.images, batch.draws.child("view")))  # B R C D
+        z = self.embed(batch, step.number)  # B R C D
         b, rows, columns, dim = z.shape
         c = self.context(z.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # B R C E
         everyone = step.world.gather(z.reshape(-1, dim))  # G R C, D

@@ -7,7 +7,8 @@ non-parametric softmax over the whole bank that it estimates.
 
 Deviations: AdamW instead of SGD; BatchNorm after the linear projection to `head_width`, so that embeddings are spread from the
 start as the constant Z supposes; the m noise images are one sample for the whole batch, so that the scores are one matrix
-product; the proximal term is off by default. With few visits an image the softmax learns sooner than its estimate.
+product; an image's row starts at its first embedding, not at random, since with few visits the first one counts; the proximal
+term is off by default. With few visits an image the softmax learns sooner than its estimate.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.contrast import remember, shared_noise
+from methods.parts.contrast import meet, remember, shared_noise
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
 from methods.parts.losses import nce, nce_log_constant, nonparametric_softmax
@@ -72,6 +73,7 @@ class InstanceDiscrimination(Learner):
         batch, c = step.from_pool(), self.config
         x = self.augment(batch.images, batch.draws)  # B C H W
         v = F.normalize(self.head(self.backbone(x)).float(), dim=1)  # B D
+        meet(self.bank, batch.index, v, step.world)
         own = self.bank.read(batch.index)  # B D
         self.fresh = v.detach()
         parts = {"bank_cosine": (v.detach() * own).sum(1).mean()}

@@ -23,7 +23,7 @@ from methods.batch import Batch, Draws, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
-from methods.parts.patches import far_permutations, jittered_grid, mosaic, patch_side, shuffled, standardised
+from methods.parts.patches import embedded_patches, far_permutations, jittered_grid, mosaic, patch_side, shuffled, standardised
 from methods.selfsup.shared import SelfConfig, beside
 from search_spaces.domains import Choice, Float, Int, Variant, When, knob
 
@@ -76,7 +76,8 @@ class Jigsaw(Learner):
         batch = step.from_pool()
         patches, which = self.puzzle(batch.images, batch.draws)  # B P C s s, B
         x = standardised(patches, self.mean, self.std).flatten(0, 1)  # BP C s s
-        logits = self.head(self.backbone(x).view(len(batch), -1)).float()  # B K
+        z = embedded_patches(self.backbone, x, batch.images, step.number)  # BP D
+        logits = self.head(z.view(len(batch), -1)).float()  # B K
         right = (logits.detach().argmax(1) == which).float().mean()
         return Loss(F.cross_entropy(logits, which), {"pretext_accuracy": right})
 

@@ -4,8 +4,10 @@ Misra & van der Maaten 2019, "Self-supervised learning of pretext-invariant repr
 With s the cosine over t, h(a, b) = exp(s(a, b)) / (exp(s(a, b)) + sum over noise rows n of exp(s(b, n))), the loss is
 weight x L(m, g(jigsaw)) + (1 - weight) x L(m, f(image)), where L(m, b) = -log h - sum over the noise of log(1 - h(b, n)).
 
-Deviations: AdamW instead of SGD; the noise rows are one sample for the whole batch; patches leave random gaps in a 3 x 3 grid
-(2 x 2 on images too small for it) and are encoded one by one, as in the paper.
+Deviations: AdamW instead of SGD; BatchNorm after both projections, so that embeddings are spread over the sphere as the bank
+is from the start; an image's row starts at its first embedding, not at random, since with few visits the first one counts; the
+noise rows are one sample for the whole batch; patches leave random gaps in a 3 x 3 grid (2 x 2 on images
+too small for it) and are encoded one by one, as in the paper.
 Raises: TrainingError where patches would be smaller than 4 pixels.
 """
 
@@ -20,9 +22,11 @@ from torch.nn import functional as F
 
 from methods.batch import Batch, Draws, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.contrast import remember, shared_noise
+from methods.parts.contrast import meet, remember, shared_noise
 from methods.parts.encoders import Encoder
+from methods.parts.heads import mlp
 from methods.parts.losses.precision import full_precision
+from methods.parts.modes import still_statistics
 from methods.parts.patches import SMALLEST, jittered_grid, mosaic, patch_side, shuffled
 from methods.parts.queue import MemoryBank
 from methods.selfsup.shared import SelfConfig, beside
@@ -80,9 +84,9 @@ class PIRL(Learner):
         side = min(context.shape[1:])
         self.cells = 3 if side // 3 >= SMALLEST + 1 else 2
         self.side = patch_side(context.shape, self.backbone, 0.8 * (side // self.cells), "pirl")
-        self.head = nn.Linear(dim, width)
+        self.head = mlp(dim, 0, width, 1, last_norm=True)
         self.patch_head = nn.Linear(dim, width)
-        self.join = nn.Linear(width * self.cells**2, width)
+        self.join = mlp(width * self.cells**2, 0, width, 1, last_norm=True)
         self.bank = MemoryBank(len(context.data), width)
 
     def feeds(self) -> Feeds:
@@ -97,10 +101,12 @@ class PIRL(Learner):
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
         patches = self.puzzle(batch.images, batch.draws.child("jigsaw"))  # B P C s s
-        each = self.patch_head(self.backbone(patches.flatten(0, 1)))  # BP D
+        with still_statistics(self.backbone):  # BatchNorm's running ones are those of whole images
+            each = self.patch_head(self.backbone(patches.flatten(0, 1)))  # BP D
         jigsaw = F.normalize(self.join(each.view(len(batch), -1)).float(), dim=1)  # B D
         view = self.augment(batch.images, batch.draws.child("image"))  # B C H W
         image = F.normalize(self.head(self.backbone(view)).float(), dim=1)  # B D
+        meet(self.bank, batch.index, image, step.world)
         memory = self.bank.read(batch.index)  # B D
         drawn = shared_noise(len(self.bank.bank), c.negatives, batch.draws.child("noise"))  # K
         noise, same = self.bank.read(drawn), batch.index[:, None] == drawn  # K D, B K

@@ -22,7 +22,7 @@ from methods.batch import Batch, Draws, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, TrainingError
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
-from methods.parts.patches import cut, mosaic, patch_side, standardised
+from methods.parts.patches import cut, embedded_patches, mosaic, patch_side, standardised
 from methods.selfsup.shared import SelfConfig, beside
 from search_spaces.domains import Float, Int, knob
 
@@ -107,7 +107,7 @@ class RelativePatch(Learner):
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
         patches = standardised(self.block(batch.images, batch.draws), self.mean, self.std)  # B 9 C s s
-        z = self.backbone(patches.flatten(0, 1)).view(len(batch), 9, -1)  # B 9 D
+        z = embedded_patches(self.backbone, patches.flatten(0, 1), batch.images, step.number).view(len(batch), 9, -1)  # B 9 D
         pairs = torch.cat([z[:, [MIDDLE] * 8], z[:, list(NEIGHBOURS)]], dim=2)  # B 8 2D
         logits = self.head(pairs.flatten(0, 1)).float()  # 8B 8
         target = torch.arange(8, device=logits.device).repeat(len(batch))

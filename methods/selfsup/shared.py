@@ -12,11 +12,28 @@ from torch import Tensor, nn
 from methods.batch import Batch, Feeds
 from methods.contracts import Optimizer, SharedConfig
 from methods.parts.augment import Augment, to_float
+from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
 class SelfConfig(SharedConfig):
-    """The shared knobs, and what follows from them for a method that learns from the pool alone."""
+    """The shared knobs, and what follows from them for a method that learns from the pool alone.
+
+    Small encoders and some hundred to some thousand steps want a higher rate and smaller steps than long trainings.
+    """
+
+    lr: float = knob(
+        4e-3, Float(5e-4, 1e-2, log=True), legal=Float(1e-8, 100), unit="per 256 images", doc="learning rate of AdamW",
+        source="Loshchilov & Hutter 2019: 1e-3",
+    )  # fmt: skip
+    batch_size: int = knob(
+        128,
+        Int(64, 512, power_of_two=True),
+        legal=Int(2, 65536),
+        unit="images",
+        doc="images per step",
+        source="Chen 2020: 256 on",
+    )
 
     def feeds(self) -> Feeds:
         """The pool's images, ``batch_size`` of them."""

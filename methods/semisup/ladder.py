@@ -27,9 +27,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from methods.batch import Draws, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, TrainingError
-from methods.parts.adversarial import still_statistics
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
+from methods.parts.modes import still_statistics
 from methods.semisup.shared import SemiConfig
 from search_spaces.domains import Float, knob
 

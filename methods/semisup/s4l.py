@@ -22,11 +22,12 @@ from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.adversarial import adversarial_direction, still_statistics
+from methods.parts.adversarial import adversarial_direction
 from methods.parts.augment import rotate_quarter
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import entropy, kl
+from methods.parts.modes import still_statistics
 from methods.semisup.shared import SemiConfig
 from methods.world import World
 from search_spaces.domains import SWITCH, Choice, Float, Int, When, knob

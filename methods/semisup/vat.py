@@ -22,10 +22,11 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.adversarial import adversarial_direction, still_statistics
+from methods.parts.adversarial import adversarial_direction
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import entropy, kl
+from methods.parts.modes import still_statistics
 from methods.semisup.shared import SemiConfig
 from search_spaces.domains import Float, Int, knob
 

@@ -97,6 +97,13 @@ def _encoder(method: str, usual: str) -> str:
     return "vit_tiny" if CATALOGUE[method].encoder == "vit" else usual
 
 
+BETTER: dict[str, Mapping[str, object]] = {
+    "instance_discrimination": {"loss": "softmax", "temperature": 0.1},
+    "jigsaw": {"grid": 2},
+}
+"""Knobs that did better than the papers' on validation labels at 120 seconds, one training each."""
+
+
 def _selfsup() -> dict[str, Entry]:
     points = {
         **dict.fromkeys(("simclr", "moco", "pirl", "cmc", "instance_discrimination"), 10.0),
@@ -113,7 +120,7 @@ def _selfsup() -> dict[str, Entry]:
     rows = {f"{UNTRAINED} {encoder}": Entry(UNTRAINED, encoder) for encoder in ("resnet_small", "vit_tiny")}
     for name, least in points.items():
         encoder = _encoder(name, "resnet_small")
-        rows[name] = Entry(name, encoder, Bar("probe 10,000", (f"{UNTRAINED} {encoder}",), least))
+        rows[name] = Entry(name, encoder, Bar("probe 10,000", (f"{UNTRAINED} {encoder}",), least), BETTER.get(name, {}))
     return rows
 
 

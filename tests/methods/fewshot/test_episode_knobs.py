@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.batch import Episodes, EpisodeShape
+from methods.batch import Draws, Episodes, EpisodeShape
 from methods.data.episodic import EpisodeSampler
 from methods.fewshot.prototypical import METHOD
+from methods.parts.compositions import Compositions, compositions
 from methods.parts.episodes import fit_shape, turn_classes
 from search_spaces.domains import build
 
@@ -85,3 +86,41 @@ def test_the_share_needs_groups() -> None:
     config = build(METHOD.config, {"within_group": True, "across": 0.5, "ways": 4})
     assert fit_shape(config, [4] * 8).across == 0
     assert fit_shape(config, [4] * 8, groups=[4, 4]).across == 0.5
+
+
+def test_composed_classes_are_two_classes_in_one_picture(make: Callable[..., Any], episodes: Callable[..., Episodes]) -> None:
+    plain = episodes(SHAPE)
+    views = make(METHOD, composed=0.5, augmentation_strength=0.0).views
+    seen = views(plain)
+    kept = (seen.support == plain.support / 255).flatten(2).all(2)  # [t, N], one shot
+    assert 0.35 < kept.float().mean() < 0.65, "a share of the classes"
+    asked = (seen.query == plain.query / 255).flatten(2).all(2)
+    assert torch.equal(asked, kept.gather(1, plain.query_label)), "support and queries of a class alike"
+    assert torch.equal(views(plain).query, seen.query)
+    assert torch.equal(make(METHOD, augmentation_strength=0.0).views(plain).query, plain.query / 255)
+
+
+@pytest.mark.parametrize("paper", [0.0, 1.0])
+def test_parts_of_a_composition_lie_where_its_layout_says(paper: float) -> None:
+    left, right = torch.tensor([[0.5, 1.0, -0.5, 0.0], [0.5, 1.0, 0.5, 0.0]])  # width, height, centre x, centre y
+    plan = Compositions(
+        torch.tensor([[True, False]]), torch.tensor([[1, 0]]), torch.stack([left, right]).expand(1, 2, -1, -1).contiguous()
+    )
+    ink = torch.tensor([0.5, 1.0]).view(1, 2, 1, 1, 1).expand(1, 2, 1, 8, 8)  # two drawings that fill their pictures
+    seen = (paper - plan.drawn((paper - ink).abs(), torch.tensor([[0, 1]]), 1, paper)).abs()
+    assert seen[0, 0, 0, :, :4].allclose(torch.tensor(0.5))
+    assert seen[0, 0, 0, :, 4:].allclose(torch.tensor(1.0))
+    assert torch.equal(seen[0, 1], ink[0, 1]), "not composed, not changed"
+
+
+def test_layouts_keep_parts_inside_and_partners_apart() -> None:
+    draws = Draws(3, 200, slice(0, 200), torch.device("cpu"))
+    plan = compositions(5, 0.3, draws)
+    size, centre = plan.layout[..., :2], plan.layout[..., 2:]
+    assert (size >= 0.5).all()
+    assert (centre.abs() + size <= 1 + 1e-6).all()
+    assert (plan.partner != torch.arange(5)).all()
+    assert torch.equal(plan.partner.sort(1).values, torch.arange(5).expand(200, -1)), "each class is a part of one other"
+    half = compositions(5, 0.3, Draws(3, 200, slice(100, 200), torch.device("cpu")))
+    assert torch.equal(half.layout, plan.layout[100:])
+    assert torch.equal(half.composed, plan.composed[100:])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.batch import Draws
-from methods.parts.contrast import keys_found, matching, partners_found, remember, sampled_nt_xent, shared_noise
+from methods.parts.contrast import keys_found, matching, meet, partners_found, remember, sampled_nt_xent, shared_noise
 from methods.parts.losses import nt_xent
 from methods.parts.queue import MemoryBank
 from methods.world import World
@@ -81,6 +81,16 @@ def test_shared_noise_is_the_same_on_every_worker() -> None:
     assert torch.equal(shared_noise(100, 20, draws(8, slice(4, 8))), whole)
     assert whole.min() >= 0
     assert whole.max() < 100
+
+
+def test_rows_start_at_the_first_embedding() -> None:
+    bank = MemoryBank(6, 3)
+    before, z, later = bank.bank.clone(), torch.randn(3, 3), torch.randn(2, 3)
+    meet(bank, torch.tensor([2, 4, 2]), z, ALONE)
+    torch.testing.assert_close(bank.bank[[2, 4]], unit(z[:2]))
+    meet(bank, torch.tensor([4, 5]), later, ALONE)
+    torch.testing.assert_close(bank.bank[[4, 5]], unit(torch.stack([z[1], later[1]])))
+    assert torch.equal(bank.bank[[0, 1, 3]], before[[0, 1, 3]])
 
 
 def test_remember_takes_the_first_of_twins_and_leaves_the_others() -> None:

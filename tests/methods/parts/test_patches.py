@@ -10,6 +10,7 @@ from methods.contracts import TrainingError
 from methods.parts.encoders import EncoderSpec, build_encoder
 from methods.parts.patches import (
     cut,
+    embedded_patches,
     far_permutations,
     jittered_grid,
     mosaic,
@@ -101,3 +102,21 @@ def test_patch_side_fits_transformers_and_refuses_tiny_patches() -> None:
     assert patch_side(shape, resnet, 10.6, "x") == 11
     with pytest.raises(TrainingError, match="jigsaw: patches must be at least 4 pixels wide, got 3"):
         patch_side((3, 12, 12), resnet, 3.2, "jigsaw")
+
+
+def test_statistics_of_a_patch_encoder_are_those_of_whole_images() -> None:
+    torch.manual_seed(0)
+    encoder, twin = (build_encoder(EncoderSpec("resnet_small"), (3, 16, 16), (0.5,) * 3, (0.2,) * 3) for _ in range(2))
+    twin.load_state_dict(encoder.state_dict())
+    images, patches = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), torch.rand(32, 3, 5, 5)
+    z = embedded_patches(encoder, patches, images, 0)
+    with torch.no_grad():
+        twin(images)
+    for (name, mine), other in zip(encoder.named_buffers(), twin.buffers(), strict=True):
+        if "running" in name:
+            assert torch.equal(mine, other), name
+    assert z.requires_grad
+    torch.testing.assert_close(z, twin(patches))
+    before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    embedded_patches(encoder, patches, images, 1)
+    assert all(torch.equal(b, before[n]) for n, b in encoder.named_buffers() if "running" in n)
