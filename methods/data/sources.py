@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from methods.data.arrays import as_images, from_arrays, load_npz, resize
-from methods.data.decode import OnBadImage, Size, sides
+from methods.data.decode import OnBadImage, Size, is_image, sides
 from methods.data.folders import load_files
 from methods.data.glyphs import load_glyphs
+from methods.data.one_image import load_crops
 from methods.data.records import ArrayImages, ImageSet, Source
 from methods.data.torchvision_sets import NAMES, load_named
 from methods.data.views import join
@@ -37,8 +38,9 @@ def load(
     """Loads a data specification.
 
     Args:
-        spec: ``digits``, ``glyphs``, a torchvision name (``cifar10``, ...), the path of a folder, ``.zip`` or ``.npz``, a
-            tuple of arrays (images, labels), a ``Source`` or ``ImageSet`` (as it is), or a list of these, put together.
+        spec: ``digits``, ``glyphs``, a torchvision name (``cifar10``, ...), the path of a folder, ``.zip`` or ``.npz``, that of
+            one large image, whose crops are images without a label, a tuple of arrays (images, labels), a ``Source`` or
+            ``ImageSet`` (as it is), or a list of these, put together.
         size: side, or height and width, that every image gets; else the source's own (see ``decode`` for files).
         channels: 1 or 3 to ask for grey or RGB; a test set is loaded with its training set's shape.
         on_bad_image: ``refuse`` raises on a corrupt image, ``skip`` leaves it out and says so in ``Source.notes``.
@@ -96,6 +98,8 @@ def _load_one(spec: Any, size: Size | None, channels: int | None, options: _Opti
     if not path.exists() and "/" not in name and not path.suffix:
         known = (*EMBEDDED, *NAMES)
         raise UserError(f"data must be a path that exists or a known name, got {name}{nearest(name, known)}")
+    if path.is_file() and is_image(path.name):
+        return load_crops(path, size, channels, options.memory_limit, options.flip)
     return load_files(path, size, channels, options.on_bad_image, options.memory_limit, options.flip)
 
 
