@@ -53,8 +53,8 @@ def load_crops(path: Path, size: Size | None, channels: int | None, memory_limit
     height, width = sides(size or SIDE)
     if min(picture.shape[:2]) < LEAST * max(height, width):
         raise UserError(
-            f"an image to crop must be at least {LEAST} crops high and wide, got {picture.shape[1]}x{picture.shape[0]} for crops "
-            f"of {width}x{height}; use a larger image or a smaller size"
+            f"an image to crop must be at least {LEAST} crops high and wide, got {picture.shape[1]}x{picture.shape[0]} for "
+            f"crops of {width}x{height}; use a larger image or a smaller size"
         )
     crops = max(1, min(CROPS, memory_limit // (height * width * count)))
     images = ArrayImages(cropped(picture.reshape(*picture.shape[:2], count), crops, (height, width)))
@@ -95,9 +95,9 @@ def cropped(picture: NDArray[np.uint8], count: int, size: tuple[int, int]) -> ND
 
 
 def _seen(source: Tensor, where: Tensor) -> NDArray[np.uint8]:
-    """uint8 [m, h, w, C] of a picture [1, C, H, W] at places [m, h, w, 2] in -1 .. 1; the places stand in one column, so that the
-    picture need not be repeated."""
+    """uint8 [m, h, w, C] of a picture [1, C, H, W] at places [m, h, w, 2] in -1 .. 1."""
     m, h, w, _ = where.shape
+    # In one column, so that the picture need not be repeated.
     flat = where.reshape(1, m * h, w, 2).to(source.dtype)
     seen = F.grid_sample(source, flat, mode="bilinear", padding_mode="border", align_corners=False)
     found: NDArray[np.uint8] = seen[0].unflatten(1, (m, h)).permute(1, 2, 3, 0).round().clamp(0, 255).to(torch.uint8).numpy()
