@@ -167,7 +167,7 @@ def scan(files: Files, names: Sequence[str]) -> list[Header | Bad]:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 return Header(image.width, image.height, image.mode)
         except Exception as error:  # decoders raise nearly anything on a corrupt file; every case is reported with its name
-            return Bad(name, _reason(error))
+            return Bad(name, reason_of(error))
 
     return _threaded(one, names)
 
@@ -245,7 +245,7 @@ def decode_all(files: Files, names: Sequence[str], shape: tuple[int, int, int]) 
                 header = Header(image.width, image.height, image.mode)
                 out[position] = _fitted(image, shape)
         except Exception as error:  # as in scan
-            return Bad(names[position], _reason(error))
+            return Bad(names[position], reason_of(error))
         return header
 
     return out, _threaded(one, range(len(names)))
@@ -296,7 +296,8 @@ def _threaded(function: Callable[[Item], R], items: Sequence[Item]) -> list[R]:
         return [result for chunk in pool.map(lambda part: [function(item) for item in part], chunks) for result in chunk]
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why an image could not be read, in one line."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image that can be identified"
     text = " ".join(str(error).split())
@@ -346,7 +347,7 @@ class StreamedImages(Images):
         try:
             return decode(self.files.read(self.names[position]), self._shape)
         except Exception as error:  # as in scan
-            what = f"{self.names[position]} in {self.files.path} is not ({_reason(error)})"
+            what = f"{self.names[position]} in {self.files.path} is not ({reason_of(error)})"
             raise UserError(f"every image must be readable, but {what}; remove it") from error
 
     def _remember(self, position: int, image: NDArray[np.uint8]) -> None:

@@ -1,11 +1,12 @@
 """One large image as a training set: thousands of crops of it, turned, sheared and shrunk, none of them with a label.
 
 Asano, Rupprecht & Vedaldi 2020, "A critical analysis of self-supervision, or what we can learn from a single image",
-arXiv:1904.13132: the early layers of a network can be learned from crops of one rich image. As there, crops are turned by up
-to 35 degrees and sheared before any augmentation of the method's own; here the crops' sides are log uniform, from their size in
-pixels to the image's shorter side, and each is taken from the image halved as often as leaves it at least its own resolution.
+arXiv:1904.13132: the early layers of a network can be learned from crops of one rich image. As there, crops are turned and
+sheared before any augmentation of the method's own. Here the scale of a crop is log uniform, from one pixel of the image to
+one of the crop up to the largest crop that fits, and a crop is taken from the image halved as often as leaves it at least the
+crop's resolution.
 
-The crops follow from the image and their size alone: every study and every machine gets the same ones.
+The crops follow from the image and their size, so that every run of a study gets the same ones.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.data.decode import GREY, Size, convert, sides
+from methods.data.decode import GREY, Size, convert, reason_of, sides
 from methods.data.records import ArrayImages, ImageSet, Source
 from search_spaces.domains import UserError
 
@@ -32,24 +33,28 @@ TURN = math.radians(35)
 SHEAR = math.tan(math.radians(15))
 LEAST = 2
 """The image's shorter side, in sides of a crop."""
-BLOCK = 256
-"""Crops gathered at a time."""
+BLOCK = 2**18
+"""Pixels of the crops gathered at a time."""
 
 
 def load_crops(path: Path, size: Size | None, channels: int | None, memory_limit: int, flip: bool | None) -> Source:
     """``CROPS`` unlabelled crops of the image at ``path``, fewer where they would not fit into ``memory_limit`` bytes.
 
     Raises:
-        UserError: the image cannot be read, or is too small to take crops from.
+        UserError: the image cannot be read, is too large to be decoded safely, or too small to take crops from.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 count = channels or (1 if opened.mode in GREY else 3)
+                bits = opened.mode == "1"
                 picture = np.asarray(convert(ImageOps.exif_transpose(opened), count), dtype=np.uint8)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        most = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise UserError(f"{path} must have at most {most} megapixels, but it has more; cut or shrink it") from error
     except Exception as error:  # decoders raise nearly anything on a corrupt file
-        raise UserError(f"{path} must be a readable image, but it is not ({error}); save it afresh") from error
+        raise UserError(f"{path} must be a readable image, but it is not ({reason_of(error)}); save it afresh") from error
     height, width = sides(size or SIDE)
     if min(picture.shape[:2]) < LEAST * max(height, width):
         raise UserError(
@@ -60,7 +65,7 @@ def load_crops(path: Path, size: Size | None, channels: int | None, memory_limit
     images = ArrayImages(cropped(picture.reshape(*picture.shape[:2], count), crops, (height, width)))
     hidden = np.full(crops, -1, dtype=np.int64)
     note = f"{crops:,} crops of {path.name} are images without a label"
-    return Source(ImageSet(images, hidden, (), flip=True if flip is None else flip), notes=(note,))
+    return Source(ImageSet(images, hidden, (), flip=not bits if flip is None else flip), notes=(note,))
 
 
 def cropped(picture: NDArray[np.uint8], count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -75,7 +80,7 @@ def cropped(picture: NDArray[np.uint8], count: int, size: tuple[int, int]) -> ND
     half = (right.abs() * width + down.abs() * height) / 2  # n 2: half the box around a crop, in units of its scale
     tall, wide = picture.shape[:2]
     most = torch.minimum(wide / (2 * half[:, 0]), tall / (2 * half[:, 1]))  # pixels of the picture to one of the crop
-    scale = most.clamp_max(1.0) * (most / most.clamp_max(1.0)) ** u[:, 2]  # log uniform from 1
+    scale = most ** u[:, 2]  # log uniform from 1
     room = torch.tensor([wide, tall], dtype=torch.float64) - 2 * half * scale[:, None]
     centre = half * scale[:, None] + room.clamp_min(0) * u[:, 3:]  # n 2, x and y in pixels
     level = scale.log2().floor().clamp_min(0).long()
@@ -85,8 +90,8 @@ def cropped(picture: NDArray[np.uint8], count: int, size: tuple[int, int]) -> ND
     source = torch.from_numpy(picture.copy()).permute(2, 0, 1).float()[None]  # 1 C H W
     for number in range(int(level.max()) + 1):
         if number:
-            source = F.interpolate(source, scale_factor=0.5, mode="bilinear", antialias=True)
-        for rows in (level == number).nonzero().squeeze(1).split(BLOCK):
+            source = F.interpolate(source, [n // 2 for n in source.shape[2:]], mode="bilinear", antialias=True)
+        for rows in (level == number).nonzero().squeeze(1).split(max(1, BLOCK // (height * width))):
             step = scale[rows, None, None, None]
             offset = right[rows, None, None] * x[None, None, :, None] + down[rows, None, None] * y[None, :, None, None]
             where = (centre[rows, None, None] + step * offset) / torch.tensor([wide, tall]) * 2 - 1  # m h w 2

@@ -126,7 +126,9 @@ def join(parts: Sequence[ImageSet]) -> ImageSet:
     captions = tuple(c for part in parts for c in (part.captions or ("",) * len(part)))
     captioned = any(captions)
     groups = tuple(dict.fromkeys(name for part in parts for name in part.groups))
-    grouped = all(part.group is not None for part in parts)
+    # A part without any label, such as the crops of an image, takes no group away from the others.
+    named = [part for part in parts if part.group is not None or (part.label >= 0).any()]
+    grouped = bool(named) and all(part.group is not None for part in named)
     shared = [a.name for a in parts[0].attributes if all(a.name in {b.name for b in part.attributes} for part in parts)]
     return ImageSet(
         images=images,
@@ -143,7 +145,8 @@ def join(parts: Sequence[ImageSet]) -> ImageSet:
 
 
 def _regroup(part: ImageSet, groups: tuple[str, ...]) -> IntArray:
-    assert part.group is not None
+    if part.group is None:
+        return np.full(len(part), -1, dtype=np.int64)
     number = np.array([groups.index(name) for name in part.groups] + [-1], dtype=np.int64)
     return number[part.group]
 

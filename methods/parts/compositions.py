@@ -2,8 +2,7 @@
 
 New characters are made of parts that known ones have (Lake, Salakhutdinov & Tenenbaum 2015, "Human-level concept learning
 through probabilistic program induction"); their programs recombine strokes, here whole drawings are parts. All images of a
-class are laid out alike, each from drawings of its own; every class is a part in two of the classes of its task, so that the
-episode cannot be told by one part alone.
+class are laid out alike, each from drawings of its own. Two classes of a task may share a part, in other places.
 
 Shapes: t tasks, N ways, n images of a class, C channels, H height, W width.
 """
@@ -49,10 +48,12 @@ class Compositions:
             float32 [t, N*n, C, H, W] in [0, 1].
         """
         x = to_float(images)
+        chosen = self.composed.gather(1, label).flatten().nonzero().squeeze(1)
+        if not len(chosen):
+            return x
         place = torch.arange(label.shape[1], device=x.device) % n
         task = torch.arange(len(label), device=x.device)[:, None]
         other = x[task, self.partner.gather(1, label) * n + place]
-        chosen = self.composed.gather(1, label).flatten().nonzero().squeeze(1)
         layout = self.layout[task, label].flatten(0, 1)[chosen]  # M 2 4
         ink = [(side.flatten(0, 1)[chosen] - paper).abs() for side in (x, other)]  # M C H W each
         both = torch.maximum(*(_placed(part, layout[:, k]) for k, part in enumerate(ink)))
@@ -70,8 +71,11 @@ def compositions(ways: int, share: float, draws: Draws) -> Compositions:
 
 
 def _placed(ink: Tensor, layout: Tensor) -> Tensor:
-    """Ink [M, C, H, W] shrunk and moved to its place, layout [M, 4]; nothing around it."""
-    size, centre = layout[:, :2], layout[:, 2:]
-    matrix = torch.cat([torch.diag_embed(1 / size), -(centre / size)[..., None]], dim=2)  # M 2 3
-    grid = F.affine_grid(matrix, list(ink.shape), align_corners=False)
-    return F.grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    """Ink [M, C, H, W] shrunk and moved to its place, layout [M, 4]; nothing around it. Bicubic as in ``strokes.warped``."""
+    height, width = ink.shape[2:]
+    down, right = (((torch.arange(n, device=ink.device) + 0.5) * 2 / n - 1) for n in (height, width))
+    wide, tall, x, y = layout[:, :, None].unbind(1)  # M 1 each
+    across, along = (right - x) / wide, (down - y) / tall  # M W, M H
+    grid = torch.stack([across[:, None].expand(-1, height, -1), along[:, :, None].expand(-1, -1, width)], dim=3)
+    seen = F.grid_sample(ink, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
+    return seen.clamp_(0, 1)

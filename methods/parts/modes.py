@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -26,17 +26,22 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def still_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm inside uses the batch's statistics but leaves the running ones alone: for passes on artificial images."""
+def statistics_moved(model: nn.Module, momentum: float) -> Iterator[None]:
+    """BatchNorm inside uses the batch's statistics, and moves its running ones towards them by ``momentum``."""
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.momentum = 0.0
+        layer.momentum = momentum
     try:
         yield
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+        for layer, before in zip(layers, momenta, strict=True):
+            layer.momentum = before
+
+
+def still_statistics(model: nn.Module) -> AbstractContextManager[None]:
+    """BatchNorm inside leaves its running statistics alone: for passes on artificial images."""
+    return statistics_moved(model, 0.0)
 
 
 @contextmanager

@@ -18,10 +18,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from methods.batch import Draws
 from methods.contracts import TrainingError
 from methods.parts.encoders import Encoder, TokenEncoder
-from methods.parts.modes import still_statistics
+from methods.parts.modes import statistics_moved, still_statistics
 
 SMALLEST = 4
 """The least side of a patch in pixels: less than that shows nothing."""
+
+WHOLE = 8
+"""Every so many steps the encoder of a patch task sees whole images."""
+
+FOLLOW = 0.2
+"""How far BatchNorm's running statistics move then; its usual tenth would lag behind, with fewer passes."""
 
 
 def cut(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
@@ -33,15 +39,11 @@ def cut(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     return images[image, :, rows, columns].permute(0, 1, 4, 2, 3)
 
 
-WHOLE = 8
-"""Every so many steps the encoder of a patch task sees whole images."""
-
-
 def embedded_patches(encoder: Encoder, patches: Tensor, images: Tensor, number: int) -> Tensor:
     """Embeddings [BP, D] of patches [BP, C, s, s], for encoders that are used on whole images afterwards.
 
     BatchNorm would keep the statistics of patches, whose borders are a large part of them: it keeps those of whole images
-    instead, seen without gradient at some of the steps.
+    instead, seen without gradient at some of the steps; those of the first few passes are averaged.
 
     Args:
         encoder: in training mode.
@@ -50,7 +52,7 @@ def embedded_patches(encoder: Encoder, patches: Tensor, images: Tensor, number: 
         number: of the step.
     """
     if number % WHOLE == 0 and any(isinstance(layer, _BatchNorm) for layer in encoder.modules()):
-        with torch.no_grad():
+        with torch.no_grad(), statistics_moved(encoder, max(FOLLOW, 1 / (number // WHOLE + 1))):
             encoder(images)
     with still_statistics(encoder):
         z: Tensor = encoder(patches)

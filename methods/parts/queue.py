@@ -52,7 +52,7 @@ class Queue(nn.Module):
 
 
 class MemoryBank(nn.Module):
-    """One unit vector per image of the study. Starts random, from torch's global generator by default.
+    """One unit vector per image of the study: random, from torch's global generator by default, until the image is met.
 
     Attributes:
         bank: float [N, D].

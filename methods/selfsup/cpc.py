@@ -4,9 +4,10 @@ van den Oord, Li & Vinyals 2018, "Representation learning with contrastive predi
 Overlapping patches are encoded one by one to z; a causal network sums up the rows so far to c; for each step k a matrix W_k
 scores z k rows below c, W_k c . z, against the z of random patches, by InfoNCE.
 
-Deviations: AdamW instead of Adam; the encoder's BatchNorm stays. The context network is a small stack of row-causal
-convolutions. Negatives are one random sample of the batch's patches for all predictions, not drawn from the same image first.
-The embedding is the encoder's of the whole image, which the protocols then use; the paper pools patches.
+Deviations: AdamW instead of Adam; the encoder's BatchNorm stays, and keeps the statistics of whole images. The context network
+is a small stack of row-causal convolutions. Negatives are one random sample of the batch's patches for all predictions, not
+drawn from the same image first. The embedding is the encoder's of the whole image, which the protocols then use; the paper
+pools patches.
 Raises: TrainingError where patches would be smaller than 4 pixels, or there are not more rows of patches than steps.
 """
 

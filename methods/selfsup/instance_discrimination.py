@@ -7,8 +7,9 @@ non-parametric softmax over the whole bank that it estimates.
 
 Deviations: AdamW instead of SGD; BatchNorm after the linear projection to `head_width`, so that embeddings are spread from the
 start as the constant Z supposes; the m noise images are one sample for the whole batch, so that the scores are one matrix
-product; an image's row starts at its first embedding, not at random, since with few visits the first one counts; the proximal
-term is off by default. With few visits an image the softmax learns sooner than its estimate.
+product; an image's row starts at its first embedding, not at random, since with few visits the first one counts (its own
+term then has no gradient); the proximal term is off by default. With few visits an image the softmax learns sooner than its
+estimate.
 """
 
 from __future__ import annotations

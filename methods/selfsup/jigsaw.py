@@ -6,7 +6,7 @@ for great Hamming distance. Patches have random gaps and are standardised one by
 nothing.
 
 Deviations: AdamW instead of SGD; the encoder itself sees the patches, instead of an AlexNet cut at its last layers; a small
-MLP joins them; hundreds of permutations at most by default, not 1000.
+MLP joins them; hundreds of permutations at most by default, not 1000; BatchNorm keeps the statistics of whole images.
 Raises: TrainingError where patches would be smaller than 4 pixels, or there are fewer permutations than asked for.
 """
 

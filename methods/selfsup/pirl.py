@@ -4,10 +4,10 @@ Misra & van der Maaten 2019, "Self-supervised learning of pretext-invariant repr
 With s the cosine over t, h(a, b) = exp(s(a, b)) / (exp(s(a, b)) + sum over noise rows n of exp(s(b, n))), the loss is
 weight x L(m, g(jigsaw)) + (1 - weight) x L(m, f(image)), where L(m, b) = -log h - sum over the noise of log(1 - h(b, n)).
 
-Deviations: AdamW instead of SGD; BatchNorm after both projections, so that embeddings are spread over the sphere as the bank
-is from the start; an image's row starts at its first embedding, not at random, since with few visits the first one counts; the
-noise rows are one sample for the whole batch; patches leave random gaps in a 3 x 3 grid (2 x 2 on images
-too small for it) and are encoded one by one, as in the paper.
+Deviations: AdamW instead of SGD; smaller batches; BatchNorm after both projections, so that embeddings are spread over the
+sphere; an image's row starts at its first embedding, not at random, since with few visits the first one counts (the image's
+term then only repels); the noise rows are one sample for the whole batch; BatchNorm keeps the statistics of whole images alone;
+patches leave random gaps in a 3 x 3 grid (2 x 2 on images too small for it) and are encoded one by one, as in the paper.
 Raises: TrainingError where patches would be smaller than 4 pixels.
 """
 
@@ -37,10 +37,6 @@ from search_spaces.domains import Float, Int, knob
 class Config(SelfConfig):
     """Knobs."""
 
-    batch_size: int = knob(
-        128, Int(64, 512, power_of_two=True), legal=Int(2, 65536), unit="images", doc="images per step, each with 9 patches",
-        source="Misra 2019: 1024",
-    )  # fmt: skip
     temperature: float = knob(
         0.07, Float(0.05, 1.0, log=True), legal=Float(1e-3, 1e2), doc="of the softmax over the bank", source="Misra 2019: .07"
     )

@@ -5,7 +5,8 @@ A patch in the middle and one beside it go through the encoder; both embeddings 
 jitter between patches, and standardised patches, keep borders and colour gradients from telling it.
 
 Deviations: AdamW instead of SGD; all eight neighbours of a middle patch are asked for at once, which shares its encoding;
-patches are standardised instead of losing colour channels; the 3 x 3 block lies anywhere in a cropped and mirrored view.
+patches are standardised instead of losing colour channels; the 3 x 3 block lies anywhere in a cropped and mirrored view;
+BatchNorm keeps the statistics of whole images.
 Raises: TrainingError where patches would be smaller than 4 pixels or the block does not fit into the image.
 """
 
@@ -24,7 +25,7 @@ from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
 from methods.parts.patches import cut, embedded_patches, mosaic, patch_side, standardised
 from methods.selfsup.shared import SelfConfig, beside
-from search_spaces.domains import Float, Int, knob
+from search_spaces.domains import Float, knob
 
 MIDDLE = 4
 NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)
@@ -34,10 +35,6 @@ NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)
 class Config(SelfConfig):
     """Knobs."""
 
-    batch_size: int = knob(
-        128, Int(64, 512, power_of_two=True), legal=Int(2, 65536), unit="images", doc="images per step, 8 pairs each",
-        source="Doersch 2015: 512 pairs",
-    )  # fmt: skip
     patch: float = knob(
         0.25, Float(0.2, 0.3), legal=Float(0.05, 1 / 3), unit="of the image's side", doc="patch side",
         source="Doersch 2015: 96 pixels",

@@ -19,7 +19,7 @@ from search_spaces.domains import Float, Int, knob
 class SelfConfig(SharedConfig):
     """The shared knobs, and what follows from them for a method that learns from the pool alone.
 
-    Small encoders and some hundred to some thousand steps want a higher rate and smaller steps than long trainings.
+    Rate and batch are for small encoders and some hundred to some thousand steps.
     """
 
     lr: float = knob(

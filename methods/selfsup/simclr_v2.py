@@ -47,7 +47,7 @@ class Config(simclr.Config):
     )
     kept_layers: int = knob(1, Int(0, 2), doc="layers of the head that fine-tuning keeps", source="Chen 2020b: 1")
     tune_lr: float = knob(
-        3e-4, Float(3e-5, 3e-3, log=True), legal=Float(1e-8, 100), unit="per 256 images", doc="learning rate of fine-tuning",
+        4e-4, Float(3e-5, 3e-3, log=True), legal=Float(1e-8, 100), unit="per 256 images", doc="learning rate of fine-tuning",
         source="Chen 2020b: a tenth of the pre-training's",
     )  # fmt: skip
     distil_temperature: float = knob(

@@ -49,8 +49,16 @@ def test_crops_lie_inside_turned_sheared_and_of_all_scales() -> None:
 
 def test_the_same_crops_every_time_whatever_the_number() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
-    assert np.array_equal(cropped(picture, 20, (8, 12)), cropped(picture, 20, (8, 12)))
-    assert len(np.unique(cropped(picture, 20, (8, 12)).reshape(20, -1), axis=0)) == 20
+    crops = cropped(picture, 20, (8, 12))
+    assert np.array_equal(cropped(picture, 30, (8, 12))[:20], crops)
+    assert len(np.unique(crops.reshape(20, -1), axis=0)) == 20
+
+
+def test_large_crops_are_means_and_not_samples() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (250, 350, 1), dtype=np.uint8)  # sd 74
+    sds = cropped(noise, 300, (12, 12)).astype(float).std((1, 2, 3))
+    assert sds.min() < 15, "of 16 x 16 pixels and more the mean is left"
+    assert sds.max() > 40
 
 
 def test_an_image_is_a_pool_beside_labelled_folders(tmp_path: Path) -> None:
@@ -75,19 +83,38 @@ def test_grey_images_and_limits(tmp_path: Path) -> None:
     grey = load(str(image)).train
     assert grey.images.shape == (1, 32, 32)
     assert not grey.classes
+    assert grey.flip
+    Image.fromarray(coordinates(70, 70)[..., 0]).convert("1").save(tmp_path / "scan.png")
+    assert not load(str(tmp_path / "scan.png")).train.flip
     few = load(str(image), size=8, channels=3, memory_limit=50 * 8 * 8 * 3).train
     assert len(few) == 50
     assert few.images.shape == (3, 8, 8)
     assert isinstance(few.images, ArrayImages)
 
 
-def test_one_line_for_what_is_wrong(tmp_path: Path) -> None:
+def test_crops_take_no_groups_away(tmp_path: Path) -> None:
+    for name in ("x/1", "x/2", "y/3", "y/4"):
+        (tmp_path / "alphabets" / name).mkdir(parents=True)
+        for k in range(3):
+            saved(tmp_path / "alphabets" / name / f"{k}.png", coordinates(16, 16))
+    data = load([str(tmp_path / "alphabets"), str(saved(tmp_path / "one.png", coordinates(64, 64)))]).train
+    assert data.groups == ("x", "y")
+    assert data.group is not None
+    assert (data.group[:12] >= 0).all()
+    assert (data.group[12:] == -1).all()
+
+
+def test_one_line_for_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = saved(tmp_path / "small.png", coordinates(60, 100))
     with pytest.raises(UserError, match="must be at least 2 crops high and wide, got 100x60 for crops of 32x32"):
         load(str(small))
     broken = tmp_path / "broken.png"
     broken.write_bytes(small.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"broken\.png must be a readable image, but it is not"):
+    with pytest.raises(UserError, match=r"broken\.png must be a readable image, but it is not \([^/]+\); save it afresh"):
         load(str(broken))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
+    with pytest.raises(UserError, match=r"small\.png must have at most 0 megapixels, but it has more; cut or shrink it"):
+        load(str(small))
+    monkeypatch.undo()
     with pytest.raises(UserError, match="classification needs labelled images"):
         split(load(str(small), size=16), seed=0)

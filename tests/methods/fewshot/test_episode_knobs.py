@@ -103,14 +103,22 @@ def test_composed_classes_are_two_classes_in_one_picture(make: Callable[..., Any
 @pytest.mark.parametrize("paper", [0.0, 1.0])
 def test_parts_of_a_composition_lie_where_its_layout_says(paper: float) -> None:
     left, right = torch.tensor([[0.5, 1.0, -0.5, 0.0], [0.5, 1.0, 0.5, 0.0]])  # width, height, centre x, centre y
-    plan = Compositions(
-        torch.tensor([[True, False]]), torch.tensor([[1, 0]]), torch.stack([left, right]).expand(1, 2, -1, -1).contiguous()
-    )
-    ink = torch.tensor([0.5, 1.0]).view(1, 2, 1, 1, 1).expand(1, 2, 1, 8, 8)  # two drawings that fill their pictures
-    seen = (paper - plan.drawn((paper - ink).abs(), torch.tensor([[0, 1]]), 1, paper)).abs()
-    assert seen[0, 0, 0, :, :4].allclose(torch.tensor(0.5))
-    assert seen[0, 0, 0, :, 4:].allclose(torch.tensor(1.0))
-    assert torch.equal(seen[0, 1], ink[0, 1]), "not composed, not changed"
+    layout = torch.stack([left, right]).expand(1, 2, -1, -1)
+    plan = Compositions(torch.tensor([[True, False]]), torch.tensor([[1, 0]]), layout)
+    ink = torch.tensor([0.2, 0.4, 0.6, 0.8]).view(1, 4, 1, 1, 1).expand(1, 4, 1, 16, 16)  # drawings that fill their pictures
+    label = torch.tensor([[0, 0, 1, 1]])
+    seen = (paper - plan.drawn((paper - ink).abs(), label, 2, paper)).abs()
+    inner = slice(2, 6)  # bicubic: the edges of a part are soft
+    for k in (0, 1):
+        assert seen[0, k, 0, inner, inner].allclose(ink[0, k, 0, 0, 0]), "its own drawing to the left"
+        assert seen[0, k, 0, inner, 10:14].allclose(ink[0, k + 2, 0, 0, 0]), "the partner's drawing of the same number"
+    assert seen[0, 2:].allclose(ink[0, 2:]), "not composed, not changed"
+
+
+def test_a_step_may_compose_no_class() -> None:
+    none = Compositions(torch.zeros(1, 2, dtype=torch.bool), torch.tensor([[1, 0]]), torch.rand(1, 2, 2, 4))
+    images = torch.randint(0, 256, (1, 2, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(none.drawn(images, torch.tensor([[0, 1]]), 1, 1.0), images / 255)
 
 
 def test_layouts_keep_parts_inside_and_partners_apart() -> None:

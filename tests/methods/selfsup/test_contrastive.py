@@ -215,6 +215,8 @@ def test_banks_change_only_where_images_were_seen(train: Make, make_data: Data, 
     training._one_step()
     changed = (bank != before).any(1).nonzero().flatten()
     assert sorted(changed.tolist()) == sorted(seen.tolist())
+    assert sorted(training.learner.bank.met.nonzero().flatten().tolist()) == sorted(seen.tolist())
+    torch.testing.assert_close(bank[seen], training.learner.fresh)  # rows start at the first embedding, not half way to it
     assert not bank.requires_grad
     torch.testing.assert_close(bank.norm(dim=1), torch.ones(48))
 

@@ -30,6 +30,21 @@ def test_four_turns() -> None:
         assert torch.equal(views[i], torch.rot90(images[i % 3], turn, (1, 2)))
 
 
+@pytest.mark.parametrize("method", [jigsaw.METHOD, relative_patch.METHOD, cpc.METHOD, pirl.METHOD], ids=lambda m: m.name)
+def test_statistics_of_patches_stay_out(train: Make, method: Any) -> None:
+    training = train(method)
+    layer = next(m for m in training.learner.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    sizes: list[tuple[int, bool]] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append((inputs[0].shape[-1], module.momentum != 0.0))
+
+    layer.register_forward_pre_hook(note)
+    training._one_step()
+    whole = max(size for size, _ in sizes)
+    assert {(size == whole, moved) for size, moved in sizes} == {(True, True), (False, False)}
+
+
 def test_jigsaw_is_solved_by_the_permutation_it_names(train: Make, make_data: Data, make_batch: Batches) -> None:
     data = make_data(side=16)
     learner = train(jigsaw.METHOD, data, grid=2, permutations=24, patch=1.0, augmentation_strength=0.0).learner
