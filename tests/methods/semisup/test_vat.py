@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from methods.parts.adversarial import adversarial_direction, still_statistics, unit
+from methods.parts.adversarial import adversarial_direction, unit
 from methods.parts.losses import kl
+from methods.parts.modes import still_statistics
 from methods.semisup import vat
 
 
