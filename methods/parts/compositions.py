@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from methods.batch import Draws
 from methods.parts.augment import to_float
+from methods.parts.strokes import affine, warped
 
 SMALLEST = 0.5
 """The least side of a part, in sides of the picture."""
@@ -71,11 +71,7 @@ def compositions(ways: int, share: float, draws: Draws) -> Compositions:
 
 
 def _placed(ink: Tensor, layout: Tensor) -> Tensor:
-    """Ink [M, C, H, W] shrunk and moved to its place, layout [M, 4]; nothing around it. Bicubic as in ``strokes.warped``."""
-    height, width = ink.shape[2:]
-    down, right = (((torch.arange(n, device=ink.device) + 0.5) * 2 / n - 1) for n in (height, width))
-    wide, tall, x, y = layout[:, :, None].unbind(1)  # M 1 each
-    across, along = (right - x) / wide, (down - y) / tall  # M W, M H
-    grid = torch.stack([across[:, None].expand(-1, height, -1), along[:, :, None].expand(-1, -1, width)], dim=3)
-    seen = F.grid_sample(ink, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
-    return seen.clamp_(0, 1)
+    """Ink [M, C, H, W] shrunk and moved to its place, layout [M, 4]; nothing around it."""
+    size, centre = layout[:, :2], layout[:, 2:]
+    straight = torch.zeros_like(size[:, 0])
+    return warped(ink, affine(straight, straight, 1 / size[:, 1], 1 / size[:, 0], -centre / size / 2), outside="zeros")

@@ -66,8 +66,8 @@ def affine(angle: Tensor, shear: Tensor, tall: Tensor, wide: Tensor, shift: Tens
     return torch.stack([x, y], dim=1)
 
 
-def warped(x: Tensor, matrix: Tensor, field: Tensor | None = None) -> Tensor:
-    """Images [B, C, H, W] seen through an affine map [B, 2, 3] and displacements [B, H, W, 2]; what lies outside is the border.
+def warped(x: Tensor, matrix: Tensor, field: Tensor | None = None, outside: str = "border") -> Tensor:
+    """Images [B, C, H, W] seen through an affine map [B, 2, 3] and displacements [B, H, W, 2]; outside is the border, or zeros.
 
     Bicubic, since bilinear interpolation fades strokes that are a pixel wide.
     """
@@ -78,7 +78,7 @@ def warped(x: Tensor, matrix: Tensor, field: Tensor | None = None) -> Tensor:
     grid = rows[:, :, 0] * right + rows[:, :, 1] * down[:, None] + rows[:, :, 2]  # [B, 2, H, W]
     where = grid.permute(0, 2, 3, 1)
     where = where if field is None else where + field
-    seen = F.grid_sample(x, where, mode="bicubic", padding_mode="border", align_corners=False)
+    seen = F.grid_sample(x, where, mode="bicubic", padding_mode=outside, align_corners=False)
     return seen.clamp_(0, 1)
 
 

@@ -99,9 +99,9 @@ def _encoder(method: str, usual: str) -> str:
 
 
 FEW_VISITS: dict[str, tuple[Mapping[str, object], ...]] = {
-    "instance_discrimination": ({"loss": "softmax", "temperature": 0.1}, {"loss": "nce", "temperature": 0.07}),
-    "jigsaw": ({"grid": 2}, {"grid": 3}),
-    "rotation_gan": ({"lr": 0.002}, {"lr": 0.0005}),
+    "instance_discrimination": ({"loss": "softmax", "temperature": 0.1}, {}),
+    "jigsaw": ({"grid": 2}, {}),
+    "rotation_gan": ({"lr": 0.002}, {}),
 }
 """For small images and a few visits to each, beside the catalogue's defaults."""
 
