@@ -404,8 +404,11 @@ class Training:
     def _all_finite(self, sums: Mapping[str, Tensor]) -> bool:
         return "loss" not in sums or bool(torch.isfinite(self.world.mean(sums["loss"])))
 
-    def cost(self, steps: int = 3) -> Cost:
-        """An estimate from ``steps`` steps of every stage; the training is spoilt and must be thrown away."""
+    def cost(self, steps: int = 3, seconds: float = 0.0) -> Cost:
+        """An estimate from at least ``steps`` steps of every stage, and from as many more as fit in the stage's share of
+        ``seconds``, since a few steps are as fast as what runs beside them lets them be. The training is spoilt and must be
+        thrown away.
+        """
         once = per_image = 0.0
         for number, stage in enumerate(self.stages):
             started = self._now()
@@ -413,9 +416,11 @@ class Training:
                 self._enter(number, self.learner)
             self._one_step()
             middle = self._now()
-            for _ in range(steps):
+            done = 0
+            while done < steps or self._now() - middle < stage.share * seconds:
                 self._one_step()
-            each = (self._now() - middle) / steps
+                done += 1
+            each = (self._now() - middle) / done
             if number:  # The very first step warms the process up, which is no work of the method's.
                 once += max(middle - started - each, 0.0)
             per_image += stage.share * each / self._feeder.feeds.images

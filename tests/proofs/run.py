@@ -47,8 +47,9 @@ from methods.protocols import FewShot, Linear, Predict, ZeroShot
 from methods.protocols.contract import Trained
 from search_spaces.domains import UserError, build
 
-MEASURED = 8
-"""Steps from which the length of a training is set."""
+MEASURED = 0.1
+"""Share of a training's seconds that are first spent on measuring how many images fit in: what a few steps take varies with
+what else the machine does, and rows of unequal seconds would be no comparison."""
 
 
 @cache
@@ -97,9 +98,9 @@ def cifar_classes(data: Path) -> Split:
 
 
 def within_seconds(name: str, config: Any, data: TrainData, encoder: EncoderSpec, seed: int, seconds: float) -> Training:
-    """A training whose schedule ends after about ``seconds``: its length is set by a few measured steps of every stage."""
+    """A training whose schedule ends after about ``seconds``: its length is set by measured steps of every stage."""
     method = CATALOGUE[name]
-    cost = Training(method, config, data, TrainSettings(1, encoder, seed)).cost(MEASURED)
+    cost = Training(method, config, data, TrainSettings(1, encoder, seed)).cost(seconds=MEASURED * seconds)
     images = max(int((seconds - cost.once) / cost.per_image), 1)
     return Training(method, config, data, TrainSettings(1, encoder, seed, images))
 

@@ -50,7 +50,6 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
 
     monkeypatch.setattr(proofs.run, "within_seconds", spied)
     monkeypatch.setitem(proofs.tables.TABLES, "digits", dataclasses.replace(proofs.tables.TABLES["digits"], draws=1))
-    monkeypatch.setattr(proofs.run, "MEASURED", 1)
     words = ["digits", "--seconds", "0.05", "--threads", "1", "--out", str(tmp_path), "--rows", "supervised strong", "vat"]
     proofs.run.main([*words, "--seeds", "1"])
     assert [labels for _, _, labels in seen] == [20, 20, 20, 40, 40], "a search trains on half of the labels, a row on all"
