@@ -313,8 +313,8 @@ class Training:
         self._optimization = _Optimization(learner)
         self._seed = seed
 
-    def _steps(self) -> int:
-        """Steps of the current stage at the top rung."""
+    def stage_steps(self) -> int:
+        """Steps of the current stage at the top rung, to which its schedules run."""
         images = self.stage.share * self.settings.epochs * self.images_per_epoch
         return max(1, round(images / self._feeder.feeds.images))
 
@@ -326,7 +326,7 @@ class Training:
         """Steps that the current stage has done when ``epoch`` epochs are done."""
         start = self._start(self._stage)
         length = self.stage.share * self.settings.epochs
-        return round(self._steps() * min(max((epoch - start) / length, 0.0), 1.0))
+        return round(self.stage_steps() * min(max((epoch - start) / length, 0.0), 1.0))
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -335,7 +335,7 @@ class Training:
             yield
 
     def _one_step(self) -> Mapping[str, Tensor]:
-        number, steps = self._step, self._steps()
+        number, steps = self._step, self.stage_steps()
         progress = number / steps
         step = self._feeder.step(number, progress)
         # For randomness inside torch's own layers (dropout); methods draw from the batch.
@@ -366,7 +366,7 @@ class Training:
             if self._step >= self._target(self.epoch):
                 # A stage that ends with the epoch keeps its learner, so that the rung scores what has been trained.
                 last = self._stage == len(self.stages) - 1 or self._start(self._stage + 1) >= self.epoch - 1e-6
-                if last or self._step < self._steps():
+                if last or self._step < self.stage_steps():
                     break
                 self._enter(self._stage + 1, self.learner)
                 continue
@@ -404,11 +404,8 @@ class Training:
     def _all_finite(self, sums: Mapping[str, Tensor]) -> bool:
         return "loss" not in sums or bool(torch.isfinite(self.world.mean(sums["loss"])))
 
-    def cost(self, steps: int = 3, seconds: float = 0.0) -> Cost:
-        """An estimate from at least ``steps`` steps of every stage, and from as many more as fit in the stage's share of
-        ``seconds``, since a few steps are as fast as what runs beside them lets them be. The training is spoilt and must be
-        thrown away.
-        """
+    def cost(self, steps: int = 3) -> Cost:
+        """An estimate from ``steps`` steps of every stage; the training is spoilt and must be thrown away."""
         once = per_image = 0.0
         for number, stage in enumerate(self.stages):
             started = self._now()
@@ -416,11 +413,9 @@ class Training:
                 self._enter(number, self.learner)
             self._one_step()
             middle = self._now()
-            done = 0
-            while done < steps or self._now() - middle < stage.share * seconds:
+            for _ in range(steps):
                 self._one_step()
-                done += 1
-            each = (self._now() - middle) / done
+            each = (self._now() - middle) / steps
             if number:  # The very first step warms the process up, which is no work of the method's.
                 once += max(middle - started - each, 0.0)
             per_image += stage.share * each / self._feeder.feeds.images

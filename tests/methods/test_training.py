@@ -434,21 +434,3 @@ def test_the_estimate_of_an_epochs_seconds_weighs_every_stage(split: Split, monk
     monkeypatch.setattr(training, "_now", lambda: clock)
     steps = 160 / training.learner.feeds().images
     assert training.seconds_per_epoch() == pytest.approx(steps * (0.25 * 1 + 0.75 * 10), rel=1e-9)
-
-
-def test_a_longer_measurement_is_not_misled_by_a_slow_start(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = start(split, epochs=2, epoch_images=160)
-    clock, done = 0.0, 0
-
-    def step() -> Mapping[str, Tensor]:
-        nonlocal clock, done
-        done += 1
-        clock += 5.0 if done <= 4 else 1.0
-        return {}
-
-    monkeypatch.setattr(training, "_one_step", step)
-    monkeypatch.setattr(training, "_now", lambda: clock)
-    images = training.learner.feeds().images
-    assert training.cost(3).per_image == pytest.approx(5 / images)
-    done = 0
-    assert training.cost(3, seconds=115.0).per_image == pytest.approx(115 / (103 * images))

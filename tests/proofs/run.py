@@ -36,7 +36,7 @@ import torch
 from proof_rows import Key, Row, fill, read
 from proof_tables import ACROSS, HERE, LOOKS, NEW_LOOKS, SEARCH, TABLES, UNTRAINED, Entry, key_of, write_tables
 
-from methods import CATALOGUE, EncoderSpec, Training, TrainSettings
+from methods import CATALOGUE, EncoderSpec, Method, Training, TrainSettings
 from methods.data.budget import split, train_data
 from methods.data.episodic import split_few_shot
 from methods.data.records import Labelled, Source, Split, TrainData
@@ -47,9 +47,29 @@ from methods.protocols import FewShot, Linear, Predict, ZeroShot
 from methods.protocols.contract import Trained
 from search_spaces.domains import UserError, build
 
-MEASURED = 0.1
-"""Share of a training's seconds that are first spent on measuring how many images fit in: what a few steps take varies with
-what else the machine does, and rows of unequal seconds would be no comparison."""
+class ByTheClock(Training):
+    """A training of one epoch that ends after ``seconds``, its stages after their shares of them, and so do the schedules.
+
+    Rows are compared at equal seconds, and how many images fit in cannot be told beforehand: speed varies from one ten
+    seconds to the next with what else the machine does.
+    """
+
+    def __init__(self, seconds: float, method: Method, config: Any, data: TrainData, settings: TrainSettings) -> None:
+        assert settings.epochs == 1
+        super().__init__(method, config, data, settings)
+        self._seconds = seconds
+        self._started: float | None = None
+
+    def stage_steps(self) -> int:
+        """As many steps as the stage will have had if it goes on as it went so far."""
+        now = self._now()
+        if self._started is None:
+            self._started = now
+        if not self._step:
+            return 1
+        begun = self._started + self._seconds * self._start(self._stage)
+        passed = (now - begun) / (self._seconds * self.stage.share)
+        return max(round(self._step / passed), self._step)
 
 
 @cache
@@ -95,14 +115,6 @@ def glyph_looks() -> Split:
 def cifar_classes(data: Path) -> Split:
     """Five classes to train on and to validate, the five others to test."""
     return split_few_shot(load(str(data / "cifar10-jpeg-20k-train.zip")), by="class", test_share=0.5, seed=0)
-
-
-def within_seconds(name: str, config: Any, data: TrainData, encoder: EncoderSpec, seed: int, seconds: float) -> Training:
-    """A training whose schedule ends after about ``seconds``: its length is set by measured steps of every stage."""
-    method = CATALOGUE[name]
-    cost = Training(method, config, data, TrainSettings(1, encoder, seed)).cost(seconds=MEASURED * seconds)
-    images = max(int((seconds - cost.once) / cost.per_image), 1)
-    return Training(method, config, data, TrainSettings(1, encoder, seed, images))
 
 
 def _untrained(data: TrainData, spec: EncoderSpec, seed: int) -> Trained:
@@ -198,7 +210,8 @@ class Bench:
             model, spent, images = _untrained(parts.train, spec, key.seed), 0.0, 0
         else:
             config = build(CATALOGUE[entry.method].config, json.loads(key.knobs))
-            training = within_seconds(entry.method, config, parts.train, spec, key.seed, key.budget)
+            settings = TrainSettings(1, spec, key.seed)
+            training = ByTheClock(key.budget, CATALOGUE[entry.method], config, parts.train, settings)
             report = training.train_epoch()
             if not report.finite:
                 raise UserError(f"{key.method} diverged: its loss was not a number")

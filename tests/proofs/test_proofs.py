@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from methods import CATALOGUE
+from methods import CATALOGUE, EncoderSpec, Method, Training, TrainSettings
+from methods.data.records import TrainData
 from search_spaces.domains import build
 
 PROOFS = Path(__file__).parent
@@ -42,13 +43,13 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
     proofs: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[tuple[str, bool, int]] = []
-    inner = proofs.run.within_seconds
+    inner = proofs.run.ByTheClock
 
-    def spied(name: str, config: object, data: object, *others: object) -> object:
-        seen.append((name, others[0].name == "resnet_small", int((data.label >= 0).sum())))  # type: ignore[attr-defined]
-        return inner(name, config, data, *others)
+    def spied(seconds: float, method: Method, config: object, data: TrainData, settings: TrainSettings) -> Training:
+        seen.append((method.name, settings.encoder.name == "resnet_small", int((data.label >= 0).sum())))
+        return inner(seconds, method, config, data, settings)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(proofs.run, "within_seconds", spied)
+    monkeypatch.setattr(proofs.run, "ByTheClock", spied)
     monkeypatch.setitem(proofs.tables.TABLES, "digits", dataclasses.replace(proofs.tables.TABLES["digits"], draws=1))
     words = ["digits", "--seconds", "0.05", "--threads", "1", "--out", str(tmp_path), "--rows", "supervised strong", "vat"]
     proofs.run.main([*words, "--seeds", "1"])
@@ -74,6 +75,35 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
     assert "too few runs" in text
     assert (tmp_path / "tables.svg").read_text().startswith("<svg")
     capsys.readouterr()
+
+
+def test_stages_end_by_the_clock_whatever_their_speed(proofs: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that take a second, then three: each stage has its share of the seconds, and its schedule runs to the end."""
+    chosen = CATALOGUE["noisy_student"]
+    config = build(chosen.config, {"generations": 1, "teacher_share": 0.25, "mu": 1, "batch_size": 2})
+    data = proofs.run.digits(40, 0).train
+    training = proofs.run.ByTheClock(400.0, chosen, config, data, TrainSettings(1, EncoderSpec("conv4")))
+    clock = 1000.0
+    progress: dict[str, list[float]] = {stage.name: [] for stage in training.stages}
+
+    def step() -> dict[str, object]:
+        nonlocal clock
+        progress[training.stage.name].append(training._step / training.stage_steps())
+        clock += 1.0 if clock < 1200 else 3.0
+        training._step += 1
+        return {}
+
+    monkeypatch.setattr(training, "_one_step", step)
+    monkeypatch.setattr(training, "_now", lambda: clock)
+    training.train_epoch()
+    assert clock == pytest.approx(1400, abs=3)
+    teacher, student = progress.values()
+    assert len(teacher) == pytest.approx(100, abs=1)
+    assert len(student) == pytest.approx(100 + 200 / 3, abs=2)
+    for shares, each in ((teacher, 0.01), (student, 0.01)):
+        assert shares[0] == 0
+        assert shares[-1] == pytest.approx(1, abs=2 * each)
+        assert (np.diff(shares) >= 0).all()
 
 
 def test_every_row_can_be_trained_from_what_its_key_says(proofs: SimpleNamespace) -> None:

@@ -85,7 +85,7 @@ def test_bags_are_histograms_of_the_nearest_words() -> None:
 
 def test_bag_of_words_teacher_stays_as_stage_one_left_it(train: Make, make_data: Data) -> None:
     training = train(bag_of_words.METHOD, make_data(), words=16, epochs=2, epoch_images=64)
-    while training._stage == 0 and training._step < training._steps():
+    while training._stage == 0 and training._step < training.stage_steps():
         training._one_step()
     teacher = {k: v.clone() for k, v in training.learner.encoder().state_dict().items()}
     training._enter(1, training.learner)
