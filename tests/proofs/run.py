@@ -47,6 +47,7 @@ from methods.protocols import FewShot, Linear, Predict, ZeroShot
 from methods.protocols.contract import Trained
 from search_spaces.domains import UserError, build
 
+
 class ByTheClock(Training):
     """A training of one epoch that ends after ``seconds``, its stages after their shares of them, and so do the schedules.
 
