@@ -5,11 +5,22 @@ Miyato et al. 2017, "Virtual adversarial training", arXiv:1704.03976.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from methods.batch import Draws
 from methods.parts.losses import kl
+from methods.parts.modes import still_statistics
+
+
+def perturbation_unit(shape: tuple[int, int, int], std: tuple[float, ...]) -> Tensor:
+    """float32 [C, 1, 1]: what one unit of perturbation is in each channel of an image of ``shape`` (C, H, W).
+
+    A standard deviation for a 3 x 32 x 32 image; for others it grows with the square root of their size, as distances do.
+    """
+    return math.sqrt(math.prod(shape) / 3072) * torch.tensor(std).view(-1, 1, 1)
 
 
 def unit(d: Tensor) -> Tensor:
@@ -39,3 +50,19 @@ def adversarial_direction(
         (grad,) = torch.autograd.grad(kl(logits.detach(), model(images + xi * scale * d)).sum(), d)
         d = unit(grad)
     return d.detach()
+
+
+def clean_and_worst(
+    model: nn.Module, images: Tensor, scale: Tensor, eps: float, xi: float, iterations: int, draws: tuple[Draws, ...]
+) -> tuple[Tensor, Tensor]:
+    """Logits [B, K] of images as they are, and at the perturbation of length ``eps`` that changes them most; with gradient.
+
+    All passes run in float32, in which alone a small difference of predictions has a meaning. BatchNorm normalises by the
+    batch in each of them, and its running statistics follow the clean one only. Arguments as in ``adversarial_direction``.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        logits: Tensor = model(images)  # B K
+        with still_statistics(model):
+            d = adversarial_direction(model, images, logits, scale, xi, iterations, draws)  # B C H W
+            worst: Tensor = model(images + eps * scale * d)  # B K
+    return logits, worst

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -68,15 +67,3 @@ class Ema(nn.Module):
                 own.lerp_(other, share.to(own.dtype))
             else:
                 own.copy_(other)
-
-
-def cosine_momentum(base: float, progress: float) -> float:
-    """From ``base`` at the start to 1 at the end, by a half cosine (Grill et al. 2020, arXiv:2006.07733)."""
-    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
-
-
-def ramp(progress: float, share: float) -> float:
-    """exp(-5 (1 - t)^2), t growing to 1 over the first ``share`` of the training (Laine & Aila 2016, arXiv:1610.02242)."""
-    if share <= 0 or progress >= share:
-        return 1.0
-    return math.exp(-5 * (1 - progress / share) ** 2)

@@ -1,6 +1,8 @@
-"""How loss weights and teachers' momenta begin. The sigmoid ramp lives beside the teachers, in ``methods.parts.ema``."""
+"""How loss weights and teachers' momenta change over a training."""
 
 from __future__ import annotations
+
+import math
 
 
 def linear_ramp(progress: float, length: float, start: float = 0.0) -> float:
@@ -28,3 +30,15 @@ def warmed_momentum(momentum: float, number: int) -> float:
         number: steps done before this one.
     """
     return min(momentum, 1.0 - 1.0 / (number + 2))
+
+
+def sigmoid_ramp(progress: float, share: float) -> float:
+    """exp(-5 (1 - t)^2), t growing to 1 over the first ``share`` of the training (Laine & Aila 2016, arXiv:1610.02242)."""
+    if share <= 0 or progress >= share:
+        return 1.0
+    return math.exp(-5 * (1 - progress / share) ** 2)
+
+
+def cosine_momentum(base: float, progress: float) -> float:
+    """From ``base`` at the start to 1 at the end, by a half cosine (Grill et al. 2020, arXiv:2006.07733)."""
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2

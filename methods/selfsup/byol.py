@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.ema import Ema, cosine_momentum
+from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
+from methods.parts.ramps import cosine_momentum
 from methods.selfsup.shared import SelfConfig, beside, two_views
 from search_spaces.domains import SWITCH, Float, Int, knob
 

@@ -24,9 +24,10 @@ from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.assignments import assignments
 from methods.parts.augment import augmentation
 from methods.parts.centering import Centre
-from methods.parts.ema import Ema, cosine_momentum
+from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder, TokenEncoder
 from methods.parts.heads import CosineHead, DinoHead, mlp
+from methods.parts.ramps import cosine_momentum
 from methods.selfsup.shared import SelfConfig, beside, two_views
 from search_spaces.domains import SWITCH, Float, Int, knob
 

@@ -88,7 +88,6 @@ def most_confident(p: Tensor, free: Tensor, k: int, shares: Tensor | None) -> Te
     """
     best, label = p.max(dim=1)
     best = best.masked_fill(~free, -1.0)
-    chosen = torch.zeros_like(free)
     if shares is None:
         rank = torch.zeros_like(label).scatter_(
             0, best.argsort(descending=True, stable=True), torch.arange(len(p), device=p.device)
@@ -106,6 +105,7 @@ class CoTraining(Learner):
     """One round: grows both training sets (not in the first), then trains both classifiers."""
 
     sets: Tensor
+    known: Tensor
     shares: Tensor
 
     def __init__(self, config: Config, context: Context) -> None:
@@ -124,6 +124,7 @@ class CoTraining(Learner):
             encoder.name = "pair"
             self.model = Pair(encoder, context.classes)
             sets = torch.stack([known, known])  # line 1
+        self.register_buffer("known", known)  # N, the true labels, -1 where unlabelled
         self.register_buffer("sets", sets)  # 2 N: each classifier's training labels, -1 where it has none
         self.register_buffer("shares", class_shares(known, context.classes))  # K
 
@@ -163,9 +164,10 @@ class CoTraining(Learner):
         return Loss(total, parts, self.given(step.from_pool().index) if self.grows else None)
 
     def given(self, index: Tensor) -> PseudoLabels:
-        """What each classifier was given for images int64 [b] by the other, 2b rows."""
+        """What each classifier was given for images int64 [b] by the other, 2b rows; true labels are not given."""
         label = self.sets[:, index].flatten()
-        return PseudoLabels(index.repeat(2), label.clamp_min(0), label >= 0)
+        given = (label >= 0) & (self.known[index] < 0).repeat(2)
+        return PseudoLabels(index.repeat(2), label.clamp_min(0), given)
 
     def encoder(self) -> Encoder:
         return self.model.encoder

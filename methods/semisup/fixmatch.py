@@ -14,22 +14,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels
-from methods.parts.ema import Ema
-from methods.parts.encoders import Encoder
-from methods.parts.heads import Classifier
+from methods.batch import Batch, Step
+from methods.contracts import Context, Loss, Method, PseudoLabels
 from methods.parts.masks import confident
-from methods.parts.ramps import warmed_momentum
-from methods.semisup.shared import SemiConfig, classifier
+from methods.semisup.shared import Averaged, AveragedConfig
 from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(AveragedConfig):
     """Knobs."""
 
     mu: int = knob(
@@ -46,25 +42,17 @@ class Config(SemiConfig):
     lambda_u: float = knob(
         1.0, Float(0.1, 10.0, log=True), legal=Float(0.0, 1e3), doc="weight of the unlabelled loss", source="Sohn 2020: 1"
     )
-    momentum: float = knob(
-        0.99, Float(0.9, 0.9999, log1m=True), legal=Float(0.0, 0.99999), doc="decay of the evaluated average of weights",
-        source="Sohn 2020: .999 over 2^20 steps",
-    )  # fmt: skip
 
 
-class FixMatch(Learner):
+class FixMatch(Averaged):
     """A classifier, and the average of its weights, which is the method's answer."""
 
+    config: Config
+
     def __init__(self, config: Config, context: Context) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, context)
         self.weak = context.augment("weak")
         self.strong = context.augment("strong", config.augmentation_strength)
-        self.model = Classifier(context.new_encoder(), context.classes)
-        self.average = Ema(self.model)
-
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
 
     def loss(self, step: Step) -> Loss:
         c = self.config
@@ -80,18 +68,6 @@ class FixMatch(Learner):
         unsupervised = (F.cross_entropy(logits_u, label, reduction="none") * mask).mean()
         parts = {"supervised": supervised.detach(), "unsupervised": unsupervised.detach()}
         return Loss(supervised + c.lambda_u * unsupervised, parts, PseudoLabels(pool.index, label, mask))
-
-    def after_step(self, step: Step) -> None:
-        self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))
-
-    def encoder(self) -> Encoder:
-        return classifier(self.average).encoder
-
-    def predictor(self) -> nn.Module:
-        return classifier(self.average)
-
-    def optimizer(self) -> Optimizer:
-        return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         weak = self.weak(batch.images, batch.draws.child("weak"))

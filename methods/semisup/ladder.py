@@ -55,11 +55,18 @@ class Config(SemiConfig):
 
 @contextmanager
 def noisy(model: nn.Module, sd: float, draws: tuple[Draws, ...]) -> Iterator[None]:
-    """Every normalisation layer inside adds Gaussian noise to what it gives. One stream for each batch among the rows."""
+    """Every normalisation layer inside adds Gaussian noise to what it normalises. One stream for each batch among the rows.
+
+    The noise comes before the layer's own scale (h = scale (z + noise) + shift), which so cannot outgrow it.
+    """
 
     def hook(name: str) -> Any:
         def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + sd * normal(output.shape[1:], tuple(each.child(name) for each in draws)).to(output.dtype)
+            noise = sd * normal(output.shape[1:], tuple(each.child(name) for each in draws))
+            scale = layer.weight
+            if isinstance(scale, Tensor):  # one a channel, which LayerNorm has last and the others first
+                noise = noise * (scale if isinstance(layer, nn.LayerNorm) else scale.view(-1, *[1] * (output.dim() - 2)))
+            return output + noise.to(output.dtype)
 
         return add
 

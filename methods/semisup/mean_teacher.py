@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.ema import Ema, ramp
+from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import consistency_mse
-from methods.parts.ramps import warmed_momentum
+from methods.parts.ramps import sigmoid_ramp, warmed_momentum
 from methods.semisup.shared import SemiConfig, classifier
 from search_spaces.domains import Float, Int, knob
 
@@ -70,7 +70,7 @@ class MeanTeacher(Learner):
         teacher = self.teacher(two)  # B+muB K, no gradient
         supervised = F.cross_entropy(student[: len(labelled)], labelled.labels())
         unsupervised = consistency_mse(student.softmax(1), teacher.softmax(1)).mean()
-        weight = c.weight * ramp(step.progress, c.ramp)
+        weight = c.weight * sigmoid_ramp(step.progress, c.ramp)
         parts = {
             "supervised": supervised.detach(),
             "consistency": unsupervised.detach(),

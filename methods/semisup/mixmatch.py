@@ -17,24 +17,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels
-from methods.parts.ema import Ema
-from methods.parts.encoders import Encoder
-from methods.parts.heads import Classifier
-from methods.parts.losses import consistency_mse, mixup, sharpen
-from methods.parts.mixup import shuffled
-from methods.parts.ramps import linear_ramp, warmed_momentum
-from methods.semisup.shared import SemiConfig, classifier
-from methods.world import World
+from methods.batch import Step
+from methods.contracts import Context, Loss, Method, PseudoLabels
+from methods.parts.losses import consistency_mse, sharpen
+from methods.parts.mixup import mix_all
+from methods.parts.ramps import linear_ramp
+from methods.semisup.shared import Averaged, AveragedConfig
 from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(AveragedConfig):
     """Knobs."""
 
     sharpening_temperature: float = knob(
@@ -54,47 +49,17 @@ class Config(SemiConfig):
         0.3, Float(0.0, 1.0), unit="share of the training", doc="length of lambda_u's linear ramp",
         source="Berthelot 2019: 16,000 steps",
     )  # fmt: skip
-    momentum: float = knob(
-        0.99, Float(0.9, 0.9999, log1m=True), legal=Float(0.0, 0.99999), doc="decay of the evaluated average of weights",
-        source="Berthelot 2019: .999 over 2^20 steps",
-    )  # fmt: skip
 
 
-Pairs = list[tuple[Tensor, Tensor]]
-"""Groups of images [b, C, H, W] with their targets [b, K]."""
-
-
-def mix_all(groups: Pairs, rows: list[slice], shares: list[Tensor], order: Tensor, world: World) -> Pairs:
-    """Lines 12 to 15: every group's images and targets, mixed with partners from all groups of all workers.
-
-    Args:
-        groups: the augmented labelled images and K times the unlabelled ones, each with targets.
-        rows: which rows of each global group are this worker's.
-        shares: lambda [b] for each group.
-        order: int64, a permutation of all rows of all global groups together.
-        world: the workers.
-    """
-    w_x = shuffled([x for x, _ in groups], rows, order, world)  # 12: W = Shuffle(Concat(X^, U^)), images
-    w_p = shuffled([p for _, p in groups], rows, order, world)  # 12: and their targets
-    mixed = []
-    for (x, p), x_other, p_other, share in zip(groups, w_x, w_p, shares, strict=True):
-        nearer = torch.maximum(share, 1 - share)  # lambda' = max(lambda, 1 - lambda)
-        mixed.append(mixup(x, p, x_other, p_other, nearer))  # 13, 14: X' and U'
-    return mixed  # 15
-
-
-class MixMatch(Learner):
+class MixMatch(Averaged):
     """A classifier, and the average of its weights, which is the method's answer."""
 
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__()
-        self.config, self.classes = config, context.classes
-        self.augment = context.augment("weak", config.augmentation_strength)
-        self.model = Classifier(context.new_encoder(), context.classes)
-        self.average = Ema(self.model)
+    config: Config
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.classes = context.classes
+        self.augment = context.augment("weak", config.augmentation_strength)
 
     def loss(self, step: Step) -> Loss:
         c = self.config
@@ -107,12 +72,8 @@ class MixMatch(Learner):
         q = sharpen(q_bar, c.sharpening_temperature)  # 8: muB K
         p = F.one_hot(labelled.labels(), self.classes).float()  # B K
         groups = [(x_hat, p), *((u, q) for u in u_hat)]  # 10, 11: X^ and U^
-        rows = [labelled.draws.rows, *(pool.draws.rows for _ in rounds)]
-        shares = [labelled.draws.child("lambda").beta(c.alpha)]
-        shares += [pool.draws.child(f"lambda {k}").beta(c.alpha) for k in rounds]
-        total = labelled.draws.total + c.guesses * pool.draws.total
-        order = torch.randperm(total, generator=labelled.draws.child("shuffle").generator, device=x_hat.device)
-        mixed = mix_all(groups, rows, shares, order, step.world)  # 12 to 15
+        draws = [labelled.draws.child("lambda"), *(pool.draws.child(f"lambda {k}") for k in rounds)]
+        mixed = mix_all(groups, draws, c.alpha, labelled.draws.child("shuffle"), step.world)  # 12 to 15
         logits = self.model(torch.cat([images for images, _ in mixed]))  # B+KmuB K
         target = torch.cat([targets for _, targets in mixed])  # B+KmuB K
         b = len(labelled)
@@ -126,18 +87,6 @@ class MixMatch(Learner):
         }
         guesses = PseudoLabels(pool.index, q.argmax(1), torch.ones_like(q[:, 0]))
         return Loss(supervised + weight * unsupervised, parts, guesses)
-
-    def after_step(self, step: Step) -> None:
-        self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))
-
-    def encoder(self) -> Encoder:
-        return classifier(self.average).encoder
-
-    def predictor(self) -> nn.Module:
-        return classifier(self.average)
-
-    def optimizer(self) -> Optimizer:
-        return self.config.adamw()
 
 
 METHOD = Method(

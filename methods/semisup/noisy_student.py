@@ -83,9 +83,6 @@ class Teacher(Learner):
         logits = self.model.head(z).float()  # B K
         return Loss(F.cross_entropy(logits, batch.labels()))
 
-    def answer(self) -> Classifier:
-        return self.model
-
     def encoder(self) -> Encoder:
         return self.model.encoder
 
@@ -108,7 +105,7 @@ class Student(Learner):
         self.config, self.images = config, context.data.images
         self.noise = context.augment("strong", config.augmentation_strength)
         self.model = Classifier(context.new_encoder(config.student_width), context.classes)
-        self.teacher = Frozen(context.previous.answer())
+        self.teacher = Frozen(context.previous.model)
         self.register_buffer("pseudo", torch.zeros(len(context.data), context.classes))
         self.register_buffer("progress", torch.zeros(()))
 

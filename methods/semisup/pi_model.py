@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.ema import ramp
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import consistency_mse
+from methods.parts.ramps import sigmoid_ramp
 from methods.semisup.shared import SemiConfig
 from search_spaces.domains import Choice, Float, Variant, When, knob
 
@@ -65,7 +65,7 @@ class PiModel(Learner):
         supervised = F.cross_entropy(one[: len(labelled)], labelled.labels())
         compared = (one, two) if c.cost == "logits" else (one.softmax(1), two.softmax(1))
         unsupervised = consistency_mse(*compared).mean()  # gradient to both views
-        weight = c.weight * ramp(step.progress, c.ramp)
+        weight = c.weight * sigmoid_ramp(step.progress, c.ramp)
         parts = {
             "supervised": supervised.detach(),
             "consistency": unsupervised.detach(),

@@ -156,7 +156,8 @@ class Round(Learner):
         supervised = F.cross_entropy(logits_x, labelled.labels())
         unsupervised = pseudo_loss(logits_u, label.clamp_min(0), mask)
         parts = {"supervised": supervised.detach(), "unsupervised": unsupervised.detach()}
-        return Loss(supervised + self.config.weight * unsupervised, parts, PseudoLabels(pool.index, label, mask))
+        guessed = mask * (self.known[pool.index] < 0)  # True labels are no pseudo-labels.
+        return Loss(supervised + self.config.weight * unsupervised, parts, PseudoLabels(pool.index, label, guessed))
 
     def encoder(self) -> Encoder:
         return self.model.encoder

@@ -20,22 +20,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from methods.batch import Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels
+from methods.batch import Step
+from methods.contracts import Context, Loss, Method, PseudoLabels
 from methods.parts.alignment import Alignment, class_shares
 from methods.parts.augment import rotate_quarter
-from methods.parts.ema import Ema
-from methods.parts.encoders import Encoder
-from methods.parts.heads import Classifier
 from methods.parts.losses import sharpen
-from methods.parts.ramps import warmed_momentum
-from methods.semisup.mixmatch import mix_all
-from methods.semisup.shared import SemiConfig, classifier
+from methods.parts.mixup import mix_all
+from methods.semisup.shared import Averaged, AveragedConfig
 from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(AveragedConfig):
     """Knobs."""
 
     sharpening_temperature: float = knob(
@@ -64,27 +60,20 @@ class Config(SemiConfig):
     lambda_rotation: float = knob(
         0.5, Float(0.05, 2.0, log=True), legal=Float(0.0, 1e3), doc="weight of the rotation loss", source="Berthelot 2019: .5"
     )
-    momentum: float = knob(
-        0.99, Float(0.9, 0.9999, log1m=True), legal=Float(0.0, 0.99999), doc="decay of the evaluated average of weights",
-        source="Berthelot 2019: .999 over 2^20 steps",
-    )  # fmt: skip
 
 
-class ReMixMatch(Learner):
+class ReMixMatch(Averaged):
     """A classifier with a rotation head, and the average of its weights, which is the method's answer."""
 
+    config: Config
+
     def __init__(self, config: Config, context: Context) -> None:
-        super().__init__()
-        self.config, self.classes = config, context.classes
+        super().__init__(config, context)
+        self.classes = context.classes
         self.weak = context.augment("weak")
         self.strong = context.augment("strong", config.augmentation_strength)
-        self.model = Classifier(context.new_encoder(), context.classes)
         self.rotation_head = nn.Linear(self.model.encoder.dim, 4)
         self.alignment = Alignment(class_shares(torch.from_numpy(context.data.label.copy()), context.classes))
-        self.average = Ema(self.model)
-
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
 
     def loss(self, step: Step) -> Loss:
         c, world = self.config, step.world
@@ -98,13 +87,8 @@ class ReMixMatch(Learner):
             q = sharpen(q, c.sharpening_temperature)
         p = F.one_hot(labelled.labels(), self.classes).float()  # B K
         groups = [(x_hat, p), *((u, q) for u in u_hat), (u_weak, q)]  # augmentation anchoring: one guess for all views
-        unlabelled = range(c.guesses + 1)
-        rows = [labelled.draws.rows, *(pool.draws.rows for _ in unlabelled)]
-        shares = [labelled.draws.child("lambda").beta(c.alpha)]
-        shares += [pool.draws.child(f"lambda {k}").beta(c.alpha) for k in unlabelled]
-        total = labelled.draws.total + len(unlabelled) * pool.draws.total
-        order = torch.randperm(total, generator=labelled.draws.child("shuffle").generator, device=x_hat.device)
-        mixed = mix_all(groups, rows, shares, order, world)
+        draws = [labelled.draws.child("lambda"), *(pool.draws.child(f"lambda {k}") for k in range(c.guesses + 1))]
+        mixed = mix_all(groups, draws, c.alpha, labelled.draws.child("shuffle"), world)
         logits = self.model(torch.cat([*(images for images, _ in mixed), u_hat[0]]))  # B+(K+1)muB+muB K
         b, m = len(labelled), len(pool)
         target = torch.cat([targets for _, targets in mixed])  # B+(K+1)muB K
@@ -123,18 +107,6 @@ class ReMixMatch(Learner):
         guesses = PseudoLabels(pool.index, q.argmax(1), torch.ones_like(q[:, 0]))
         total_loss = supervised + c.lambda_u * unsupervised + c.lambda_strong * strong + c.lambda_rotation * rotation
         return Loss(total_loss, parts, guesses)
-
-    def after_step(self, step: Step) -> None:
-        self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))
-
-    def encoder(self) -> Encoder:
-        return classifier(self.average).encoder
-
-    def predictor(self) -> nn.Module:
-        return classifier(self.average)
-
-    def optimizer(self) -> Optimizer:
-        return self.config.adamw()
 
 
 METHOD = Method(

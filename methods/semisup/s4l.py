@@ -13,7 +13,6 @@ Raises: UserError where images are not square and the auxiliary task is rotation
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +21,11 @@ from torch.nn import functional as F
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.adversarial import adversarial_direction
+from methods.parts.adversarial import clean_and_worst, perturbation_unit
 from methods.parts.augment import rotate_quarter
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import entropy, kl
-from methods.parts.modes import still_statistics
 from methods.semisup.shared import SemiConfig
 from methods.world import World
 from search_spaces.domains import SWITCH, Choice, Float, Int, When, knob
@@ -88,12 +86,13 @@ class S4L(Learner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
-        self.augment = context.augment("weak", config.augmentation_strength)
+        rotation = config.auxiliary == "rotation"
+        # The knob scales the strong branch where there is one, and that is exemplar's views.
+        self.augment = context.augment("weak", config.augmentation_strength if rotation else 1.0)
         self.views = context.augment("simclr", config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
-        self.turn_head = nn.Linear(self.model.encoder.dim, 4) if config.auxiliary == "rotation" else None
-        size = math.sqrt(math.prod(context.shape) / 3072)
-        self.register_buffer("scale", size * torch.tensor(context.data.std).view(-1, 1, 1))  # C 1 1
+        self.turn_head = nn.Linear(self.model.encoder.dim, 4) if rotation else None
+        self.register_buffer("scale", perturbation_unit(context.shape, context.data.std))  # C 1 1
 
     def feeds(self) -> Feeds:
         return self.config.feeds()
@@ -121,12 +120,7 @@ class S4L(Learner):
     def mixed(self, x: Tensor, u: Tensor, labelled: Batch, pool: Batch) -> tuple[Tensor, Tensor]:
         """VAT's divergence over all images, and the entropy of the unlabelled ones."""
         draws = labelled.draws.child("direction"), pool.draws.child("direction")
-        with torch.autocast(x.device.type, enabled=False):
-            images = torch.cat([x, u])
-            logits = self.model(images)  # B+muB K
-            with still_statistics(self.model):
-                d = adversarial_direction(self.model, images, logits, self.scale, 1.0, 1, draws)
-                worst = self.model(images + self.config.eps * self.scale * d)  # B+muB K
+        logits, worst = clean_and_worst(self.model, torch.cat([x, u]), self.scale, self.config.eps, 1.0, 1, draws)  # B+muB K
         return kl(logits.detach(), worst).mean(), entropy(logits[len(x) :]).mean()
 
     def loss(self, step: Step) -> Loss:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from methods.batch import Feeds
-from methods.contracts import Optimizer, SharedConfig
+from torch import nn
+
+from methods.batch import Feeds, Step
+from methods.contracts import Context, Learner, Optimizer, SharedConfig
 from methods.parts.ema import Ema
+from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.labelling import Frozen
+from methods.parts.ramps import warmed_momentum
 from search_spaces.domains import Float, Int, knob
 
 
@@ -43,3 +47,40 @@ def classifier(teacher: Ema | Frozen) -> Classifier:
     inside = teacher.module
     assert isinstance(inside, Classifier), type(inside)
     return inside
+
+
+@dataclass(frozen=True)
+class AveragedConfig(SemiConfig):
+    """Of methods whose answer is an average of the weights."""
+
+    momentum: float = knob(
+        0.99, Float(0.9, 0.9999, log1m=True), legal=Float(0.0, 0.99999), doc="decay of the evaluated average of weights",
+        source="Berthelot 2019, Sohn 2020: .999 over 2^20 steps",
+    )  # fmt: skip
+
+
+class Averaged(Learner):
+    """A classifier, ``model``, and the average of its weights, ``average``, which is the method's answer."""
+
+    config: AveragedConfig
+
+    def __init__(self, config: AveragedConfig, context: Context) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Classifier(context.new_encoder(), context.classes)
+        self.average = Ema(self.model)
+
+    def feeds(self) -> Feeds:
+        return self.config.feeds()
+
+    def after_step(self, step: Step) -> None:
+        self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))
+
+    def encoder(self) -> Encoder:
+        return classifier(self.average).encoder
+
+    def predictor(self) -> nn.Module:
+        return classifier(self.average)
+
+    def optimizer(self) -> Optimizer:
+        return self.config.adamw()

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.ema import ramp
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import consistency_mse
+from methods.parts.ramps import sigmoid_ramp
 from methods.semisup.shared import SemiConfig
 from methods.world import World
 from search_spaces.domains import Float, Int, knob
@@ -100,7 +100,7 @@ class TemporalEnsembling(Learner):
         self.ensemble.update(pool.index, z, step.world)
         supervised = F.cross_entropy(logits_x, labelled.labels())
         unsupervised = (consistency_mse(z, target) * seen).mean()
-        weight = c.weight * ramp(step.progress, c.ramp)
+        weight = c.weight * sigmoid_ramp(step.progress, c.ramp)
         parts = {"supervised": supervised.detach(), "consistency": unsupervised.detach(), "seen": seen.mean()}
         return Loss(supervised + weight * unsupervised, parts)
 

@@ -17,24 +17,20 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from methods.batch import Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels
-from methods.parts.ema import Ema
-from methods.parts.encoders import Encoder
-from methods.parts.heads import Classifier
+from methods.batch import Step
+from methods.contracts import Context, Loss, Method, PseudoLabels
 from methods.parts.losses import sharpen
 from methods.parts.masks import confident
-from methods.parts.ramps import warmed_momentum
-from methods.semisup.shared import SemiConfig, classifier
+from methods.semisup.shared import Averaged, AveragedConfig
 from methods.world import World
 from search_spaces.domains import Choice, Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(AveragedConfig):
     """Knobs."""
 
     mu: int = knob(
@@ -56,10 +52,6 @@ class Config(SemiConfig):
     annealing: str = knob(
         "none", Choice(("none", "linear", "log", "exp")), doc="schedule of the training-signal annealing", source="Xie 2019"
     )
-    momentum: float = knob(
-        0.99, Float(0.9, 0.9999, log1m=True), legal=Float(0.0, 0.99999), doc="decay of the evaluated average of weights",
-        source="as fixmatch",
-    )  # fmt: skip
 
 
 def signal_limit(schedule: str, progress: float, classes: int) -> float:
@@ -89,19 +81,16 @@ def annealed(logits: Tensor, label: Tensor, limit: float, world: World) -> Tenso
     return (loss * counts).sum() * world.size / world.sum(counts.sum()).clamp_min(1)
 
 
-class UDA(Learner):
+class UDA(Averaged):
     """A classifier, and the average of its weights, which is the method's answer."""
 
+    config: Config
+
     def __init__(self, config: Config, context: Context) -> None:
-        super().__init__()
-        self.config, self.classes = config, context.classes
+        super().__init__(config, context)
+        self.classes = context.classes
         self.weak = context.augment("weak")
         self.strong = context.augment("strong", config.augmentation_strength)
-        self.model = Classifier(context.new_encoder(), context.classes)
-        self.average = Ema(self.model)
-
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
 
     def loss(self, step: Step) -> Loss:
         c = self.config
@@ -120,18 +109,6 @@ class UDA(Learner):
         unsupervised = (divergence * mask).mean()
         parts = {"supervised": supervised.detach(), "unsupervised": unsupervised.detach()}
         return Loss(supervised + c.lambda_u * unsupervised, parts, PseudoLabels(pool.index, label, mask))
-
-    def after_step(self, step: Step) -> None:
-        self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))
-
-    def encoder(self) -> Encoder:
-        return classifier(self.average).encoder
-
-    def predictor(self) -> nn.Module:
-        return classifier(self.average)
-
-    def optimizer(self) -> Optimizer:
-        return self.config.adamw()
 
 
 METHOD = Method(

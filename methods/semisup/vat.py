@@ -13,7 +13,6 @@ difference of predictions has a meaning. BatchNorm's running statistics follow t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +21,10 @@ from torch.nn import functional as F
 
 from methods.batch import Feeds, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.adversarial import adversarial_direction
+from methods.parts.adversarial import clean_and_worst, perturbation_unit
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import entropy, kl
-from methods.parts.modes import still_statistics
 from methods.semisup.shared import SemiConfig
 from search_spaces.domains import Float, Int, knob
 
@@ -66,8 +64,7 @@ class VAT(Learner):
         self.config = config
         self.augment = context.augment("weak", config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
-        size = math.sqrt(math.prod(context.shape) / 3072)
-        self.register_buffer("scale", size * torch.tensor(context.data.std).view(-1, 1, 1))  # C 1 1
+        self.register_buffer("scale", perturbation_unit(context.shape, context.data.std))  # C 1 1
 
     def feeds(self) -> Feeds:
         return self.config.feeds()
@@ -77,12 +74,8 @@ class VAT(Learner):
         labelled, pool = step.from_labelled(), step.from_pool()
         x, u = (self.augment(batch.images, batch.draws.child("views")) for batch in (labelled, pool))  # B C H W, muB C H W
         draws = labelled.draws.child("direction"), pool.draws.child("direction")
-        with torch.autocast(x.device.type, enabled=False):
-            images = torch.cat([x, u])  # B+muB C H W
-            logits = self.model(images)  # B+muB K
-            with still_statistics(self.model):
-                d = adversarial_direction(self.model, images, logits, self.scale, c.xi, c.iterations, draws)  # B+muB C H W
-                worst = self.model(images + c.eps * self.scale * d)  # B+muB K
+        images = torch.cat([x, u])  # B+muB C H W
+        logits, worst = clean_and_worst(self.model, images, self.scale, c.eps, c.xi, c.iterations, draws)  # B+muB K each
         supervised = F.cross_entropy(logits[: len(x)], labelled.labels())
         smoothness = kl(logits.detach(), worst).mean()
         unsure = entropy(logits[len(x) :]).mean()

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from methods.batch import Draws, Episodes, EpisodeShape, seed_of
 from methods.catalogue import CATALOGUE
-from methods.contracts import EpisodicLearner, MetricLearner, SharedConfig
+from methods.contracts import EpisodicLearner, Method, MetricLearner, SharedConfig
 from methods.data.records import ArrayImages, TrainData
 from methods.parts.encoders import Encoder, EncoderSpec
-from methods.training import Training, TrainSettings
+from methods.training import Precision, Training, TrainSettings
 from methods.world import World
 from search_spaces.domains import Choice, build, check_inside, knobs
 
@@ -41,10 +41,16 @@ TINY: dict[str, object] = {
 }  # fmt: skip
 """Values that make a method fit 64 images, for whichever of these knobs it has."""
 
-SPECIAL: dict[str, dict[str, object]] = {}
-"""Further knob values that a method needs on 64 images of 16 x 16."""
+VARIANTS: dict[str, dict[str, object]] = {
+    "noisy_student, wide": {"generations": 2, "student_width": 1.5},
+    "pseudo_label, staged": {"staged": True},
+    "s4l, exemplar": {"auxiliary": "exemplar"},
+    "s4l, full mix": {"full_mix": True},
+}
+"""Forms of a method whose stages, states or losses are others than those of its defaults."""
 
 names = pytest.mark.parametrize("name", CATALOGUE)
+forms = pytest.mark.parametrize("name", [*CATALOGUE, *VARIANTS])
 
 
 def tiny_data(labels: bool = True, channels: int = 3) -> TrainData:
@@ -60,10 +66,14 @@ def tiny_data(labels: bool = True, channels: int = 3) -> TrainData:
     return TrainData(ArrayImages(pixels), label, CLASSES, *statistics, group=truth // 2, tokens=tokens, words=tuple("abcdefgh"))
 
 
-def config_of(name: str) -> Any:
-    method = CATALOGUE[name]
+def method_of(form: str) -> Method:
+    return CATALOGUE[form.partition(",")[0]]
+
+
+def config_of(form: str) -> Any:
+    method = method_of(form)
     wanted = {knob: value for knob, value in TINY.items() if knob in method.knobs()}
-    return build(method.config, {**wanted, **SPECIAL.get(name, {})})
+    return build(method.config, {**wanted, **VARIANTS.get(form, {})})
 
 
 @cache
@@ -71,16 +81,19 @@ def _images_a_step(name: str) -> int:
     return _training(name, 64)._feeder.feeds.images
 
 
-def _training(name: str, epoch_images: int, seed: int = 0, labels: bool = True, world: World | None = None) -> Training:
-    encoder = EncoderSpec("vit_tiny" if CATALOGUE[name].encoder == "vit" else "resnet_small")
-    settings = TrainSettings(2, encoder, seed, epoch_images, "fp32")
-    return Training(CATALOGUE[name], config_of(name), tiny_data(labels), settings, world)
+def _training(
+    name: str, epoch_images: int, seed: int = 0, labels: bool = True, world: World | None = None, precision: Precision = "fp32"
+) -> Training:
+    method = method_of(name)
+    encoder = EncoderSpec("vit_tiny" if method.encoder == "vit" else "resnet_small")
+    settings = TrainSettings(2, encoder, seed, epoch_images, precision)
+    return Training(method, config_of(name), tiny_data(labels), settings, world)
 
 
-def start(name: str, seed: int = 0, labels: bool = True, world: World | None = None) -> Training:
+def start(name: str, seed: int = 0, labels: bool = True, world: World | None = None, precision: Precision = "fp32") -> Training:
     """A training of 2 epochs: 2 steps where there is one stage, about 2 a stage where there are several."""
-    images = _images_a_step(name) * len(CATALOGUE[name].plan(config_of(name)))
-    return _training(name, images, seed, labels, world)
+    images = _images_a_step(name) * len(method_of(name).plan(config_of(name)))
+    return _training(name, images, seed, labels, world, precision)
 
 
 @cache
@@ -161,7 +174,7 @@ def test_method_and_config_pickle(name: str) -> None:
 # One training
 
 
-@names
+@forms
 def test_losses_are_finite_and_their_parts_detached_scalars(name: str) -> None:
     training = start(name)
     step = training._feeder.step(0, 0.0)
@@ -177,12 +190,15 @@ def test_losses_are_finite_and_their_parts_detached_scalars(name: str) -> None:
     assert all(np.isfinite(report["loss"]) for report in reports)
 
 
-@names
-def test_gradient_reaches_the_encoder(name: str) -> None:
-    training = start(name)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@forms
+def test_gradient_reaches_the_encoder(name: str, precision: Precision) -> None:
+    """In bf16 too, where a pass without gradient must not leave its casts of the weights to one with."""
+    training = start(name, precision=precision)
     encoder = training.learner.encoder()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    training.learner.loss(training._feeder.step(0, 0.0)).total.backward()
+    with training.autocast():
+        training.learner.loss(training._feeder.step(0, 0.0)).total.backward()
     reached = [(p.grad is not None and bool(p.grad.abs().sum() > 0)) for p in encoder.parameters() if p.requires_grad]
     if reached:
         assert np.mean(reached) >= 0.8
@@ -190,10 +206,12 @@ def test_gradient_reaches_the_encoder(name: str) -> None:
     # The scored encoder is a teacher: it must follow the student.
     training._optimization.optimizer.zero_grad()
     training.train_epoch()
-    assert len(differences(before, training.learner.encoder().state_dict())) > len(before) // 2
+    after = training.learner.encoder().state_dict()
+    assert len(differences(before, after)) > len(before) // 2
+    assert any(before[k].dim() > 1 for k in differences(before, after)), "weights, and not statistics alone"
 
 
-@names
+@forms
 def test_same_seed_same_loss_bitwise_and_another_seed_differs(name: str) -> None:
     reports, first = trained(name)
     torch.manual_seed(123)  # Whatever the process did before must not matter.
@@ -203,7 +221,7 @@ def test_same_seed_same_loss_bitwise_and_another_seed_differs(name: str) -> None
     assert start(name, seed=1).train_epoch().parts["loss"] != reports[0]["loss"]
 
 
-@names
+@forms
 def test_stop_and_resume_equals_uninterrupted_bitwise(name: str) -> None:
     """Resumed in a learner whose every saved tensor was spoilt, so that the state is seen to be the whole of it."""
     reports, whole = trained(name)
@@ -404,7 +422,7 @@ def workers() -> Iterator[_Workers]:
     group.folder.cleanup()
 
 
-@names
+@forms
 def test_two_workers_equal_one_at_the_same_global_batch(name: str, workers: _Workers) -> None:
     """Tolerances: summing float32 in another order was seen to move losses by 1e-7 and gradients by 1e-6 of themselves, or 1e-3
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from methods.parts.ema import Ema, cosine_momentum, ramp
+from methods.parts.ema import Ema
+from methods.parts.ramps import cosine_momentum, sigmoid_ramp
 
 
 def _net() -> nn.Sequential:
@@ -106,6 +107,6 @@ def test_cosine_momentum_goes_from_the_base_to_1() -> None:
 
 
 def test_a_ramp_rises_to_1_at_its_share() -> None:
-    assert ramp(0.0, 0.4) == pytest.approx(math.exp(-5))
-    assert ramp(0.2, 0.4) == pytest.approx(math.exp(-5 * 0.25))
-    assert ramp(0.4, 0.4) == ramp(0.9, 0.4) == ramp(0.0, 0.0) == 1.0
+    assert sigmoid_ramp(0.0, 0.4) == pytest.approx(math.exp(-5))
+    assert sigmoid_ramp(0.2, 0.4) == pytest.approx(math.exp(-5 * 0.25))
+    assert sigmoid_ramp(0.4, 0.4) == sigmoid_ramp(0.9, 0.4) == sigmoid_ramp(0.0, 0.0) == 1.0

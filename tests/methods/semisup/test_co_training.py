@@ -76,6 +76,9 @@ def test_added_images_are_averaged_over_those_in_the_set(harness: Any, loops: An
         assert 0 < len(added) < 12
         expected += loops.mean(added)
     assert loss.total.item() == pytest.approx(expected, rel=1e-4)
+    index = step.from_pool().index
+    given = torch.cat([(h.learner.sets[j][index] >= 0) & (torch.from_numpy(h.data.label)[index] < 0) for j in (0, 1)])
+    assert torch.equal(loss.pseudo_labels.used, given), "true labels are no pseudo-labels"
 
 
 def test_the_answer_multiplies_the_probabilities_of_both(harness: Any) -> None:

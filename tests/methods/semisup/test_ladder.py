@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch import nn
 
 from methods.batch import Draws
 from methods.contracts import TrainingError
@@ -50,6 +51,45 @@ def test_noise_enters_every_normalisation_layer_and_leaves_with_the_context(harn
         assert not torch.equal(a, b), name
         assert torch.equal(b, c), "noise is a function of the draws"
         assert torch.equal(a, d), name
+
+
+def test_noise_comes_before_the_layers_own_scale(harness: Any) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    layer = model[0]
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([0.0, 1.0, 5.0]))
+    x, draws = torch.randn(400, 3, 4, 4), (Draws(0, 400, slice(0, 400), torch.device("cpu")),)
+    with noisy(model, 0.3, draws):
+        added = model(x) - torch.nn.functional.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias)
+    for channel, scale in enumerate((0.0, 1.0, 5.0)):
+        assert added[:, channel].std().item() == pytest.approx(0.3 * scale, rel=0.05, abs=1e-7)
+
+
+def test_loss_equals_plain_loops(harness: Any, loops: Any) -> None:
+    """The classes from the noisy pass; every level's mean squared distance to the clean level, weighed by its own weight."""
+    h = harness(ladder, flat=False, size=16, mu=1, noise=0.4, image_weight=2.0, layer_weight=0.3, logit_weight=0.7)
+    learner, passes = h.learner, []
+    inner = learner.levels
+    learner.levels = lambda images: passes.append(inner(images)) or passes[-1]
+    step = h.step()
+    loss = h.loss(step)
+    (clean, clean_logits), (dirty, noisy_logits) = passes
+    assert not clean_logits.requires_grad
+    labels = step.from_labelled().labels().tolist()
+    rows = noisy_logits[: len(labels)].tolist()
+    expected = loops.mean([loops.cross_entropy(r, t) for r, t in zip(rows, labels, strict=True)])
+
+    def standardised(level: torch.Tensor) -> torch.Tensor:
+        level = level.detach().double()
+        mean, variance = level.mean((0, 2, 3), keepdim=True), level.var((0, 2, 3), unbiased=False, keepdim=True)
+        return (level - mean) / (variance + 1e-5).sqrt()
+
+    rebuilt = learner.decoder([standardised(level).float() for level in dirty], noisy_logits)
+    for n, (level, guess) in enumerate(zip(clean, rebuilt, strict=True)):
+        weight = 2.0 if n == 0 else 0.7 if n == len(clean) - 1 else 0.3
+        pairs = zip(standardised(level).flatten().tolist(), guess.double().flatten().tolist(), strict=True)
+        expected += weight * loops.mean([(a - b) ** 2 for a, b in pairs])
+    assert loss.total.item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("encoder", ["resnet_small", "conv4", "vit_tiny"])

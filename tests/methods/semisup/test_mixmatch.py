@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from methods.batch import Draws
+from methods.parts.mixup import mix_all
 from methods.semisup import mixmatch
-from methods.semisup.mixmatch import mix_all
 from methods.world import World
 
 
@@ -67,11 +68,9 @@ def test_algorithm_1_by_hand(harness: Any, loops: Any) -> None:
 
 
 def test_mixed_images_stay_nearer_to_their_own_group(harness: Any) -> None:
-    g = torch.Generator().manual_seed(0)
     groups = [(torch.zeros(4, 1, 2, 2), torch.zeros(4, 3)), (torch.ones(6, 1, 2, 2), torch.ones(6, 3))]
-    shares = [torch.rand(4, generator=g), torch.rand(6, generator=g)]
-    rows = [slice(0, 4), slice(0, 6)]
-    zeros, ones = mix_all(groups, rows, shares, torch.randperm(10, generator=g), World())
+    draws = [Draws(seed, n, slice(0, n), torch.device("cpu")) for seed, n in enumerate((4, 6))]
+    zeros, ones = mix_all(groups, draws, 0.75, draws[0].child("shuffle"), World())
     assert zeros[0].max() <= 0.5
     assert ones[0].min() >= 0.5
     assert torch.equal(zeros[0][:, 0, 0, 0], zeros[1][:, 0])

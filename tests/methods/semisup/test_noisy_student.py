@@ -84,3 +84,17 @@ def test_each_generation_is_taught_by_the_one_before(make_split: Callable[..., S
     assert training.learner.predictor() is training.learner.model
     assert len(answers) >= 2
     assert not torch.equal(answers[0], answers[-1])
+
+
+@pytest.mark.parametrize("width", [1.0, 2.0])
+def test_it_goes_on_from_after_every_epoch(make_split: Callable[..., Split], width: float) -> None:
+    """A wide student's teacher is wide too, from the second generation on."""
+    config = build(noisy_student.Config, {"batch_size": 8, "mu": 1, "generations": 2, "student_width": width})
+    data, settings = make_split(4, 8, 4, 16).train, TrainSettings(4, EncoderSpec(), epoch_images=64, precision="fp32")
+    whole = Training(noisy_student.METHOD, config, data, settings)
+    while whole.epoch < 4:
+        whole.train_epoch()
+        again = Training(noisy_student.METHOD, config, data, settings)
+        again.load(whole.state())
+        for k, value in whole.learner.state_dict().items():
+            assert torch.equal(value, again.learner.state_dict()[k]), (whole.epoch, k)

@@ -66,6 +66,9 @@ def test_a_round_learns_from_known_labels_and_confident_guesses(harness: Any, lo
     labels = step.from_labelled().labels().tolist()
     supervised = loops.mean([loops.cross_entropy(r, t) for r, t in zip(loops.rows(h.learner.model, x), labels, strict=True)])
     assert loss.total.item() == pytest.approx(supervised + 1.5 * loops.mean(terms), rel=1e-4)
+    given = loss.pseudo_labels.used > 0
+    index = step.from_pool().index.tolist()
+    assert given.tolist() == [expected[i] >= 0 > known[i] for i in index], "true labels are no pseudo-labels"
     before = h.learner.pseudo.clone()
     with torch.no_grad():
         h.learner.model.head.weight.mul_(-1)

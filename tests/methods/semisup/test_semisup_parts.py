@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from methods.parts.masks import confident
 from methods.parts.mixup import shuffled
 from methods.parts.pair import PairEncoder
 from methods.parts.ramps import linear_ramp, warmed_momentum
+from methods.semisup import fixmatch, remixmatch, s4l, uda
 from methods.world import World
 from search_spaces.domains import UserError
 
@@ -207,3 +210,17 @@ def test_a_pair_with_its_head_is_saved_and_loaded(tmp_path: Path) -> None:
     loaded = load_predictor(tmp_path / "predictor.pt")
     assert torch.equal(loaded(x), model(x))
     assert set(pair.maps(x)) == set(pair.layers)
+
+
+@pytest.mark.parametrize("module", [fixmatch, uda, remixmatch, s4l])
+def test_augmentation_strength_scales_the_strong_views_alone(harness: Any, module: ModuleType) -> None:
+    """Where a method has weak and strong branches. What a strength of 0 leaves of the strong one is seen by the views."""
+    views = {}
+    for strength in (0.0, 1.0):
+        knobs = {"auxiliary": "exemplar"} if module is s4l else {}
+        h = harness(module, augmentation_strength=strength, **knobs)
+        h.loss(h.step())
+        views[strength] = {name: torch.cat(h.of(name)) for name in {name for name, _ in h.views}}
+    weak, strong = ("augment", "views") if module is s4l else ("weak", "strong")
+    assert torch.equal(views[0.0][weak], views[1.0][weak])
+    assert not torch.equal(views[0.0][strong], views[1.0][strong])
