@@ -1,28 +1,34 @@
 """The search: an Optuna study, conditional on the method, asked and told in this project's words.
 
-Semantics that Ray's own OptunaSearch does not have: every method's defaults come first; a trial stopped early is told as
-pruned with its intermediate values, a diverged or failing one as failed; nothing is left running. Each suggestion is a fixed
+Semantics that Ray's own OptunaSearch does not have: every method's defaults come first; the supervised baseline is tuned with
+no fewer trials than a method gets on average; a trial stopped early is told as pruned with its intermediate values, a
+diverged or failing one as failed; nothing is left running. Each suggestion is a fixed
 function of the seed and of what has been told, so a replayed journal searches on as if it had never stopped.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 
 import optuna
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from methods.batch import seed_of
 from orchestrator.records import Trial
 from search_spaces.domains import Value
-from search_spaces.space import Space, Suggestion
+from search_spaces.space import METHOD, Space, Suggestion
 
 _ATTEMPTS, _MODELLED = 100, 10
 """How often a configuration that was tried before is asked anew, and how often of these the model is asked: it likes to
 repeat itself in a small space, where chance finds what is left. After that a configuration is tried again.
 """
+
+BASELINE = "supervised"
+"""The method whose trials are kept up with the others': a yardstick tuned less than what it measures flatters everything
+(Oliver et al. 2018, arXiv:1804.09170)."""
 
 _STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -41,7 +47,7 @@ class Search:
         self.space, self.seed = space, seed
         self.startup = startup if startup is not None else max(10, 2 * len(space.methods))
         self._study = optuna.create_study(direction="maximize", sampler=self._sampler(0))
-        self._asked = 0
+        self._tried: Counter[str] = Counter()
         self._open: dict[str, optuna.Trial] = {}
         self._reported: set[tuple[str, int]] = set()
         self._seen: set[tuple[str, tuple[tuple[str, Value], ...]]] = set()
@@ -60,13 +66,25 @@ class Search:
     def _chance(self, number: int) -> RandomSampler:
         return RandomSampler(seed=seed_of(self.seed, "chance", number) % 2**32)
 
+    @property
+    def _asked(self) -> int:
+        return self._tried.total()
+
+    def _fair(self, sampler: BaseSampler) -> BaseSampler:
+        """The sampler, held to the baseline where that has had fewer trials than a method's share."""
+        if BASELINE not in self.space.configs or self._tried[BASELINE] * len(self.space.methods) >= self._asked:
+            return sampler
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return PartialFixedSampler({METHOD: BASELINE}, sampler)
+
     def ask(self, key: str) -> Suggestion:
         """The next configuration, remembered under ``key`` until it is told."""
         if self._asked < len(self.space.methods):
             return self.enter(key, self.space.defaults(self.space.methods[self._asked]))
         for attempt in range(_ATTEMPTS):
             number = self._asked * _ATTEMPTS + attempt
-            self._study.sampler = self._sampler(number) if attempt < _MODELLED else self._chance(number)
+            self._study.sampler = self._fair(self._sampler(number) if attempt < _MODELLED else self._chance(number))
             trial = self._study.ask()
             suggestion = self.space.suggest(trial)
             # Only a draft: Optuna keeps what it drew for every method in it, which a journal does not know.
@@ -85,7 +103,7 @@ class Search:
         trial.set_user_attr("key", key)
         self._open[key] = trial
         self._seen.add(_identity(suggestion))
-        self._asked += 1
+        self._tried[suggestion.method] += 1
         return suggestion
 
     def report(self, key: str, epoch: int, value: float) -> None:
@@ -106,7 +124,7 @@ class Search:
             suggestion = Suggestion(trial.job.method, trial.job.values)
             self._study.add_trial(self.frozen(trial))
             self._seen.add(_identity(suggestion))
-            self._asked += 1
+            self._tried[suggestion.method] += 1
 
     def seed_from(self, trials: Iterable[Trial]) -> int:
         """Learns from another study's ended trials on methods that both search; returns how many."""

@@ -185,3 +185,21 @@ def test_frozen_trials_are_what_optunas_own_tools_read(configs: dict[str, type])
 @pytest.mark.parametrize("startup", [None, 4])
 def test_the_models_start_after_the_start_up(configs: dict[str, type], startup: int | None) -> None:
     assert make(configs, startup=startup).startup == (startup or 10)
+
+
+def test_the_baseline_is_tuned_with_as_many_trials_as_the_others_get(configs: dict[str, type]) -> None:
+    """Though it always fares worst, so that the model would soon leave it alone; another method has no such right."""
+    one, two = configs.values()
+    found = {}
+    for names in (("supervised", "two"), ("worst", "two")):
+        search = make(dict(zip(names, (one, two), strict=True)), startup=2)
+        tried: list[str] = []
+        for n in range(24):
+            suggestion = search.ask(str(n))
+            search.tell(str(n), "finished", 0.0 if suggestion.method == names[0] else 1.0 + n)
+            tried.append(suggestion.method)
+            if names[0] == "supervised":
+                assert tried.count("supervised") >= len(tried) // 2
+        found[names[0]] = tried.count(names[0])
+    assert found["supervised"] == 12
+    assert found["worst"] < 12
