@@ -36,8 +36,9 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
         survivors ** (i + 1) * (rungs[i + 1] - rungs[i]) / study.epochs for i in range(len(rungs) - 1)
     )
     searched = sum(full.values()) + (study.trials - len(full)) * mean * kept
-    refits = (1 / turns if split.turns or study.task == "classification" else 0) if study.selection.refit else 0
-    retrained = study.selection.top * study.selection.seeds * mean * (1 + refits)
+    chosen = study.selection
+    refits = (1 / turns if split.turns or study.task == "classification" else 0) if chosen.refit else 0
+    retrained = chosen.top * mean * (chosen.repeats("retrain") + chosen.repeats("refit") * refits)
     minutes = (searched + retrained) / plan.slots / 60
     c, h, w = split.train.images.shape
     lines = [
@@ -45,6 +46,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
         f"{len(split.validation)} to validate{f' ({turns} groups in turn)' if split.turns else ''}, "
         f"{len(split.test) if split.test else 'no'} test images{' (held out)' if split.holdout else ''}"
         f"{realism(study, split)}",
+        *([f"left out: {', '.join(split.left_out)} have too few images for the episodes"] if split.left_out else []),
         plan.describe(),
         *(f"{name}: {each:.1f} s an epoch, {full[name]:.0f} s to epoch {study.epochs}" for name, each in epochs.items()),
         f"estimate: about {minutes:.0f} min for {study.trials} trials and the finalists' retraining, scoring not counted",

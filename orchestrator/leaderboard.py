@@ -220,6 +220,9 @@ def verdict(history: History, split: Split) -> Verdict:
         said.append("The exported encoder was trained without the classes that validated.")
     else:
         said.append("The exported encoder was trained without validation labels; a probe on it may use the whole budget.")
+    if split.left_out:
+        which = f"first {split.left_out[0]}"
+        said.append(f"{len(split.left_out)} class(es) have too few images for the episodes and were not asked, {which}.")
     drawn = ["which images were labelled"]
     if split.new_classes:
         drawn = ["which classes validated"] * (not split.turns) + ["which classes were held out"] * split.holdout

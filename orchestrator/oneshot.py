@@ -59,9 +59,15 @@ def one_shot(directory: str | Path, runs: str | Path) -> RunsScore:
 
 
 def distance_of(config: Mapping[str, object]) -> str:
-    """The distance that the winner was trained by, cosine where its method states none."""
+    """The distance that the winner was trained by.
+
+    Cosine where its method has another way to compare, which embeddings alone do not carry: heads trained on each task, a
+    learned weighting.
+    """
     distance = config.get("distance")
-    return str(distance) if distance in DISTANCES else "cosine"
+    if distance in DISTANCES:
+        return str(distance)
+    return "euclidean" if config.get("normalise") is False else "cosine"
 
 
 def score_runs(encoder: Encoder, runs: str | Path, distance: str = "cosine") -> RunsScore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from importlib.metadata import version
 
 import torch
@@ -82,17 +83,19 @@ def _few_shot_split(study: Study, source: Source, test: float | Source | None) -
     )
     if isinstance(scoring, FewShot):
         # Found out now, and not when the first trial has been trained.
-        for name, part in (("validation", split.judged()[0].validation), ("test", split.test)):
-            if part is not None:
-                _check_episodes(name, part, shape)
+        parts = [*(("validation", each.validation) for each in split.judged()), *([("test", split.test)] if split.test else [])]
+        left_out = [name for what, part in parts for name in _check_episodes(what, part, shape)]
+        return replace(split, left_out=tuple(left_out))
     return split
 
 
-def _check_episodes(name: str, part: Labelled, shape: EpisodeShape) -> None:
+def _check_episodes(name: str, part: Labelled, shape: EpisodeShape) -> list[str]:
+    """Names of the part's classes that are too small for the episodes."""
     try:
-        episodic.EpisodeSampler(part.label, part.groups(), shape, 0)
+        sampler = episodic.EpisodeSampler(part.label, part.groups(), shape, 0)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+    return [part.data.classes[k] for k in sampler.left_out]
 
 
 def seconds_per_epoch(setup: SlotSetup, space: Space) -> dict[str, float]:

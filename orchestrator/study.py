@@ -20,6 +20,7 @@ from methods.health import SIGNALS
 from methods.parts.encoders import ENCODERS, EncoderSpec
 from methods.protocols import protocol
 from methods.protocols.contract import Protocol
+from orchestrator.records import Purpose
 from search_spaces.domains import UserError, nearest
 from search_spaces.space import Override, Space, parse_override
 
@@ -40,6 +41,7 @@ class Selection(_Strict):
         seeds: with how many fresh seeds each.
         refit: whether methods that learn from labels are also trained on the whole label budget, validation labels
             included, for the test score and the exported model. Few-shot studies refit after a cross-validation only.
+        refit_seeds: with how many fresh seeds each is trained on the whole budget; None for as many as ``seeds``.
         join: few-shot: the exported encoder is the trainings of all seeds together, their embeddings side by side. The scores
             stay those of single trainings.
     """
@@ -47,7 +49,12 @@ class Selection(_Strict):
     top: int = Field(3, ge=1)
     seeds: int = Field(3, ge=1)
     refit: bool = True
+    refit_seeds: int | None = Field(None, ge=1)
     join: bool = False
+
+    def repeats(self, purpose: Purpose) -> int:
+        """Trainings of each finalist."""
+        return self.refit_seeds if purpose == "refit" and self.refit_seeds is not None else self.seeds
 
 
 class FewShotTask(_Strict):

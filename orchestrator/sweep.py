@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from cluster.plan import ResourcePlan
 from methods.batch import seed_of
 from orchestrator.journal import Asked, Checkpoint, Ended, Event, History, Journal, Scored, Selected, Trained
-from orchestrator.records import Job, Report, SlotSetup, Status, Trial
+from orchestrator.records import Job, Purpose, Report, SlotSetup, Status, Trial
 from orchestrator.rungs import Rungs
 from orchestrator.search import Search
 from orchestrator.slot import Slot, decode_report, encode_job
@@ -117,12 +117,13 @@ class Sweep:
     def _retrain(self) -> None:
         """The finalists' jobs that are not yet asked: fresh seeds on the same labels, then the whole budget."""
         by_number = {t.job.trial: t.job for t in self.history.search()}
-        for purpose in ("retrain", "refit"):
+        purposes: tuple[Purpose, ...] = ("retrain", "refit")
+        for purpose in purposes:
             for number in self.history.selected or []:
                 origin = by_number[number]
                 if purpose == "refit" and origin.method not in self.refits:
                     continue
-                for repeat in range(self.selection.seeds):
+                for repeat in range(self.selection.repeats(purpose)):
                     key = f"{number:04d}-{purpose}-{repeat}"
                     if key not in self.history.trials:
                         seed = seed_of(self.seed, "retrain", repeat)

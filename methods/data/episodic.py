@@ -296,10 +296,13 @@ class EpisodeSampler:
                 raise UserError(
                     "episodes within groups need data with groups (alphabet/character folders), got none; switch it off"
                 )
-            sizes = {int(g): len(np.unique(labels[usable & (groups == g)])) for g in np.unique(groups[usable]) if g >= 0}
-            members = [np.flatnonzero(usable & (groups == g)) for g, size in sizes.items() if size >= shape.ways]
+            # A class may lie in several groups (domains, not alphabets): each has to hold enough of its images.
+            rows = [np.flatnonzero(usable & (groups == g)) for g in np.unique(groups[usable]) if g >= 0]
+            rows = [own[np.bincount(labels[own])[labels[own]] >= need] for own in rows]
+            sizes = [len(np.unique(labels[own])) for own in rows]
+            members = [own for own, size in zip(rows, sizes, strict=True) if size >= shape.ways]
             if not members:
-                largest = max(sizes.values(), default=0)
+                largest = max(sizes, default=0)
                 raise UserError(
                     f"{shape.ways}-way episodes within groups need a group of {shape.ways} classes, got at most {largest};"
                     " lower ways or switch them off"
@@ -308,8 +311,8 @@ class EpisodeSampler:
             members = [np.flatnonzero(usable)]
         self._tasks = [task_set(rows, labels[rows], shape.ways, need) for rows in members]
         mixed = shape.within_group and shape.across > 0
-        rows = np.flatnonzero(usable)
-        self._everything = task_set(rows, labels[rows], shape.ways, need) if mixed else None
+        every = np.flatnonzero(usable)
+        self._everything = task_set(every, labels[every], shape.ways, need) if mixed else None
 
     def indices(self, step: int, rows: slice | None = None) -> tuple[Tensor, Tensor]:
         """Positions of one meta-batch: support int64 [t, N*K] and query int64 [t, N*Q], class by class."""

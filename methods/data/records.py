@@ -179,6 +179,7 @@ class Split:
         holdout: whether ``test`` was taken from the training data because there was no test set.
         turns: of a cross-validation (few-shot): one split for each group that validates in turn. ``train`` and ``labelled``
             then hold all groups, and ``validation`` the images that some turn asks. Empty otherwise.
+        left_out: names of classes with too few images for the study's episodes, which are not asked (few-shot).
     """
 
     train: TrainData
@@ -187,6 +188,7 @@ class Split:
     test: Labelled | None
     holdout: bool
     turns: tuple[Split, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def new_classes(self) -> bool:

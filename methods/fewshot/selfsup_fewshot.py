@@ -96,9 +96,12 @@ class SelfsupFewshot(MetricLearner):
         return Loss(total, {**few_shot.parts, "pretext_loss": pretext.detach(), "pretext_accuracy": right})
 
     def _episodes(self, step: Step) -> tuple[Loss, Tensor, Draws]:
-        episodes = self.views(step.from_episodes())
-        images = torch.cat([episodes.support, episodes.query], dim=1)  # [t, n, C, H, W]
-        draws = episodes.draws.child("auxiliary").per(images.shape[1])
+        drawn = step.from_episodes()
+        episodes = self.views(drawn)
+        # Of a class that was turned at random nothing tells by how much it is turned now.
+        seen = self.views.augmented(drawn) if self.config.rotations and self.config.auxiliary == "rotation" else episodes
+        images = torch.cat([seen.support, seen.query], dim=1)  # [t, n, C, H, W]
+        draws = drawn.draws.child("auxiliary").per(images.shape[1])
         return episode_loss(self.query_logits(episodes), episodes), images.flatten(0, 1), draws
 
     def _classes(self, step: Step) -> tuple[Loss, Tensor, Draws]:

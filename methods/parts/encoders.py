@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from methods.parts.augment import crop, to_float
 from methods.parts.averaged import AveragedEncoder
 from methods.parts.cnn import Conv4, ResNet
 from methods.parts.composites import LAB_STD, GreyEncoder, LabEncoder
@@ -211,7 +212,11 @@ def encoder_record(encoder: Encoder) -> dict[str, Any]:
 
 
 def encoder_from(record: dict[str, Any], source: str) -> Encoder:
-    """The inverse of ``encoder_record``; ``source`` names it in errors."""
+    """The inverse of ``encoder_record``; ``source`` names it in errors.
+
+    In evaluation mode it resizes images of another size to the one it was trained at, as ``labelwise predict`` does: at
+    another scale its embeddings would be of no use.
+    """
     wanted = ("encoder", "shape", "mean", "std", "options", "state")
     missing = [key for key in wanted if key not in record]
     if missing:
@@ -221,7 +226,21 @@ def encoder_from(record: dict[str, Any], source: str) -> Encoder:
     c, h, w = record["shape"]
     encoder = _build(record["encoder"], (c, h, w), tuple(record["mean"]), tuple(record["std"]), 1.0, record["options"])
     load_state(encoder, record["state"], source)
+    encoder.register_forward_pre_hook(_at_own_size)
     return encoder.eval()
+
+
+def _at_own_size(encoder: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+    """The centre of float or uint8 images [B, C, H, W], as large as the encoder's proportions allow, at its own size."""
+    assert isinstance(encoder, Encoder)
+    (images,) = inputs
+    own, given = encoder.shape[1:], images.shape[2:]
+    if encoder.training or images.dim() != 4 or given == own:
+        return None
+    scale = min(given[0] / own[0], given[1] / own[1])
+    height, width = own[0] * scale, own[1] * scale
+    box = torch.tensor([[(given[0] - height) / 2, (given[1] - width) / 2, height, width]], device=images.device)
+    return (crop(to_float(images), box.expand(len(images), 4), own),)
 
 
 def parameter_count(module: nn.Module) -> int:

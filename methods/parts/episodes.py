@@ -45,8 +45,9 @@ class EpisodicConfig(SharedConfig):
         doc="query images per class in training; fewer where the data has fewer",
     )  # fmt: skip
     tasks: int = knob(
-        2, Int(1, 8), legal=Int(1, 1024), unit="tasks", doc="episodes per step, all workers together", source="Finn 2017"
-    )
+        2, Int(1, 8), legal=Int(1, 1024), unit="tasks", source="Finn 2017",
+        doc="episodes per step, all workers together, among whom they are divided: the next multiple is taken",
+    )  # fmt: skip
     augmentation: str = knob("weak", RECIPES, doc="augmentation recipe of support and query images", source="CATALOGUE")
     rotations: bool = knob(
         False, SWITCH, doc="training classes turned by 90, 180 and 270 degrees are classes of their own", source="Santoro 2016"
@@ -89,7 +90,9 @@ def restated(name: str, when: When) -> Any:
     return knob(item.default, item.search, legal=item.legal, unit=item.unit, doc=item.doc, source=item.source, when=when)
 
 
-def fit_shape(config: EpisodicConfig, counts: Sequence[int], groups: Sequence[int] | None = None) -> EpisodeShape:
+def fit_shape(
+    config: EpisodicConfig, counts: Sequence[int], groups: Sequence[int] | None = None, workers: int = 1
+) -> EpisodeShape:
     """The training episode nearest to the configured one that the data can fill.
 
     Ways are clipped to the classes with at least two images, within groups to the classes of the median group, so that at
@@ -99,6 +102,7 @@ def fit_shape(config: EpisodicConfig, counts: Sequence[int], groups: Sequence[in
     Args:
         counts: labelled images of each class.
         groups: classes with at least two labelled images in each group, or None where the data has no groups.
+        workers: among which a step's tasks are divided; as many are added as the division needs.
     Raises:
         TrainingError: fewer than two classes with at least two labelled images.
     """
@@ -112,7 +116,8 @@ def fit_shape(config: EpisodicConfig, counts: Sequence[int], groups: Sequence[in
     room = usable[-1] if within else usable[ways - 1]
     queries = min(config.queries, max(1, room - config.shots))
     shots = min(config.shots, room - queries)
-    return EpisodeShape(config.tasks, ways, shots, queries, within, config.across if within else 0.0)
+    tasks = -(-config.tasks // workers) * workers
+    return EpisodeShape(tasks, ways, shots, queries, within, config.across if within else 0.0)
 
 
 def training_shape(config: EpisodicConfig, context: Context) -> EpisodeShape:
@@ -124,7 +129,7 @@ def training_shape(config: EpisodicConfig, context: Context) -> EpisodeShape:
     if data.group is not None:
         usable = known & (data.group >= 0) & (counts[data.label] >= 2)
         groups = [len(np.unique(data.label[usable & (data.group == g)])) for g in np.unique(data.group[usable])]
-    return fit_shape(config, counts.tolist(), groups)
+    return fit_shape(config, counts.tolist(), groups, context.world.size)
 
 
 class EpisodeViews:
@@ -150,10 +155,14 @@ class EpisodeViews:
                 turns = turns[:, :1].expand_as(turns)
             support = turn_classes(support, turns.gather(1, episodes.support_label))
             query = turn_classes(query, turns.gather(1, episodes.query_label))
+        return self.augmented(replace(episodes, support=support, query=query))
+
+    def augmented(self, episodes: Episodes) -> Episodes:
+        """The same episodes augmented alone: nothing is composed or turned."""
         return replace(
             episodes,
-            support=self._view(support, draws.child("support")),
-            query=self._view(query, draws.child("query")),
+            support=self._view(episodes.support, episodes.draws.child("support")),
+            query=self._view(episodes.query, episodes.draws.child("query")),
         )
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

@@ -40,8 +40,16 @@ def check(history: History, trials: int, selection: Selection, refits: frozenset
     for purpose in ("retrain", "refit"):
         for number in history.selected:
             if purpose == "retrain" or searched[number].job.method in refits:
-                expected += [f"{number:04d}-{purpose}-{i}" for i in range(selection.seeds)]
+                seeds = selection.seeds if purpose == "retrain" else selection.refit_seeds or selection.seeds
+                expected += [f"{number:04d}-{purpose}-{i}" for i in range(seeds)]
     assert sorted(t.job.key for t in history.trials.values() if t.job.purpose != "search") == sorted(expected)
+
+
+def test_the_whole_budget_may_be_trained_on_with_more_seeds(pretence: Callable[..., Any]) -> None:
+    study = pretence(trials=4, selection=Selection(top=1, seeds=1, refit_seeds=4), refits=frozenset({"one", "two"}))
+    history = study.play()
+    check(history, 4, study.selection, study.refits)
+    assert len([t for t in history.trials.values() if t.job.purpose == "refit"]) == 4
 
 
 def test_a_study_takes_its_course(pretence: Callable[..., Any]) -> None:

@@ -215,6 +215,18 @@ def test_within_groups() -> None:
         EpisodeSampler(data.label, None, EpisodeShape(1, 5, 1, 1, within_group=True), seed=0)
 
 
+def test_within_groups_each_group_must_hold_enough_of_a_class() -> None:
+    """Classes that lie in several groups (domains): ten images of each class, but in group 1 three of class 0 alone."""
+    label = np.array([0] * 10 + [1] * 10 + [2] * 10)
+    group = np.array([0] * 7 + [1] * 3 + [0] * 5 + [1] * 5 + [0] * 5 + [1] * 5)
+    sampler = EpisodeSampler(label, group, EpisodeShape(60, 2, 1, 3, within_group=True), seed=0)
+    drawn = torch.cat(sampler.indices(0), dim=1).numpy()
+    assert not ((label[drawn] == 0) & (group[drawn] == 1)).any()
+    assert set(group[drawn].flatten()) == {0, 1}
+    with pytest.raises(UserError, match="a group of 3 classes, got at most 2"):
+        EpisodeSampler(label[5:], group[5:], EpisodeShape(1, 3, 1, 3, within_group=True), seed=0)
+
+
 def test_small_classes_are_left_out_and_too_few_are_refused() -> None:
     label = np.array([0] * 5 + [1] * 2 + [2] * 5 + [3] * 5)
     sampler = EpisodeSampler(label, None, EpisodeShape(50, 2, 1, 3), seed=0)

@@ -68,9 +68,10 @@ def test_pretext_loss_is_added_with_its_weight(make, step, kind, weight) -> None
     torch.testing.assert_close(found.total.detach(), expected)
 
 
-@pytest.mark.parametrize("kind", ["prototypical", "cosine"])
-def test_both_tasks_are_learned(make, step, kind) -> None:
-    learner = make(selfsup_fewshot.METHOD, **SHAPE, learner=kind, batch_size=24, augmentation_strength=0.0)
+@pytest.mark.parametrize(("kind", "turned"), [("prototypical", {}), ("prototypical", {"rotations": True}), ("cosine", {})])
+def test_both_tasks_are_learned(make, step, kind, turned) -> None:
+    """Where classes are turned too, the task is about images as they came: of others nothing tells the turn."""
+    learner = make(selfsup_fewshot.METHOD, **SHAPE, **turned, learner=kind, batch_size=24, augmentation_strength=0.0)
     found = learn(learner, step, 150)
     for name, bar in (("accuracy", 0.5), ("pretext_accuracy", 0.4)):  # chance is .25 or less, and .25
         assert sum(row[name] for row in found[-15:]) / 15 > bar, name

@@ -112,6 +112,7 @@ def test_episodes_fit_the_data(counts, expected) -> None:
 
 def test_shots_yield_only_where_queries_cannot() -> None:
     assert fit_shape(build(METHOD.config, {"shots": 5}), [4] * 20).shots == 3
+    assert [fit_shape(build(METHOD.config, {"tasks": 3}), [4] * 20, workers=n).tasks for n in (1, 2, 4)] == [3, 4, 4]
 
 
 @pytest.mark.parametrize("counts", [[], [9], [1, 1, 1], [5, 1]])

@@ -198,6 +198,25 @@ def test_an_encoder_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["encoder.pt"]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", SMALL)
+def test_a_loaded_encoder_looks_at_images_at_its_own_size(name: str, tmp_path: Path) -> None:
+    """Their centre, where they are longer; in training it takes what it gets."""
+    encoder = _build(name).eval()
+    save_encoder(tmp_path / "e.pt", encoder)
+    loaded = load_encoder(tmp_path / "e.pt")
+    x, y = torch.meshgrid(torch.linspace(0, 3, 96), torch.linspace(0, 3, 96), indexing="ij")
+    phase = torch.rand(3, 3, 1, 1) * 6
+    large = 0.5 + 0.4 * torch.sin(x + phase) * torch.cos(y - phase)  # smooth: alike at every scale
+    small = torch.nn.functional.avg_pool2d(large, 6)
+    z, apart = encoder(small), float((encoder(small[:1]) - encoder(small[1:2])).abs().max())
+    assert float((loaded(large) - z).abs().max()) < 0.1 * apart
+    wide = torch.cat([torch.rand(3, 3, 96, 20), large, torch.rand(3, 3, 96, 20)], dim=3)
+    torch.testing.assert_close(loaded(wide), loaded(large), rtol=1e-4, atol=1e-5)
+    assert float((loaded((255 * large).round().to(torch.uint8)) - loaded(large)).abs().max()) < 0.1 * apart
+    assert torch.equal(loaded(small), z)
+
+
 def test_grown_architectures_come_back_too(tmp_path: Path) -> None:
     grown = Conv4((3, 16, 16), (0.5,) * 3, (0.2,) * 3, widths=[8, 24, 24, 16, 16], pools=[1, 1, 0, 1, 0])
     grown.name = "conv4"
