@@ -61,7 +61,7 @@ def split_few_shot(
         test_groups: names of the groups to test on.
         by: hold out whole groups or single classes; None for groups where there are at least three.
         test_share: share of groups or classes held out where no test source and no groups are named.
-        validation_share: share of the remaining groups or classes that validate.
+        validation_share: share of the remaining groups or classes that validate, where the source sets none apart.
         cross_validate: every remaining group that holds an episode of this shape validates in turn; see ``Split.turns``.
         rotations: the training classes turned by 90, 180 and 270 degrees are further classes (training only).
         seed: of all draws.
@@ -117,7 +117,10 @@ def split_few_shot(
         return Split(train_data(pool, pool.label), _all_of(pool), _all_of(validation), None, False)
 
     if cross_validate is None:
-        chosen = parts(_draw_units(rest, by, validation_share, seed_of(seed, "validation classes")))
+        validates = np.isin(rest.label, [k for k, name in enumerate(rest.classes) if name in source.validation])
+        if validates.all() or not validates.any():
+            validates = _draw_units(rest, by, validation_share, seed_of(seed, "validation classes"))
+        chosen = parts(validates)
     else:
         asked = _groups_in_turn(rest, cross_validate)
         whole = parts(np.zeros(len(rest), dtype=bool))

@@ -4,20 +4,24 @@ Class folders (a wrapping folder around any of these is looked through):
 
 - ``class/file``: one folder a class;
 - ``alphabet/character/file``, where every file lies that deep: class ``alphabet/character``, group ``alphabet``;
-- ``train/...`` and ``test/...`` of either kind; ``val/...`` joins ``train`` because labelwise draws its own validation part;
+- ``train/...`` and ``test/...`` of either kind; ``val/...`` joins ``train``, because labelwise draws its own validation part,
+  but where its classes are others than those of ``train`` few-shot studies validate on them (CIFAR-FS, miniImageNet);
 - ``unlabelled/...`` beside the classes or beside ``train``: images without label, in any arrangement.
 
 ``labels.csv`` with the columns ``file,label[,group][,caption]``: ``file`` counts from the csv's folder, a blank label means
-unlabelled, and every image outside an ``unlabelled/`` folder has a row. Files that are not images are ignored and counted.
+unlabelled, and every image outside an ``unlabelled/`` folder has a row. In its place there may be ``train.csv``, ``val.csv``
+and ``test.csv``, as miniImageNet comes (``filename`` counts from the csv's folder or from ``images/`` beside it). Files that
+are not images are ignored and counted.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -43,6 +47,9 @@ TEST = frozenset(("test", "testing"))
 VALIDATION = frozenset(("val", "valid", "validation"))
 UNLABELLED = frozenset(("unlabelled", "unlabeled"))
 CSV = "labels.csv"
+Part = Literal["train", "validation", "test"]
+TABLES: dict[str, Part] = {"train.csv": "train", "val.csv": "validation", "test.csv": "test"}
+"""Tables that divide the images, where there is no ``labels.csv``."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Row:
     label: str = ""
     group: str = ""
     caption: str = ""
-    test: bool = False
+    part: Part = "train"
 
 
 def open_files(path: Path) -> Files:
@@ -87,9 +94,8 @@ def load_files(
     if not images:
         what = f"{len(names)} other files" if names else "nothing"
         raise UserError(f"{path} must hold images (png, jpg, bmp, gif, webp, tiff, ppm), but it holds {what}; check the path")
-    tables = [name for name in names if PurePosixPath(name).name.lower() == CSV]
-    table = min(tables, key=lambda name: name.count("/"), default=None)
-    rows, notes = _rows_of_csv(files, table, images) if table else _rows_of_folders(path, images)
+    tables = _tables(names, images)
+    rows, notes = _rows_of_csv(files, tables, images) if tables else (_rows_of_folders(path, images), [])
     others = len(names) - len(images) - len(tables)
     if others:
         notes.append(f"{others} files in {path} that are not images were ignored")
@@ -125,15 +131,29 @@ def _unwrapped(names: Sequence[str]) -> list[tuple[str, ...]]:
     return paths
 
 
-def _rows_of_folders(path: Path, names: Sequence[str]) -> tuple[list[Row], list[str]]:
+def _tables(names: Sequence[str], images: Sequence[str]) -> dict[str, Part]:
+    """The csv files that describe the images: the highest ``labels.csv``; or ``train.csv`` and what stands beside it, where no
+    image lies in a class folder.
+    """
+    by_depth = sorted(names, key=lambda name: name.count("/"))
+    paths = {name: PurePosixPath(name) for name in by_depth}
+    for name in by_depth:
+        if paths[name].name.lower() == CSV:
+            return {name: "train"}
+    first = next((paths[name].parent for name in by_depth if paths[name].name.lower() == "train.csv"), None)
+    if first is None or not {PurePosixPath(name).parent for name in images} <= {first, first / "images"}:
+        return {}
+    return {n: TABLES[p.name.lower()] for n, p in paths.items() if p.parent == first and p.name.lower() in TABLES}
+
+
+def _rows_of_folders(path: Path, names: Sequence[str]) -> list[Row]:
     paths = _unwrapped(names)
     tops = {p[0].lower() for p in paths if len(p) > 1}
     split = bool(tops & TRAIN)
     # Without a train folder, test/class/file beside class/file is still a test part.
     deep_test = all(len(p) > 2 for p in paths if p[0].lower() in TEST)
     tested = split or (deep_test and any(len(p) == 2 and p[0].lower() not in TEST | UNLABELLED for p in paths))
-    parts: dict[str, list[tuple[str, tuple[str, ...]]]] = {"train": [], "test": [], "unlabelled": []}
-    validation = 0
+    parts: dict[str, list[tuple[str, tuple[str, ...]]]] = {"train": [], "validation": [], "test": [], "unlabelled": []}
     for name, p in zip(names, paths, strict=True):
         top = p[0].lower() if len(p) > 1 else ""
         inner = p[1].lower() if len(p) > 2 and split else ""
@@ -142,11 +162,10 @@ def _rows_of_folders(path: Path, names: Sequence[str]) -> tuple[list[Row], list[
         elif tested and top in TEST:
             parts["test"].append((name, p[1:]))
         elif split and (top in TRAIN or top in VALIDATION):
-            validation += top in VALIDATION
-            parts["train"].append((name, p[1:]))
+            parts["train" if top in TRAIN else "validation"].append((name, p[1:]))
         else:
             parts["train"].append((name, p))
-    labelled = parts["train"] + parts["test"]
+    labelled = parts["train"] + parts["validation"] + parts["test"]
     stray = [name for name, p in labelled if len(p) < 2]
     if len(stray) == len(labelled):
         raise UserError(
@@ -158,43 +177,44 @@ def _rows_of_folders(path: Path, names: Sequence[str]) -> tuple[list[Row], list[
             " move them into a class folder or into unlabelled/"
         )
     grouped = all(len(p) > 2 for _, p in labelled)
-    rows = [Row(name, *_class_of(p, grouped)) for name, p in parts["train"]]
-    rows += [Row(name, *_class_of(p, grouped), test=True) for name, p in parts["test"]]
-    rows += [Row(name) for name, _ in parts["unlabelled"]]
-    notes = [f"{validation} images of a validation folder count as training images: the label budget draws its own"]
-    return rows, notes if validation else []
+    rows = [Row(name, *_class_of(p, grouped), part=part) for part in get_args(Part) for name, p in parts[part]]
+    return [*rows, *(Row(name) for name, _ in parts["unlabelled"])]
 
 
 def _class_of(parts: tuple[str, ...], grouped: bool) -> tuple[str, str]:
     return (f"{parts[0]}/{parts[1]}", parts[0]) if grouped else (parts[0], "")
 
 
-def _rows_of_csv(files: Files, table: str, names: Sequence[str]) -> tuple[list[Row], list[str]]:
-    where = f"{files.path}/{table}"
-    records = _read_csv(files, table, where)
-    base = PurePosixPath(table).parent
-    prefix = "" if str(base) == "." else f"{base}/"
+def _rows_of_csv(files: Files, tables: Mapping[str, Part], names: Sequence[str]) -> tuple[list[Row], list[str]]:
     known = set(names)
     rows: dict[str, Row] = {}
-    missing: list[str] = []
-    for line, record in records:
-        file = record.get("file", "").replace("\\", "/").removeprefix("./")
-        name = prefix + file
-        if name not in known:
-            missing.append(f"{file or 'a blank file'} in line {line}")
-        elif name in rows:
-            raise UserError(f"{where} must name every file once, but {file} comes again in line {line}; remove one of the rows")
-        else:
-            rows[name] = Row(name, record.get("label", ""), record.get("group", ""), record.get("caption", ""))
-    if missing:
-        raise UserError(
-            f"every row of {where} must name an image, but {len(missing)} do not, first {missing[0]}; correct the file column"
-        )
+    base = PurePosixPath(next(iter(tables))).parent  # of all of them
+    prefix = "" if str(base) == "." else f"{base}/"
+    for table, part in tables.items():
+        where = f"{files.path}/{table}"
+        missing: list[str] = []
+        for line, record in _read_csv(files, table, where):
+            file = record.get("file", "").replace("\\", "/").removeprefix("./")
+            name = next((n for n in (prefix + file, f"{prefix}images/{file}") if n in known), "")
+            if not name:
+                missing.append(f"{file or 'a blank file'} in line {line}")
+            elif name in rows:
+                raise UserError(
+                    f"{where} must name every file once, but {file} comes again in line {line}; remove one of the rows"
+                )
+            else:
+                rows[name] = Row(name, record.get("label", ""), record.get("group", ""), record.get("caption", ""), part)
+        if missing:
+            raise UserError(
+                f"every row of {where} must name an image, but {len(missing)} do not, first {missing[0]};"
+                " correct the file column"
+            )
     rest = [name for name in names if name not in rows]
     loose = [n for n in rest if not UNLABELLED & {p.lower() for p in PurePosixPath(n.removeprefix(prefix)).parts[:-1]}]
     if loose:
+        asked = " or ".join(f"{files.path}/{table}" for table in tables)
         raise UserError(
-            f"every image must have a row in {where}, but {len(loose)} have none, first {loose[0]};"
+            f"every image must have a row in {asked}, but {len(loose)} have none, first {loose[0]};"
             " add rows with a blank label, or move them into unlabelled/"
         )
     return [*rows.values(), *(Row(name) for name in rest)], []
@@ -208,7 +228,7 @@ def _read_csv(files: Files, table: str, where: str) -> list[tuple[int, dict[str,
         raise UserError(f"{where} must be UTF-8 text, but byte {error.start} is not; save it as CSV UTF-8") from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
+        header = [{"filename": "file"}.get(name, name) for name in (cell.strip().lower() for cell in next(reader, []))]
         if not {"file", "label"} <= set(header):
             raise UserError(
                 f"{where} must start with the columns file,label, got {','.join(header) or 'nothing'}; add a header row"
@@ -290,13 +310,20 @@ def _image_set(images: Images, rows: Sequence[Row], flip: bool) -> ImageSet:
 
 
 def _divide(data: ImageSet, rows: Sequence[Row], notes: tuple[str, ...]) -> Source:
-    test = np.array([row.test for row in rows], dtype=bool)
-    if not test.any():
-        return Source(data, None, notes)
-    parts = [select(data, np.flatnonzero(rows_)) for rows_ in (~test, test)]
-    classes = [_sorted({data.classes[k] for k in np.unique(p.label) if k >= 0}) for p in parts]
-    train = renumber(parts[0], classes[0])
-    return Source(train, renumber(parts[1], classes[0] if set(classes[1]) <= set(classes[0]) else classes[1]), notes)
+    part = np.array([row.part for row in rows])
+    classes = {each: {data.classes[k] for k in np.unique(data.label[part == each]) if k >= 0} for each in get_args(Part)}
+    apart = _sorted(classes["validation"]) if classes["validation"].isdisjoint(classes["train"]) else ()
+    if classes["validation"]:
+        note = "counts as training images: the label budget draws its own"
+        if apart:
+            note += f", and few-shot studies validate on its {len(apart)} classes"
+        notes = (*notes, f"a validation part of {np.count_nonzero(part == 'validation')} images {note}")
+    if not (part == "test").any():
+        return Source(data, None, notes, apart)
+    train, test = (select(data, np.flatnonzero(rows_)) for rows_ in (part != "test", part == "test"))
+    own, asked = classes["train"] | classes["validation"], classes["test"]
+    train = renumber(train, _sorted(own))
+    return Source(train, renumber(test, train.classes if asked <= own else _sorted(asked)), notes, apart)
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:

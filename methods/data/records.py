@@ -104,12 +104,15 @@ class Source:
 
     Attributes:
         train, test: the images.
+        validation: names of classes in ``train`` that the source sets apart to validate on (a division by class, as few-shot
+            benchmarks have).
         notes: what a person should know of the loading, a sentence each (files left out, parts put together).
     """
 
     train: ImageSet
     test: ImageSet | None = None
     notes: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ def _load_list(specs: Sequence[Any], size: Size | None, channels: int | None, op
     sources += [_load_one(spec, shape[1:], shape[0], options) for spec in specs[1:]]
     tests = [source.test for source in sources if source.test is not None]
     notes = tuple(note for source in sources for note in source.notes)
-    return Source(join([source.train for source in sources]), join(tests) if tests else None, notes)
+    apart = tuple(dict.fromkeys(name for source in sources for name in source.validation))
+    return Source(join([source.train for source in sources]), join(tests) if tests else None, notes, apart)
 
 
 def _with_channels(source: Source, channels: int | None) -> Source:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from methods.data import decode
 from methods.data.decode import StreamedImages
+from methods.data.episodic import split_few_shot
 from methods.data.folders import load_pictures
 from methods.data.records import ArrayImages, Source
 from methods.data.sources import load
@@ -114,7 +115,42 @@ def test_train_test_validation_and_unlabelled_parts(tmp_path: Path) -> None:
     assert source.test is not None
     assert source.test.label.tolist() == [0, 1]
     assert source.test.images.take(torch.tensor([0, 1]))[:, 0, 0, 0].tolist() == [4, 5]
-    assert "validation folder" in source.notes[0]
+    assert source.notes == ("a validation part of 1 images counts as training images: the label budget draws its own",)
+    assert source.validation == ()
+
+
+@pytest.mark.parametrize("tables", [False, True])
+def test_a_division_by_class_is_kept(tmp_path: Path, tables: bool) -> None:
+    """CIFAR-FS and miniImageNet: train, val and test of other classes, as class folders or as csv files beside images/."""
+    members = {"train": "abcd", "val": "ef", "test": "gh"}
+    for part, classes in members.items():
+        lines = ["filename,label"]
+        for label, n in ((label, n) for label in classes for n in range(4)):
+            file = f"{label}{n}.png"
+            png(tmp_path / ("images" if tables else f"{part}/{label}") / file, 20 * ord(label) % 256)
+            lines.append(f"{file},{label}")
+        if tables:
+            (tmp_path / f"{part}.csv").write_text("\n".join(lines))
+    source = load(tmp_path)
+    assert source.train.classes == tuple("abcdef")
+    assert source.validation == ("e", "f")
+    assert source.test is not None
+    assert source.test.classes == ("g", "h")
+    assert "few-shot studies validate on its 2 classes" in source.notes[0]
+    part = split_few_shot(source, seed=5)
+    assert part.labelled.data.classes == tuple("abcd")
+    assert part.validation.data.classes == ("e", "f")
+    assert part.test is not None
+    assert part.test.data.classes == ("g", "h")
+
+
+def test_tables_beside_class_folders_are_only_files(tmp_path: Path) -> None:
+    for label in "ab":
+        png(tmp_path / label / "1.png")
+    (tmp_path / "train.csv").write_text("this,is,something,else")
+    source = load(tmp_path)
+    assert source.train.classes == ("a", "b")
+    assert "1 files" in source.notes[0]
 
 
 def test_a_folder_of_test_images_alone_counts_as_data(tmp_path: Path) -> None:
