@@ -226,6 +226,22 @@ def test_trials_on_two_workers_agree_with_one(tmp_path: Path) -> None:
     assert curves[1] == pytest.approx(curves[0], rel=1e-3)
 
 
+def test_meta_learning_on_two_workers_agrees_with_one(tmp_path: Path) -> None:
+    """Second-order MAML; three tasks cannot be halved, so that two workers take four."""
+    task = {"ways": 2, "shots": 1, "queries": 3, "episodes": 20, "hold_out": "class"}
+    small = {"data": "digits", "size": 12, "epoch_images": 64, "selection": {"top": 1, "seeds": 1}, "slots": 1}
+    curves = []
+    for workers, tasks in ((1, 4), (2, 3)):
+        knobs = {"maml.ways": 3, "maml.queries": 2, "maml.steps": 1, "maml.augmentation_strength": 0.5, "maml.tasks": tasks}
+        study = Study(
+            **small, task="few_shot", few_shot=task, methods=["maml"], trials=1, epochs=2, workers=workers, search=knobs
+        )
+        history = histories(run(study, tmp_path / str(workers)))
+        assert history.search()[0].status == "finished"
+        curves.append([e.parts["loss"] for e in history.curve("0000")])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+
+
 KILLED = """
 import os, signal
 from orchestrator import Study, run
