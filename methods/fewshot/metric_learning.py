@@ -132,7 +132,7 @@ class MetricLearning(MetricLearner):
         return self.f
 
     def optimizer(self) -> Optimizer:
-        return Optimizer("adamw", lr=self.config.lr, weight_decay=self.config.weight_decay)
+        return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         return self.views.pictures(batch)

@@ -126,7 +126,7 @@ class SelfsupFewshot(MetricLearner):
         return Classifier(self.f, self.head) if self.config.learner == "cosine" else None
 
     def optimizer(self) -> Optimizer:
-        return Optimizer("adamw", lr=self.config.lr, weight_decay=self.config.weight_decay)
+        return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         return self.views.pictures(batch) if self.config.learner == "prototypical" else augmented_pictures(self.augment, batch)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from methods.batch import Batch, Draws, Episodes, EpisodeShape
-from methods.contracts import Context, Loss, SharedConfig, TrainingError
+from methods.contracts import Context, Loss, Optimizer, SharedConfig, TrainingError
 from methods.parts.augment import Augment, rotate_quarter, to_float
 from methods.parts.averaged import VIEWS
 from methods.parts.compositions import compositions
@@ -72,6 +72,9 @@ class EpisodicConfig(SharedConfig):
         0.0, Float(0.0, 0.8), legal=Float(0.0, 1.0), doc="share of episodes whose classes still come from all groups",
         when=When("within_group", True), source="Lake 2019: all within or all across",
     )  # fmt: skip
+
+    def adamw(self, clip: float | None = None) -> Optimizer:
+        return Optimizer("adamw", lr=self.lr, weight_decay=self.weight_decay, clip=clip)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,6 @@ class InnerConfig(EpisodicConfig):
     first_order: bool = knob(False, SWITCH, doc="drop second derivatives (FOMAML)", source="Finn 2017")
     head: str = knob("zero", Choice(HEADS), doc="where a task's linear head starts", source="Kao 2021; Finn 2017: learned")
 
-    def adamw(self) -> Optimizer:
+    def adamw(self, clip: float | None = 10.0) -> Optimizer:
         """The meta-optimizer. A rare task can have a huge meta-gradient, hence the clipping."""
-        return Optimizer("adamw", lr=self.lr, weight_decay=self.weight_decay, clip=10.0)
+        return super().adamw(clip)
