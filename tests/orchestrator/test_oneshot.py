@@ -33,11 +33,12 @@ from methods.world import World
 from orchestrator import Result, Study, resume, run
 from orchestrator import cli as cli_module
 from orchestrator.journal import History
+from orchestrator.leaderboard import paired
 from orchestrator.oneshot import distance_of, one_shot
 from orchestrator.predict import predict
 from orchestrator.prepare import load_split
 from orchestrator.records import SlotSetup
-from orchestrator.study import StudyError
+from orchestrator.study import StudyError, load_study
 from orchestrator.sweep import Sweep
 from orchestrator.train import train
 from orchestrator.trial import TrialRun
@@ -284,6 +285,42 @@ def alphabets(folder: Path, groups: int, classes: int, each: int, seed: int = 0)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(random.integers(0, 256, (12, 12), dtype=np.uint8)).save(path)
     return str(folder)
+
+
+def test_the_preset_leaves_an_encoder_for_images_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands but for its size. What ``predict`` says of a file the encoder says of its pixels."""
+    without_ray(monkeypatch)
+    data = alphabets(tmp_path / "d", 3, 4, 4)
+    small = ["few_shot.ways=3", "few_shot.queries=3", "few_shot.episodes=5", "trials=2", "epochs=1", "epoch_images=60"]
+    result = run(load_study("omniglot_oneshot", [f"data={data}", *small, "selection.refit_seeds=2"]), tmp_path / "out")
+    assert result.best is not None
+    encoder = result.best.load_encoder()
+    assert isinstance(encoder, JoinedEncoder)
+    assert len(encoder.members) == 2
+    x, y = np.meshgrid(np.linspace(0, 4, 105), np.linspace(0, 4, 105))
+    drawings = (127 + 120 * np.stack([np.sin(x) * np.cos(y), np.cos(x * y / 3)])).astype(np.uint8)
+    (tmp_path / "large").mkdir()
+    for k, drawing in enumerate(drawings):
+        Image.fromarray(drawing).save(tmp_path / "large" / f"{k}.png")
+    told = predict(result.folder, tmp_path / "large").iloc[:, 1:].to_numpy(float)
+    with torch.no_grad():
+        z = encoder(torch.from_numpy(drawings)[:, None]).numpy()
+    assert np.abs(z - told).max() < 0.05 * np.abs(told[0] - told[1]).max()
+
+
+def test_methods_without_labels_answer_the_same_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ray(monkeypatch)
+    task = {"ways": 3, "shots": 1, "queries": 3, "episodes": 8, "cross_validate": True}
+    given = {**STUDY, "data": alphabets(tmp_path / "d", 3, 4, 4), "few_shot": task, "methods": ["simclr", "prototypical"]}
+    result = run(Study(**{**given, "search": {"*.batch_size": 16}}), tmp_path / "out")
+    trials = [t for t in History.read(result.folder / "journal.jsonl").search() if t.status == "finished"]
+    assert {t.job.method for t in trials} == {"simclr", "prototypical"}
+    for trial in trials:
+        (rung,) = trial.rungs
+        assert (rung.asked, rung.n) == ("turns", 24)
+        assert rung.units is not None
+        assert 0 < rung.value < 1
+    assert paired(trials[0].rungs[0], trials[1].rungs[0]) is not None
 
 
 def test_fewer_classes_than_ways(refuse: Callable[..., str], tmp_path: Path) -> None:
