@@ -69,7 +69,8 @@ class ByTheClock(Training):
         if not self._step:
             return 1
         begun = self._started + self._seconds * self._start(self._stage)
-        passed = (now - begun) / (self._seconds * self.stage.share)
+        # A stage ends with the step that is nearest to its end, so the next may begin a little early.
+        passed = max(now - begun, 1e-6) / (self._seconds * self.stage.share)
         return max(round(self._step / passed), self._step)
 
 

@@ -77,32 +77,35 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
     capsys.readouterr()
 
 
-def test_stages_end_by_the_clock_whatever_their_speed(proofs: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps that take a second, then three: each stage has its share of the seconds, and its schedule runs to the end."""
+@pytest.mark.parametrize(("first", "then"), [(1.0, 3.0), (3.0, 1.0), (7.0, 0.5)])
+def test_stages_end_by_the_clock_whatever_their_speed(
+    proofs: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, first: float, then: float
+) -> None:
+    """Steps that take ``first`` and then ``then`` seconds: each stage has its share of them, its schedule runs to the end."""
     chosen = CATALOGUE["noisy_student"]
-    config = build(chosen.config, {"generations": 1, "teacher_share": 0.25, "mu": 1, "batch_size": 2})
+    config = build(chosen.config, {"generations": 2, "teacher_share": 0.25, "mu": 1, "batch_size": 2})
     data = proofs.run.digits(40, 0).train
     training = proofs.run.ByTheClock(400.0, chosen, config, data, TrainSettings(1, EncoderSpec("conv4")))
     clock = 1000.0
-    progress: dict[str, list[float]] = {stage.name: [] for stage in training.stages}
+    progress: dict[str, list[tuple[float, float]]] = {stage.name: [] for stage in training.stages}
 
     def step() -> dict[str, object]:
         nonlocal clock
-        progress[training.stage.name].append(training._step / training.stage_steps())
-        clock += 1.0 if clock < 1200 else 3.0
+        progress[training.stage.name].append((clock, training._step / training.stage_steps()))
+        clock += first if clock < 1100 else then
         training._step += 1
         return {}
 
     monkeypatch.setattr(training, "_one_step", step)
     monkeypatch.setattr(training, "_now", lambda: clock)
     training.train_epoch()
-    assert clock == pytest.approx(1400, abs=3)
-    teacher, student = progress.values()
-    assert len(teacher) == pytest.approx(100, abs=1)
-    assert len(student) == pytest.approx(100 + 200 / 3, abs=2)
-    for shares, each in ((teacher, 0.01), (student, 0.01)):
+    longest = max(first, then)
+    assert clock == pytest.approx(1400, abs=longest)
+    for steps, begins, lasts in zip(progress.values(), (1000, 1100, 1250), (100, 150, 150), strict=True):
+        seconds, shares = np.array(steps).T
+        assert seconds[0] == pytest.approx(begins, abs=longest)
         assert shares[0] == 0
-        assert shares[-1] == pytest.approx(1, abs=2 * each)
+        assert shares[-1] == pytest.approx(1, abs=2 * longest / lasts)
         assert (np.diff(shares) >= 0).all()
 
 
