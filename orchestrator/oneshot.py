@@ -67,7 +67,8 @@ def distance_of(config: Mapping[str, object]) -> str:
     distance = config.get("distance")
     if distance in DISTANCES:
         return str(distance)
-    return "euclidean" if config.get("normalise") is False else "cosine"
+    by_margin = config.get("loss") in ("triplet", "contrastive") and config.get("normalise") is False
+    return "euclidean" if by_margin else "cosine"
 
 
 def score_runs(encoder: Encoder, runs: str | Path, distance: str = "cosine") -> RunsScore:

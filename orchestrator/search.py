@@ -1,7 +1,7 @@
 """The search: an Optuna study, conditional on the method, asked and told in this project's words.
 
 Semantics that Ray's own OptunaSearch does not have: every method's defaults come first; the supervised baseline is tuned with
-no fewer trials than a method gets on average; a trial stopped early is told as pruned with its intermediate values, a
+no fewer trials than the others get on average; a trial stopped early is told as pruned with its intermediate values, a
 diverged or failing one as failed; nothing is left running. Each suggestion is a fixed
 function of the seed and of what has been told, so a replayed journal searches on as if it had never stopped.
 """
@@ -71,8 +71,9 @@ class Search:
         return self._tried.total()
 
     def _fair(self, sampler: BaseSampler) -> BaseSampler:
-        """The sampler, held to the baseline where that has had fewer trials than a method's share."""
-        if BASELINE not in self.space.configs or self._tried[BASELINE] * len(self.space.methods) >= self._asked:
+        """The sampler, held to the baseline where that would else have had fewer trials than a method's share."""
+        methods = self.space.methods
+        if BASELINE not in methods or len(methods) == 1 or self._tried[BASELINE] * len(methods) > self._asked:
             return sampler
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -84,7 +85,9 @@ class Search:
             return self.enter(key, self.space.defaults(self.space.methods[self._asked]))
         for attempt in range(_ATTEMPTS):
             number = self._asked * _ATTEMPTS + attempt
-            self._study.sampler = self._fair(self._sampler(number) if attempt < _MODELLED else self._chance(number))
+            sampler = self._sampler(number) if attempt < _MODELLED else self._chance(number)
+            # Where nothing is left to try of the baseline, a trial is worth more elsewhere.
+            self._study.sampler = self._fair(sampler) if attempt < _ATTEMPTS // 2 else sampler
             trial = self._study.ask()
             suggestion = self.space.suggest(trial)
             # Only a draft: Optuna keeps what it drew for every method in it, which a journal does not know.

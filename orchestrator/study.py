@@ -66,7 +66,7 @@ class FewShotTask(_Strict):
         within_group: every episode's classes come from one group (alphabet).
         hold_out: whether validation (and, without a test set, test) classes are held out by class or by whole
             group; None for groups where there are at least three.
-        validation: share of the classes or groups that is held out for validation.
+        validation: share of the classes or groups that is held out for validation, where the data sets none apart itself.
         cross_validate: each group is held out for validation in turn. A configuration's score is the mean over the turns,
             which multiply the time; the finalists are refitted on all groups for the test and the exported model.
         test_groups: only these groups of the test set are used.
@@ -285,6 +285,12 @@ class Study(_Strict):
             raise StudyError(
                 f"task few_shot has new classes to be told apart from few images, which protocol few_shot scores, got "
                 f"{self.scoring().name}; leave protocol out"
+            )
+        refitted = self.selection.refit and (self.task != "few_shot" or task.cross_validate)
+        if self.selection.refit_seeds is not None and not refitted:
+            raise StudyError(
+                f"selection.refit_seeds is for finalists that are trained on the whole budget, got {self.selection.refit_seeds}"
+                " where none are (refit: false, or few-shot without cross_validate); leave it out"
             )
         if not task.cross_validate:
             return

@@ -91,10 +91,11 @@ def split_few_shot(
     _some_classes(data, *((2, "to train and to validate") if apart else (3, "to train, to validate and to test")))
     by = by or ("group" if _count_groups(data) >= 3 else "class")
     held = np.zeros(len(data), dtype=bool)
-    if not apart:
-        held = (
-            _in_groups(data, test_groups) if test_groups else _draw_units(data, by, test_share, seed_of(seed, "test classes"))
-        )
+    if not apart and test_groups:
+        held = _in_groups(data, test_groups)
+    elif not apart:
+        free = data if not source.validation else dataclasses.replace(data, label=_without(data, source.validation))
+        held = _draw_units(free, "class" if source.validation else by, test_share, seed_of(seed, "test classes"))
     _refuse_divided(data, held)
     rest = select(data, np.flatnonzero(~held & (data.label >= 0)))
     tested = None
@@ -117,7 +118,7 @@ def split_few_shot(
         return Split(train_data(pool, pool.label), _all_of(pool), _all_of(validation), None, False)
 
     if cross_validate is None:
-        validates = np.isin(rest.label, [k for k, name in enumerate(rest.classes) if name in source.validation])
+        validates = _without(rest, source.validation) < 0
         if validates.all() or not validates.any():
             validates = _draw_units(rest, by, validation_share, seed_of(seed, "validation classes"))
         chosen = parts(validates)
@@ -210,6 +211,11 @@ def _refuse_divided(data: ImageSet, held: np.ndarray) -> None:
             f"classes held out by group must lie in that group alone, but {len(both)} lie in others or in none too, first"
             f" {data.classes[both[0]]}; hold out by class, or leave the groups out of the data"
         )
+
+
+def _without(data: ImageSet, names: Sequence[str]) -> IntArray:
+    """The labels, -1 for images of the named classes."""
+    return np.where(np.isin(data.label, [k for k, name in enumerate(data.classes) if name in names]), -1, data.label)
 
 
 def _all_of(data: ImageSet) -> Labelled:

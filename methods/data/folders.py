@@ -141,7 +141,8 @@ def _tables(names: Sequence[str], images: Sequence[str]) -> dict[str, Part]:
         if paths[name].name.lower() == CSV:
             return {name: "train"}
     first = next((paths[name].parent for name in by_depth if paths[name].name.lower() == "train.csv"), None)
-    if first is None or not {PurePosixPath(name).parent for name in images} <= {first, first / "images"}:
+    placed = {paths[name].parent for name in images if not UNLABELLED & {part.lower() for part in paths[name].parts}}
+    if first is None or not placed <= {first, first / "images"}:
         return {}
     return {n: TABLES[p.name.lower()] for n, p in paths.items() if p.parent == first and p.name.lower() in TABLES}
 
@@ -228,7 +229,9 @@ def _read_csv(files: Files, table: str, where: str) -> list[tuple[int, dict[str,
         raise UserError(f"{where} must be UTF-8 text, but byte {error.start} is not; save it as CSV UTF-8") from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = [{"filename": "file"}.get(name, name) for name in (cell.strip().lower() for cell in next(reader, []))]
+        header = [cell.strip().lower() for cell in next(reader, [])]
+        if "file" not in header:
+            header = ["file" if name == "filename" else name for name in header]
         if not {"file", "label"} <= set(header):
             raise UserError(
                 f"{where} must start with the columns file,label, got {','.join(header) or 'nothing'}; add a header row"

@@ -122,7 +122,8 @@ def _load_list(specs: Sequence[Any], size: Size | None, channels: int | None, op
     sources += [_load_one(spec, shape[1:], shape[0], options) for spec in specs[1:]]
     tests = [source.test for source in sources if source.test is not None]
     notes = tuple(note for source in sources for note in source.notes)
-    apart = tuple(dict.fromkeys(name for source in sources for name in source.validation))
+    trained = {name for source in sources for name in source.train.classes if name not in source.validation}
+    apart = tuple(dict.fromkeys(n for source in sources for n in source.validation if n not in trained))
     return Source(join([source.train for source in sources]), join(tests) if tests else None, notes, apart)
 
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from methods.batch import Batch, Draws, Feeds, Step
-from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
+from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer, TrainingError
+from methods.data.views import RotatedImages
 from methods.parts.auxiliary import Auxiliary, NeighbourTask, TurnTask
 from methods.parts.averaged import averaged
 from methods.parts.distances import DISTANCES, class_means, similarity_logits
@@ -70,6 +71,11 @@ class SelfsupFewshot(MetricLearner):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
+        if config.auxiliary == "rotation" and isinstance(context.data.images, RotatedImages):
+            raise TrainingError(
+                "selfsup_fewshot.auxiliary rotation needs images as they came, but few_shot.rotations has turned them;"
+                " take relative_patch, or the knob selfsup_fewshot.rotations in place of the setting"
+            )
         self.config = config
         self.f = averaged(context.new_encoder(), config.test_views)
         self.auxiliary: Auxiliary = (

@@ -215,7 +215,7 @@ def encoder_from(record: dict[str, Any], source: str) -> Encoder:
     """The inverse of ``encoder_record``; ``source`` names it in errors.
 
     In evaluation mode it resizes images of another size to the one it was trained at, as ``labelwise predict`` does: at
-    another scale its embeddings would be of no use.
+    another scale its embeddings would be of no use. (``maps`` takes images as they are.)
     """
     wanted = ("encoder", "shape", "mean", "std", "options", "state")
     missing = [key for key in wanted if key not in record]
@@ -233,10 +233,11 @@ def encoder_from(record: dict[str, Any], source: str) -> Encoder:
 def _at_own_size(encoder: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
     """The centre of float or uint8 images [B, C, H, W], as large as the encoder's proportions allow, at its own size."""
     assert isinstance(encoder, Encoder)
+    if encoder.training or len(inputs) != 1 or inputs[0].dim() != 4 or inputs[0].shape[2:] == encoder.shape[1:]:
+        return None
     (images,) = inputs
     own, given = encoder.shape[1:], images.shape[2:]
-    if encoder.training or images.dim() != 4 or given == own:
-        return None
+    images = images if images.is_floating_point() else images.to(torch.uint8)
     scale = min(given[0] / own[0], given[1] / own[1])
     height, width = own[0] * scale, own[1] * scale
     box = torch.tensor([[(given[0] - height) / 2, (given[1] - width) / 2, height, width]], device=images.device)

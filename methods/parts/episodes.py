@@ -73,8 +73,8 @@ class EpisodicConfig(SharedConfig):
         when=When("within_group", True), source="Lake 2019: all within or all across",
     )  # fmt: skip
 
-    def adamw(self, clip: float | None = None) -> Optimizer:
-        return Optimizer("adamw", lr=self.lr, weight_decay=self.weight_decay, clip=clip)
+    def adamw(self) -> Optimizer:
+        return Optimizer("adamw", lr=self.lr, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def restated(name: str, when: When) -> Any:
 
 
 def fit_shape(
-    config: EpisodicConfig, counts: Sequence[int], groups: Sequence[int] | None = None, workers: int = 1
+    config: EpisodicConfig, counts: Sequence[int], groups: Sequence[Sequence[int]] | None = None, workers: int = 1
 ) -> EpisodeShape:
     """The training episode nearest to the configured one that the data can fill.
 
@@ -104,14 +104,15 @@ def fit_shape(
 
     Args:
         counts: labelled images of each class.
-        groups: classes with at least two labelled images in each group, or None where the data has no groups.
+        groups: labelled images of each class in each group, or None where the data has no groups.
         workers: among which a step's tasks are divided; as many are added as the division needs.
     Raises:
         TrainingError: fewer than two classes with at least two labelled images.
     """
-    usable = sorted((n for n in counts if n >= 2), reverse=True)
     within = config.within_group and groups is not None
-    most = sorted(groups, reverse=True)[len(groups) // 2] if within and groups else len(usable)
+    members = [[n for n in of if n >= 2] for of in (groups if within and groups else [counts])]
+    usable = sorted((n for of in members for n in of), reverse=True)
+    most = sorted((len(of) for of in members), reverse=True)[len(members) // 2]
     if most < 2:
         kind = "training episodes within groups" if within else "training episodes"
         raise TrainingError(f"{kind} need at least 2 classes with 2 labelled images each, got {most}; give more labels")
@@ -130,8 +131,8 @@ def training_shape(config: EpisodicConfig, context: Context) -> EpisodeShape:
     counts = np.bincount(data.label[known], minlength=1)
     groups = None
     if data.group is not None:
-        usable = known & (data.group >= 0) & (counts[data.label] >= 2)
-        groups = [len(np.unique(data.label[usable & (data.group == g)])) for g in np.unique(data.group[usable])]
+        present = np.unique(data.group[known & (data.group >= 0)])
+        groups = [np.bincount(data.label[known & (data.group == g)]).tolist() for g in present]
     return fit_shape(config, counts.tolist(), groups, context.world.size)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from methods.contracts import Optimizer
 from methods.parts.adaptation import HEADS
@@ -30,6 +30,6 @@ class InnerConfig(EpisodicConfig):
     first_order: bool = knob(False, SWITCH, doc="drop second derivatives (FOMAML)", source="Finn 2017")
     head: str = knob("zero", Choice(HEADS), doc="where a task's linear head starts", source="Kao 2021; Finn 2017: learned")
 
-    def adamw(self, clip: float | None = 10.0) -> Optimizer:
+    def adamw(self) -> Optimizer:
         """The meta-optimizer. A rare task can have a huge meta-gradient, hence the clipping."""
-        return super().adamw(clip)
+        return replace(super().adamw(), clip=10.0)

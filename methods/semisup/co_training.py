@@ -124,7 +124,7 @@ class CoTraining(Learner):
             encoder.name = "pair"
             self.model = Pair(encoder, context.classes)
             sets = torch.stack([known, known])  # line 1
-        self.register_buffer("known", known)  # N, the true labels, -1 where unlabelled
+        self.register_buffer("known", known, persistent=False)  # N, the true labels, -1 where unlabelled
         self.register_buffer("sets", sets)  # 2 N: each classifier's training labels, -1 where it has none
         self.register_buffer("shares", class_shares(known, context.classes))  # K
 

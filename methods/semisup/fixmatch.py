@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from methods.batch import Batch, Step
 from methods.contracts import Context, Loss, Method, PseudoLabels
 from methods.parts.masks import confident
-from methods.semisup.shared import Averaged, AveragedConfig
+from methods.semisup.shared import EmaConfig, EmaLearner
 from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(AveragedConfig):
+class Config(EmaConfig):
     """Knobs."""
 
     mu: int = knob(
@@ -44,7 +44,7 @@ class Config(AveragedConfig):
     )
 
 
-class FixMatch(Averaged):
+class FixMatch(EmaLearner):
     """A classifier, and the average of its weights, which is the method's answer."""
 
     config: Config

@@ -24,12 +24,12 @@ from methods.contracts import Context, Loss, Method, PseudoLabels
 from methods.parts.losses import consistency_mse, sharpen
 from methods.parts.mixup import mix_all
 from methods.parts.ramps import linear_ramp
-from methods.semisup.shared import Averaged, AveragedConfig
+from methods.semisup.shared import EmaConfig, EmaLearner
 from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(AveragedConfig):
+class Config(EmaConfig):
     """Knobs."""
 
     sharpening_temperature: float = knob(
@@ -51,7 +51,7 @@ class Config(AveragedConfig):
     )  # fmt: skip
 
 
-class MixMatch(Averaged):
+class MixMatch(EmaLearner):
     """A classifier, and the average of its weights, which is the method's answer."""
 
     config: Config

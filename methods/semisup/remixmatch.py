@@ -26,12 +26,12 @@ from methods.parts.alignment import Alignment, class_shares
 from methods.parts.augment import rotate_quarter
 from methods.parts.losses import sharpen
 from methods.parts.mixup import mix_all
-from methods.semisup.shared import Averaged, AveragedConfig
+from methods.semisup.shared import EmaConfig, EmaLearner
 from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(AveragedConfig):
+class Config(EmaConfig):
     """Knobs."""
 
     sharpening_temperature: float = knob(
@@ -62,7 +62,7 @@ class Config(AveragedConfig):
     )
 
 
-class ReMixMatch(Averaged):
+class ReMixMatch(EmaLearner):
     """A classifier with a rotation head, and the average of its weights, which is the method's answer."""
 
     config: Config

@@ -50,7 +50,7 @@ def classifier(teacher: Ema | Frozen) -> Classifier:
 
 
 @dataclass(frozen=True)
-class AveragedConfig(SemiConfig):
+class EmaConfig(SemiConfig):
     """Of methods whose answer is an average of the weights."""
 
     momentum: float = knob(
@@ -59,12 +59,12 @@ class AveragedConfig(SemiConfig):
     )  # fmt: skip
 
 
-class Averaged(Learner):
+class EmaLearner(Learner):
     """A classifier, ``model``, and the average of its weights, ``average``, which is the method's answer."""
 
-    config: AveragedConfig
+    config: EmaConfig
 
-    def __init__(self, config: AveragedConfig, context: Context) -> None:
+    def __init__(self, config: EmaConfig, context: Context) -> None:
         super().__init__()
         self.config = config
         self.model = Classifier(context.new_encoder(), context.classes)

@@ -24,13 +24,13 @@ from methods.batch import Step
 from methods.contracts import Context, Loss, Method, PseudoLabels
 from methods.parts.losses import sharpen
 from methods.parts.masks import confident
-from methods.semisup.shared import Averaged, AveragedConfig
+from methods.semisup.shared import EmaConfig, EmaLearner
 from methods.world import World
 from search_spaces.domains import Choice, Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(AveragedConfig):
+class Config(EmaConfig):
     """Knobs."""
 
     mu: int = knob(
@@ -81,7 +81,7 @@ def annealed(logits: Tensor, label: Tensor, limit: float, world: World) -> Tenso
     return (loss * counts).sum() * world.size / world.sum(counts.sum()).clamp_min(1)
 
 
-class UDA(Averaged):
+class UDA(EmaLearner):
     """A classifier, and the average of its weights, which is the method's answer."""
 
     config: Config

@@ -247,6 +247,7 @@ def test_the_distance_is_the_one_that_was_trained() -> None:
     assert distance_of({"distance": "cosine", "ways": 5}) == "cosine"
     assert distance_of({"learner": "cosine"}) == "cosine"
     assert distance_of({"distance": "weighted_l1"}) == "cosine"
+    assert distance_of({"normalise": False}) == "cosine"
     assert [distance_of({"loss": "triplet", "normalise": unit}) for unit in (True, False)] == ["cosine", "euclidean"]
 
 
@@ -381,6 +382,10 @@ def test_shared_images_and_classes(refuse: Callable[..., str], tmp_path: Path) -
         (
             {"task": "classification", "test": None, "selection": {}},
             "few_shot.cross_validate is for task: few_shot, got classification",
+        ),
+        (
+            {"few_shot": {**TASK, "cross_validate": False}, "selection": {"refit_seeds": 2}},
+            "refit_seeds is for finalists that are trained on the whole budget, got 2 where none are",
         ),
         ({"few_shot": {**TASK, "hold_out": "class"}}, "leaves out whole groups, got hold_out: class"),
         (

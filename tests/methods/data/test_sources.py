@@ -144,6 +144,26 @@ def test_a_division_by_class_is_kept(tmp_path: Path, tables: bool) -> None:
     assert part.test.data.classes == ("g", "h")
 
 
+def test_classes_set_apart_are_not_drawn_for_the_test(tmp_path: Path) -> None:
+    """Without a test part; and beside tables there may be images without labels."""
+    for label in "abcdef":
+        png(tmp_path / "images" / f"{label}.png", ord(label))
+    png(tmp_path / "unlabelled" / "u.png", 7)
+    (tmp_path / "train.csv").write_text("file,label\n" + "\n".join(f"{k}.png,{k}" for k in "abcde"))
+    (tmp_path / "val.csv").write_text("file,label\nf.png,f")
+    source = load(tmp_path)
+    assert source.validation == ("f",)
+    assert (source.train.label < 0).sum() == 1
+    for seed in range(8):
+        part = split_few_shot(source, test_share=0.4, seed=seed)
+        assert part.validation.data.classes == ("f",)
+        assert part.test is not None
+        assert "f" not in part.test.data.classes
+        assert len(part.test.data.classes) == 2
+    both = load([tmp_path, load(tmp_path).train])
+    assert both.validation == (), "another source trains on it"
+
+
 def test_tables_beside_class_folders_are_only_files(tmp_path: Path) -> None:
     for label in "ab":
         png(tmp_path / label / "1.png")

@@ -85,7 +85,7 @@ def test_the_share_is_a_function_of_the_task_and_not_of_the_worker() -> None:
 def test_the_share_needs_groups() -> None:
     config = build(METHOD.config, {"within_group": True, "across": 0.5, "ways": 4})
     assert fit_shape(config, [4] * 8).across == 0
-    assert fit_shape(config, [4] * 8, groups=[4, 4]).across == 0.5
+    assert fit_shape(config, [4] * 8, groups=[[4] * 4, [4] * 4]).across == 0.5
 
 
 def test_composed_classes_are_two_classes_in_one_picture(make: Callable[..., Any], episodes: Callable[..., Episodes]) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch.nn.functional import normalize
 
 from methods.batch import EpisodeShape
+from methods.contracts import TrainingError
+from methods.data.views import RotatedImages
 from methods.fewshot import metric_learning, selfsup_fewshot
 from methods.fewshot.metric_learning import LOSSES
 from methods.parts.auxiliary import NeighbourTask, TurnTask
@@ -76,6 +78,12 @@ def test_both_tasks_are_learned(make, step, kind, turned) -> None:
     for name, bar in (("accuracy", 0.5), ("pretext_accuracy", 0.4)):  # chance is .25 or less, and .25
         assert sum(row[name] for row in found[-15:]) / 15 > bar, name
     assert (learner.predictor() is not None) == (kind == "cosine")
+
+
+def test_turned_data_cannot_be_asked_for_its_turn(make, data) -> None:
+    object.__setattr__(data, "images", RotatedImages(data.images))
+    with pytest.raises(TrainingError, match=r"few_shot\.rotations has turned them; take relative_patch"):
+        make(selfsup_fewshot.METHOD, **SHAPE)
 
 
 def test_pretext_passes_leave_the_running_statistics_alone(make, step) -> None:

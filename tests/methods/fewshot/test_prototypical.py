@@ -123,6 +123,8 @@ def test_too_few_classes_are_one_clear_line(counts) -> None:
 
 def test_within_groups_at_least_half_of_the_groups_take_part() -> None:
     config = build(METHOD.config, {"within_group": True})
-    shape = fit_shape(config, [20] * 60, groups=[30, 16, 14])
+    shape = fit_shape(config, [20] * 60, groups=[[20] * 30, [20] * 16, [20] * 14])
     assert (shape.ways, shape.within_group) == (16, True)
+    domains = fit_shape(config, [20] * 10, groups=[[5] * 10] * 4)  # every class lies in four groups
+    assert domains.shots + domains.queries <= 5
     assert not fit_shape(config, [20] * 60).within_group  # no groups, nothing to keep within

@@ -215,6 +215,10 @@ def test_a_loaded_encoder_looks_at_images_at_its_own_size(name: str, tmp_path: P
     torch.testing.assert_close(loaded(wide), loaded(large), rtol=1e-4, atol=1e-5)
     assert float((loaded((255 * large).round().to(torch.uint8)) - loaded(large)).abs().max()) < 0.1 * apart
     assert torch.equal(loaded(small), z)
+    torch.testing.assert_close(loaded((255 * large).round().long()), loaded((255 * large).round().to(torch.uint8)))
+    loaded.train()
+    encoder.train()
+    assert torch.equal(loaded(large), encoder(large))
 
 
 def test_grown_architectures_come_back_too(tmp_path: Path) -> None:

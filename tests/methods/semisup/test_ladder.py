@@ -53,16 +53,21 @@ def test_noise_enters_every_normalisation_layer_and_leaves_with_the_context(harn
         assert torch.equal(a, d), name
 
 
-def test_noise_comes_before_the_layers_own_scale(harness: Any) -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3)).eval()
-    layer = model[0]
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.BatchNorm2d(3), (400, 3, 4, 4)), (nn.GroupNorm(1, 3), (400, 3, 4, 4)), (nn.LayerNorm(3), (400, 16, 3))],
+)
+def test_noise_comes_before_the_layers_own_scale(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(layer).eval()
     with torch.no_grad():
-        layer.weight.copy_(torch.tensor([0.0, 1.0, 5.0]))
-    x, draws = torch.randn(400, 3, 4, 4), (Draws(0, 400, slice(0, 400), torch.device("cpu")),)
+        layer.weight.copy_(torch.tensor([0.0, 1.0, 5.0]))  # type: ignore[operator]
+    x, draws = torch.randn(shape), (Draws(0, 400, slice(0, 400), torch.device("cpu")),)
+    plain = model(x)
     with noisy(model, 0.3, draws):
-        added = model(x) - torch.nn.functional.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias)
+        added = model(x) - plain
+    added = added if isinstance(layer, nn.LayerNorm) else added.movedim(1, -1)
     for channel, scale in enumerate((0.0, 1.0, 5.0)):
-        assert added[:, channel].std().item() == pytest.approx(0.3 * scale, rel=0.05, abs=1e-7)
+        assert added[..., channel].std().item() == pytest.approx(0.3 * scale, rel=0.05, abs=1e-7)
 
 
 def test_loss_equals_plain_loops(harness: Any, loops: Any) -> None:
