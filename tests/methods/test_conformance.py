@@ -250,9 +250,15 @@ def test_methods_without_labels_never_read_them(name: str) -> None:
     assert [hidden.train_epoch().parts for _ in range(2)] == reports
 
 
-@names
-def test_encoder_and_predictor_answer_for_each_image_by_itself(name: str) -> None:
-    _, training = trained(name)
+@pytest.mark.parametrize("epochs", [1, 2])
+@forms
+def test_encoder_and_predictor_answer_for_each_image_by_itself(name: str, epochs: int) -> None:
+    """After half of the training too, in whatever stage it is: trials are stopped there."""
+    if epochs == 2:
+        _, training = trained(name)
+    else:
+        training = start(name)
+        training.train_epoch()
     learner = training.learner
     images = tiny_data().images.take(torch.arange(0, 64, 4))
     learner.eval()
