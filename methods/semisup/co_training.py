@@ -29,13 +29,13 @@ from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.labelling import label_pool
 from methods.parts.pair import VIEWS, PairEncoder
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import RecipeConfig
 from methods.world import World
 from search_spaces.domains import SWITCH, Choice, Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(RecipeConfig):
     """Knobs."""
 
     mu: int = knob(2, Int(1, 7), legal=Int(1, 64), doc="images of the pool per labelled one", source="own choice")
@@ -111,7 +111,7 @@ class CoTraining(Learner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config, self.images = config, context.data.images
-        self.augment = context.augment("weak", config.augmentation_strength)
+        self.augment = context.augment(config.augmentation, config.augmentation_strength)
         known = torch.from_numpy(context.data.label.copy())  # N
         previous = context.previous
         self.grows = isinstance(previous, CoTraining)

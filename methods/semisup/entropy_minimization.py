@@ -18,12 +18,12 @@ from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import entropy
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import RecipeConfig
 from search_spaces.domains import Float, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(RecipeConfig):
     """Knobs."""
 
     weight: float = knob(
@@ -37,7 +37,7 @@ class EntropyMinimization(Learner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
-        self.augment = context.augment("weak", config.augmentation_strength)
+        self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
 
     def feeds(self) -> Feeds:

@@ -30,12 +30,12 @@ from methods.contracts import Context, Learner, Loss, Method, Optimizer, Trainin
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.modes import still_statistics
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import RecipeConfig
 from search_spaces.domains import Float, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(RecipeConfig):
     """Knobs."""
 
     noise: float = knob(
@@ -144,7 +144,7 @@ class Ladder(Learner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
-        self.augment = context.augment("weak", config.augmentation_strength)
+        self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
         self.register_buffer("mean", torch.tensor(context.data.mean).view(-1, 1, 1))  # C 1 1
         self.register_buffer("std", torch.tensor(context.data.std).view(-1, 1, 1))  # C 1 1

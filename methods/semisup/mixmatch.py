@@ -24,12 +24,12 @@ from methods.contracts import Context, Loss, Method, PseudoLabels
 from methods.parts.losses import consistency_mse, sharpen
 from methods.parts.mixup import mix_all
 from methods.parts.ramps import linear_ramp
-from methods.semisup.shared import EmaConfig, EmaLearner
+from methods.semisup.shared import EmaConfig, EmaLearner, RecipeConfig
 from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(EmaConfig):
+class Config(EmaConfig, RecipeConfig):
     """Knobs."""
 
     sharpening_temperature: float = knob(
@@ -59,7 +59,7 @@ class MixMatch(EmaLearner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         self.classes = context.classes
-        self.augment = context.augment("weak", config.augmentation_strength)
+        self.augment = context.augment(config.augmentation, config.augmentation_strength)
 
     def loss(self, step: Step) -> Loss:
         c = self.config

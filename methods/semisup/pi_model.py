@@ -21,12 +21,12 @@ from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import consistency_mse
 from methods.parts.ramps import sigmoid_ramp
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import RecipeConfig
 from search_spaces.domains import Choice, Float, Variant, When, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(RecipeConfig):
     """Knobs."""
 
     cost: str = knob(
@@ -51,7 +51,7 @@ class PiModel(Learner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
-        self.augment = context.augment("weak", config.augmentation_strength)
+        self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
 
     def feeds(self) -> Feeds:

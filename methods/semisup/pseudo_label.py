@@ -23,12 +23,12 @@ from methods.parts.heads import Classifier
 from methods.parts.labelling import label_pool
 from methods.parts.masks import confident
 from methods.parts.ramps import linear_ramp
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import RecipeConfig
 from search_spaces.domains import SWITCH, Float, Int, Variant, When, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(RecipeConfig):
     """Knobs."""
 
     staged: bool = knob(False, SWITCH, doc="label the pool between stages instead of in every step", source="S2")
@@ -67,7 +67,7 @@ class PseudoLabel(Learner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
-        self.augment = context.augment("weak", config.augmentation_strength)
+        self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
 
     def feeds(self) -> Feeds:
@@ -101,7 +101,7 @@ class FromLabels(Learner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
-        self.augment = context.augment("weak", config.augmentation_strength)
+        self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
 
     def feeds(self) -> Feeds:
@@ -131,7 +131,7 @@ class Round(Learner):
         super().__init__()
         assert isinstance(context.previous, FromLabels | Round), "a round follows the labels or another round"
         self.config, self.images = config, context.data.images
-        self.augment = context.augment("weak", config.augmentation_strength)
+        self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model: Classifier = context.previous.model
         self.register_buffer("known", torch.from_numpy(context.data.label.copy()))  # N, -1 where unlabelled
         self.register_buffer("pseudo", torch.full((len(context.data),), -1))  # N, -1 where not confident

@@ -26,13 +26,13 @@ from methods.parts.augment import rotate_quarter
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import entropy, kl
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import RecipeConfig
 from methods.world import World
 from search_spaces.domains import SWITCH, Choice, Float, Int, When, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(RecipeConfig):
     """Knobs."""
 
     auxiliary: str = knob("rotation", Choice(("rotation", "exemplar")), doc="self-supervised task", source="Zhai 2019")
@@ -88,7 +88,7 @@ class S4L(Learner):
         self.config = config
         rotation = config.auxiliary == "rotation"
         # The knob scales the strong branch where there is one, and that is exemplar's views.
-        self.augment = context.augment("weak", config.augmentation_strength if rotation else 1.0)
+        self.augment = context.augment(config.augmentation, config.augmentation_strength if rotation else 1.0)
         self.views = context.augment("simclr", config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
         self.turn_head = nn.Linear(self.model.encoder.dim, 4) if rotation else None

@@ -13,7 +13,9 @@ from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.labelling import Frozen
 from methods.parts.ramps import warmed_momentum
-from search_spaces.domains import Float, Int, knob
+from search_spaces.domains import Choice, Float, Int, knob
+
+RECIPES = Choice(("weak", "strong"))
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,15 @@ class SemiConfig(SharedConfig):
         return Optimizer("adamw", self.lr * self.batch_size / 256, self.weight_decay)
 
 
+@dataclass(frozen=True)
+class RecipeConfig(SemiConfig):
+    """Of methods that look at labelled and unlabelled images alike."""
+
+    augmentation: str = knob(
+        "weak", RECIPES, doc="augmentation of every image", source="Oliver 2018: the same for method and baseline"
+    )
+
+
 def classifier(teacher: Ema | Frozen) -> Classifier:
     """The classifier that a teacher is a copy of."""
     inside = teacher.module
@@ -57,6 +68,15 @@ class EmaConfig(SemiConfig):
         0.99, Float(0.9, 0.9999, log1m=True), legal=Float(0.0, 0.99999), doc="decay of the evaluated average of weights",
         source="Berthelot 2019, Sohn 2020: .999 over 2^20 steps",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BranchConfig(EmaConfig):
+    """Of methods whose weak view of an unlabelled image teaches its strong one."""
+
+    labelled_augmentation: str = knob(
+        "weak", RECIPES, doc="augmentation of labelled images", source="Sohn 2020: weak; Berthelot 2019 (ReMixMatch): strong"
+    )
 
 
 class EmaLearner(Learner):

@@ -22,13 +22,13 @@ from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import consistency_mse
 from methods.parts.ramps import sigmoid_ramp
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import RecipeConfig
 from methods.world import World
 from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(RecipeConfig):
     """Knobs."""
 
     mu: int = knob(3, Int(1, 7), legal=Int(1, 64), doc="unlabelled images per labelled one", source="as mean_teacher")
@@ -83,7 +83,7 @@ class TemporalEnsembling(Learner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
-        self.augment = context.augment("weak", config.augmentation_strength)
+        self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
         self.ensemble = Ensemble(len(context.data), context.classes, config.momentum)
 

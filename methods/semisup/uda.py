@@ -24,13 +24,13 @@ from methods.batch import Step
 from methods.contracts import Context, Loss, Method, PseudoLabels
 from methods.parts.losses import sharpen
 from methods.parts.masks import confident
-from methods.semisup.shared import EmaConfig, EmaLearner
+from methods.semisup.shared import BranchConfig, EmaLearner
 from methods.world import World
 from search_spaces.domains import Choice, Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(EmaConfig):
+class Config(BranchConfig):
     """Knobs."""
 
     mu: int = knob(
@@ -95,7 +95,8 @@ class UDA(EmaLearner):
     def loss(self, step: Step) -> Loss:
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()
-        x = self.weak(labelled.images, labelled.draws.child("weak"))  # B C H W
+        of_labelled = self.weak if c.labelled_augmentation == "weak" else self.strong
+        x = of_labelled(labelled.images, labelled.draws.child("labelled"))  # B C H W
         u_weak = self.weak(pool.images, pool.draws.child("weak"))  # muB C H W
         u_strong = self.strong(pool.images, pool.draws.child("strong"))  # muB C H W
         logits_x, logits_u = self.model(torch.cat([x, u_strong])).split([len(x), len(u_strong)])  # B K, muB K

@@ -25,12 +25,12 @@ from methods.parts.adversarial import clean_and_worst, perturbation_unit
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
 from methods.parts.losses import entropy, kl
-from methods.semisup.shared import SemiConfig
+from methods.semisup.shared import RecipeConfig
 from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(SemiConfig):
+class Config(RecipeConfig):
     """Knobs."""
 
     eps: float = knob(
@@ -62,7 +62,7 @@ class VAT(Learner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
-        self.augment = context.augment("weak", config.augmentation_strength)
+        self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
         self.register_buffer("scale", perturbation_unit(context.shape, context.data.std))  # C 1 1
 

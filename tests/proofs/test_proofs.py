@@ -264,8 +264,8 @@ def test_a_row_of_other_knobs_is_another_row(proofs: SimpleNamespace, tmp_path: 
         proofs.rows.append(tmp_path, row)
     (group,) = proofs.tables.groups(tmp_path)
     assert [line.name for line in group.lines] == ["vat", "vat"]
-    assert group.lines[0].knobs() == ""
-    assert re.fullmatch(r"eps 1\d\.\d", group.lines[1].knobs())
+    assert group.lines[0].knobs() == "augmentation strong"
+    assert re.fullmatch(r"augmentation strong, eps 1\d\.\d", group.lines[1].knobs())
 
 
 def test_what_is_committed_is_what_the_rows_say(proofs: SimpleNamespace) -> None:
