@@ -6,9 +6,10 @@ The guess for a weakly augmented image, aligned to the labels' class shares and 
 augmented ones; all are mixed with the strongly augmented labelled ones; the first strong view also enters unmixed, and
 turned by a random quarter.
 
-Deviations: RandAugment and cutout instead of CTAugment. K = 2 (the paper's best is 8). AdamW. Constant loss weights (the
-authors' code ramps lambda_u over its first 16,384 steps). The average of the weights is evaluated, as in the
-paper. BatchNorm as in `mixmatch`; the turned images' and the guesses' passes move its statistics too.
+Deviations: RandAugment and cutout instead of CTAugment. K = 2 (the paper's best is 8). AdamW. The weights of what rests on
+guesses are ramped up over a share of the training (the authors' code ramps lambda_u over its first 16,384 steps): from its
+first guesses alone a short training learns its own mistakes. The average of the weights is evaluated, as in the paper.
+BatchNorm as in `mixmatch`; the turned images' and the guesses' passes move its statistics too.
 Raises: UserError where images are not square, since they cannot be turned.
 """
 
@@ -26,6 +27,7 @@ from methods.parts.alignment import Alignment, class_shares
 from methods.parts.augment import rotate_quarter
 from methods.parts.losses import sharpen
 from methods.parts.mixup import mix_all
+from methods.parts.ramps import linear_ramp
 from methods.semisup.shared import EmaConfig, EmaLearner
 from search_spaces.domains import Float, Int, knob
 
@@ -57,6 +59,10 @@ class Config(EmaConfig):
         doc="weight of the unmixed strong view",
         source="Berthelot 2019: .5",
     )
+    ramp: float = knob(
+        0.5, Float(0.0, 1.0), unit="share of the training", doc="length of the linear ramp of lambda_u and lambda_strong",
+        source="the authors' code: 16,384 steps",
+    )  # fmt: skip
     lambda_rotation: float = knob(
         0.5, Float(0.05, 2.0, log=True), legal=Float(0.0, 1e3), doc="weight of the rotation loss", source="Berthelot 2019: .5"
     )
@@ -105,7 +111,8 @@ class ReMixMatch(EmaLearner):
             "guess_confidence": q.max(1).values.mean(),
         }
         guesses = PseudoLabels(pool.index, q.argmax(1), torch.ones_like(q[:, 0]))
-        total_loss = supervised + c.lambda_u * unsupervised + c.lambda_strong * strong + c.lambda_rotation * rotation
+        guessed = linear_ramp(step.progress, c.ramp) * (c.lambda_u * unsupervised + c.lambda_strong * strong)
+        total_loss = supervised + guessed + c.lambda_rotation * rotation
         return Loss(total_loss, parts, guesses)
 
 

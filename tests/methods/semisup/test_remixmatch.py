@@ -12,10 +12,11 @@ from methods.semisup import remixmatch
 
 
 def test_loss_equals_plain_loops(harness: Any, loops: Any) -> None:
-    h = harness(remixmatch, batch_size=2, mu=2, guesses=2, lambda_u=1.5, lambda_strong=0.4, lambda_rotation=0.3)
+    knobs = {"lambda_u": 1.5, "lambda_strong": 0.4, "lambda_rotation": 0.3, "ramp": 0.8}
+    h = harness(remixmatch, batch_size=2, mu=2, guesses=2, **knobs)
     past = [0.7, 0.1, 0.1, 0.1]
     h.learner.alignment.history[:6] = torch.tensor(past)
-    step = h.step(6)
+    step = h.step(6, progress=0.2)
     loss = h.loss(step)
     labelled, pool, model = step.from_labelled(), step.from_pool(), h.learner.model
     x_hat, *u_hat = h.of("strong")
@@ -52,7 +53,8 @@ def test_loss_equals_plain_loops(harness: Any, loops: Any) -> None:
     turned = torch.stack([torch.rot90(image, k, (1, 2)) for image, k in zip(u_hat[0], turns, strict=True)])
     turn_rows = h.learner.rotation_head(model.encoder(turned)).tolist()
     rotation = loops.mean([loops.cross_entropy(row, k) for row, k in zip(turn_rows, turns, strict=True)])
-    expected = loops.mean(terms[:2]) + 1.5 * loops.mean(terms[2:]) + 0.4 * strong + 0.3 * rotation
+    guessed = 1.5 * loops.mean(terms[2:]) + 0.4 * strong
+    expected = loops.mean(terms[:2]) + 0.2 / 0.8 * guessed + 0.3 * rotation  # a quarter of the ramp is over
     assert loss.parts["rotation"].item() == pytest.approx(rotation, rel=1e-4)
     assert loss.parts["strong"].item() == pytest.approx(strong, rel=1e-4)
     assert loss.total.item() == pytest.approx(expected, rel=1e-4)
