@@ -141,9 +141,11 @@ class Context:
         spec = self.encoder if width == 1 else replace(self.encoder, init="none")
         return build_encoder(spec, self.shape, self.data.mean, self.data.std, width=width)
 
-    def augment(self, recipe: str, strength: float = 1.0, mask_ratio: float | None = None) -> Augment:
+    def augment(
+        self, recipe: str, strength: float = 1.0, mask_ratio: float | None = None, paper: float | None = None
+    ) -> Augment:
         """One of the recipes (weak, simclr, strong, crop_flip, strokes); mirrored only where that keeps the image's meaning."""
-        return augmentation(recipe, strength=strength, flip=self.data.flip, mask_ratio=mask_ratio)
+        return augmentation(recipe, strength=strength, flip=self.data.flip, mask_ratio=mask_ratio, paper=paper)
 
 
 class Learner(nn.Module, ABC):

@@ -78,19 +78,6 @@ class EpochReport:
     steps: int = 0
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds that a training takes.
-
-    Attributes:
-        once: entering the stages, and what their first steps do beyond the others, such as labelling the whole pool.
-        per_image: for each image drawn, a mean over the stages by their shares.
-    """
-
-    once: float
-    per_image: float
-
-
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 arithmetic of its own; emulated bf16 is slower than fp32."""
     if device.type == "cuda":
@@ -404,9 +391,9 @@ class Training:
     def _all_finite(self, sums: Mapping[str, Tensor]) -> bool:
         return "loss" not in sums or bool(torch.isfinite(self.world.mean(sums["loss"])))
 
-    def cost(self, steps: int = 3) -> Cost:
-        """An estimate from ``steps`` steps of every stage; the training is spoilt and must be thrown away."""
-        once = per_image = 0.0
+    def seconds_per_epoch(self, steps: int = 3) -> float:
+        """The mean over all epochs, from ``steps`` steps of every stage; the training is spoilt and must be thrown away."""
+        once = per_image = 0.0  # Seconds of entering the stages, labelling the pool and the like, and for each image drawn.
         for number, stage in enumerate(self.stages):
             started = self._now()
             if number:
@@ -419,12 +406,7 @@ class Training:
             if number:  # The very first step warms the process up, which is no work of the method's.
                 once += max(middle - started - each, 0.0)
             per_image += stage.share * each / self._feeder.feeds.images
-        return Cost(once, per_image)
-
-    def seconds_per_epoch(self, steps: int = 3) -> float:
-        """The mean over all epochs by ``cost``, which spoils the training."""
-        cost = self.cost(steps)
-        return cost.once / self.settings.epochs + cost.per_image * self.images_per_epoch
+        return once / self.settings.epochs + per_image * self.images_per_epoch
 
     def _now(self) -> float:
         """The time at which the device has done what it was told."""

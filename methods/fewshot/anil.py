@@ -50,7 +50,7 @@ class Anil(MetricLearner):
         self.config = config
         self.shape = training_shape(config, context)
         self.views = EpisodeViews(config, context)
-        self.f = context.new_encoder()
+        self.f = config.new_encoder(context)
         head = TaskHead(self.f.dim, self.shape.ways, config.head)
         self.maml: Any = MAML(head, lr=config.inner_lr, first_order=config.first_order, allow_nograd=True)
 

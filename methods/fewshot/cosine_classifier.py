@@ -45,8 +45,8 @@ class CosineClassifier(MetricLearner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
-        self.augment = context.augment(config.augmentation, config.augmentation_strength)
-        encoder = context.new_encoder()
+        self.augment = config.augment(context)
+        encoder = config.new_encoder(context)
         self.model = Classifier(encoder, CosineHead(encoder.dim, context.classes, config.temperature))
 
     def feeds(self) -> Feeds:

@@ -50,8 +50,8 @@ class FinetuneBaseline(MetricLearner):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
-        self.augment = context.augment(config.augmentation, config.augmentation_strength)
-        self.model = Classifier(context.new_encoder(), context.classes)
+        self.augment = config.augment(context)
+        self.model = Classifier(config.new_encoder(context), context.classes)
 
     def feeds(self) -> Feeds:
         return Feeds(labelled=self.config.batch_size)

@@ -54,7 +54,7 @@ class Maml(EpisodicLearner):
         self.config = config
         self.shape = training_shape(config, context)
         self.views = EpisodeViews(config, context)
-        net = TaskNet(context.new_encoder(), self.shape.ways, config.head)
+        net = TaskNet(config.new_encoder(context), self.shape.ways, config.head)
         self.maml: Any = MAML(net, lr=config.inner_lr, first_order=config.first_order, allow_nograd=True)
 
     @property

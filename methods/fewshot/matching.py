@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
-from methods.parts.averaged import averaged
 from methods.parts.distances import DISTANCES, class_logsumexp, similarity_logits
 from methods.parts.encoders import Encoder
 from methods.parts.episodes import EpisodeViews, MetricConfig, episode_loss, training_shape
@@ -71,7 +70,7 @@ class Matching(MetricLearner):
         self.config = config
         self.shape = training_shape(config, context)
         self.views = EpisodeViews(config, context)
-        self.f = averaged(context.new_encoder(), config.test_views)
+        self.f = config.new_encoder(context)
         self.full = FullContext(self.f.dim, config.context_steps) if config.context else None
 
     def feeds(self) -> Feeds:

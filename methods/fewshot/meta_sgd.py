@@ -47,7 +47,7 @@ class MetaSgd(EpisodicLearner):
         self.config = config
         self.shape = training_shape(config, context)
         self.views = EpisodeViews(config, context)
-        net = TaskNet(context.new_encoder(), self.shape.ways, config.head)
+        net = TaskNet(config.new_encoder(context), self.shape.ways, config.head)
         rates = [torch.full_like(p, config.inner_lr) for p in net.body.parameters()]
         rates += [torch.full((1, net.head.dim), config.inner_lr), torch.full((1,), config.inner_lr)]
         lrs = nn.ParameterList(nn.Parameter(rate) for rate in rates)

@@ -23,7 +23,6 @@ from torch.nn.functional import normalize
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
-from methods.parts.averaged import averaged
 from methods.parts.distances import class_means, similarity_logits
 from methods.parts.encoders import Encoder
 from methods.parts.episodes import EpisodeViews, MetricConfig, embedded, training_shape
@@ -79,7 +78,7 @@ class MetricLearning(MetricLearner):
         self.config = config
         self.shape = training_shape(config, context)
         self.views = EpisodeViews(config, context)
-        self.f = averaged(context.new_encoder(), config.test_views)
+        self.f = config.new_encoder(context)
         self.images = int((context.data.label >= 0).sum())
         if config.loss == "nce":
             self.log_constant = nn.Parameter(torch.tensor(math.log(self.images)))

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
-from methods.parts.averaged import averaged
 from methods.parts.distances import DISTANCES, class_means, similarity_logits
 from methods.parts.encoders import Encoder
 from methods.parts.episodes import EpisodeViews, MetricConfig, episode_loss, training_shape
@@ -45,7 +44,7 @@ class Prototypical(MetricLearner):
         self.config = config
         self.shape = training_shape(config, context)
         self.views = EpisodeViews(config, context)
-        self.f = averaged(context.new_encoder(), config.test_views)
+        self.f = config.new_encoder(context)
 
     def feeds(self) -> Feeds:
         return Feeds(episodes=self.shape)

@@ -84,7 +84,7 @@ class Reptile(EpisodicLearner):
         self.config = config
         self.shape = training_shape(config, context)
         self.views = EpisodeViews(config, context)
-        self.net = TaskNet(context.new_encoder(), self.shape.ways, config.head)
+        self.net = TaskNet(config.new_encoder(context), self.shape.ways, config.head)
 
     def feeds(self) -> Feeds:
         return Feeds(episodes=self.shape)

@@ -25,7 +25,6 @@ from methods.batch import Batch, Draws, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer, TrainingError
 from methods.data.views import RotatedImages
 from methods.parts.auxiliary import Auxiliary, NeighbourTask, TurnTask
-from methods.parts.averaged import averaged
 from methods.parts.distances import DISTANCES, class_means, similarity_logits
 from methods.parts.encoders import Encoder
 from methods.parts.episodes import EpisodeViews, MetricConfig, augmented_pictures, episode_loss, restated, training_shape
@@ -77,7 +76,7 @@ class SelfsupFewshot(MetricLearner):
                 " take relative_patch, or the knob selfsup_fewshot.rotations in place of the setting"
             )
         self.config = config
-        self.f = averaged(context.new_encoder(), config.test_views)
+        self.f = config.new_encoder(context)
         self.auxiliary: Auxiliary = (
             TurnTask(self.f)
             if config.auxiliary == "rotation"
@@ -87,7 +86,7 @@ class SelfsupFewshot(MetricLearner):
             self.shape = training_shape(config, context)
             self.views = EpisodeViews(config, context)
         else:
-            self.augment = context.augment(config.augmentation, config.augmentation_strength)
+            self.augment = config.augment(context)
             self.head = CosineHead(self.f.dim, context.classes, config.temperature)
 
     def feeds(self) -> Feeds:

@@ -49,7 +49,7 @@ class Siamese(MetricLearner):
         self.config = config
         self.shape = training_shape(config, context)
         self.views = EpisodeViews(config, context)
-        self.f = context.new_encoder()
+        self.f = config.new_encoder(context)
         if config.distance == "weighted_l1":
             self.alpha = nn.Parameter(torch.full((self.f.dim,), -(self.f.dim**-0.5)))
             self.bias = nn.Parameter(torch.ones(()))

@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 
 from methods.batch import Draws
+from methods.parts.framing import framed
 from methods.parts.randaugment import rand_augment
 from methods.parts.strokes import redrawn
 from search_spaces.domains import UserError
@@ -69,6 +70,7 @@ class Augment:
         mask_ratio: share of the area that a cutout at the end hides at strength 1, or None for the recipe's own.
         size: (h, w) of the result, or None for the images' own.
         scale: smallest and largest crop area at strength 1.
+        paper: what is around drawings, 0 or 1, which are framed before anything else; None leaves images where they are.
     """
 
     recipe: str
@@ -77,10 +79,13 @@ class Augment:
     mask_ratio: float | None = None
     size: tuple[int, int] | None = None
     scale: tuple[float, float] = CROP
+    paper: float | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
+            if self.paper is not None:
+                images = framed(to_float(images), self.paper)
             if self.recipe == "identity" or self.strength == 0:
                 return _channels_last(to_float(images) if self.size is None else resize(images, self.size))
             makes = {"simclr": self._crops, "crop_flip": self._crops, "strokes": self._redrawn}
@@ -142,6 +147,7 @@ def augmentation(
     mask_ratio: float | None = None,
     size: int | tuple[int, int] | None = None,
     scale: tuple[float, float] | None = None,
+    paper: float | None = None,
 ) -> Augment:
     """The recipe as a function of images and draws.
 
@@ -152,6 +158,7 @@ def augmentation(
         mask_ratio: share of the area to hide by a cutout at strength 1; None leaves the recipe as published.
         size: side or (height, width) of the views; None keeps the images' size.
         scale: smallest and largest crop area at strength 1 (multi-crop: (.4, 1) global, (.05, .4) local); None is (.2, 1).
+        paper: as in ``Augment``.
     Raises:
         UserError: for an unknown recipe or a number out of range.
     """
@@ -172,7 +179,7 @@ def augmentation(
     sides = (size, size) if isinstance(size, int) else size
     if sides is not None and min(sides) < 1:
         raise UserError(f"a view's size is at least 1 pixel, got {size}")
-    return Augment(recipe, float(strength), flip, mask_ratio, sides, scale or CROP)
+    return Augment(recipe, float(strength), flip, mask_ratio, sides, scale or CROP, paper)
 
 
 # Layout and number format.

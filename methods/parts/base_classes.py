@@ -8,14 +8,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from methods.batch import Batch
-from methods.contracts import Loss, Optimizer, SharedConfig
+from methods.contracts import Loss, Optimizer
 from methods.parts.augment import Augment
-from methods.parts.episodes import RECIPES
+from methods.parts.episodes import FewShotConfig
 from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
-class BaseConfig(SharedConfig):
+class BaseConfig(FewShotConfig):
     """Knobs of a classifier of the base classes."""
 
     lr: float = knob(
@@ -26,7 +26,6 @@ class BaseConfig(SharedConfig):
         64, Int(16, 256, power_of_two=True), legal=Int(2, 65536), unit="images", doc="labelled images per step",
         source="Chen 2019: 16",
     )  # fmt: skip
-    augmentation: str = knob("weak", RECIPES, doc="augmentation recipe", source="Chen 2019: crop, flip, colour jitter")
 
     def adamw(self) -> Optimizer:
         return Optimizer("adamw", self.lr * self.batch_size / 256, self.weight_decay)

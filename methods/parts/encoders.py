@@ -17,6 +17,8 @@ from methods.parts.averaged import AveragedEncoder
 from methods.parts.cnn import Conv4, ResNet
 from methods.parts.composites import LAB_STD, GreyEncoder, LabEncoder
 from methods.parts.encoder_base import Encoder, Options, Shape, Statistics, scaled
+from methods.parts.framed import FramedEncoder
+from methods.parts.framing import paper_of
 from methods.parts.joined import JoinedEncoder
 from methods.parts.pair import PairEncoder
 from methods.parts.vit import TokenEncoder
@@ -111,6 +113,11 @@ def _averaged(shape: Shape, mean: Statistics, std: Statistics, width: float, opt
     return AveragedEncoder(_build(name, shape, mean, std, width, inner), views)
 
 
+def _framed(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    inner = {key: value for key, value in options.items() if key != "inside"}
+    return FramedEncoder(_build(str(options["inside"]), shape, mean, std, width, inner), paper_of(mean))
+
+
 def _joined(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
     own = ("kind", "members", "unit")
     inner = {name: value for name, value in options.items() if name not in own}
@@ -127,7 +134,9 @@ ENCODERS: dict[str, Builder] = {
     "resnet34": _resnet(BasicBlock, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
     "resnet50": _resnet(Bottleneck, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
 }
-COMPOSED: dict[str, Builder] = {"pair": _pair, "lab": _lab, "grey": _grey, "averaged": _averaged, "joined": _joined}
+COMPOSED: dict[str, Builder] = {
+    "pair": _pair, "lab": _lab, "grey": _grey, "averaged": _averaged, "framed": _framed, "joined": _joined,
+}  # fmt: skip
 """Encoders that methods compose of others: they can be saved and loaded, but are no choice of a study's."""
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50")
@@ -158,10 +167,8 @@ def build_encoder(
         path = Path(spec.init)
         path = path / "best" / "encoder.pt" if path.is_dir() else path
         record, source = read_weights(path), str(path)
+        record = _bare(record)
         name = record.get("encoder", spec.name)
-        if name == AveragedEncoder.name:
-            record = _sight(record)
-            name = record["encoder"]
         if name in COMPOSED:
             raise UserError(
                 f"{path} holds an encoder composed of others ({name}), which cannot start a study; give another init"
@@ -259,11 +266,19 @@ def _build(name: str, shape: Shape, mean: Statistics, std: Statistics, width: fl
     return encoder
 
 
-def _sight(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of the encoder inside an averaged one."""
-    name, options = _inner({key: value for key, value in record["options"].items() if key != "test_views"})
-    state = {key.removeprefix("sight."): value for key, value in record["state"].items() if key.startswith("sight.")}
-    return {**record, "encoder": name, "options": options, "state": state}
+AROUND = {AveragedEncoder.name: ("sight.", "of", "test_views"), FramedEncoder.name: ("inside.", "inside")}
+"""Encoders that only show another one its images in their own way: where its weights stand, then the options that are theirs,
+the name of the other first."""
+
+
+def _bare(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of the encoder inside those that average over views or frame; any other record as it is."""
+    while (around := AROUND.get(record.get("encoder", ""))) is not None:
+        prefix, *own = around
+        state = {key.removeprefix(prefix): value for key, value in record["state"].items() if key.startswith(prefix)}
+        options = {key: value for key, value in record["options"].items() if key not in own}
+        record = {**record, "encoder": record["options"][own[0]], "options": options, "state": state}
+    return record
 
 
 def _without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

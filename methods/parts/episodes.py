@@ -17,15 +17,42 @@ from torch.nn.functional import cross_entropy
 from methods.batch import Batch, Draws, Episodes, EpisodeShape
 from methods.contracts import Context, Loss, Optimizer, SharedConfig, TrainingError
 from methods.parts.augment import Augment, rotate_quarter, to_float
-from methods.parts.averaged import VIEWS
+from methods.parts.averaged import VIEWS, averaged
 from methods.parts.compositions import compositions
+from methods.parts.encoders import Encoder
+from methods.parts.framed import FramedEncoder
+from methods.parts.framing import paper_of
 from search_spaces.domains import SWITCH, Choice, Float, Int, When, knob, knobs
 
 RECIPES = Choice(("weak", "crop_flip", "simclr", "strong", "strokes"))
 
 
 @dataclass(frozen=True)
-class EpisodicConfig(SharedConfig):
+class FewShotConfig(SharedConfig):
+    """Knobs of every few-shot method."""
+
+    augmentation: str = knob("weak", RECIPES, doc="augmentation recipe of training images", source="CATALOGUE")
+    framed: bool = knob(
+        False, None, legal=SWITCH, source="Casey 1970",
+        doc="every drawing is first moved to the middle and to one size, for drawings on plain paper",
+    )  # fmt: skip
+
+    def new_encoder(self, context: Context) -> Encoder:
+        """A fresh encoder; a framed one frames once it is trained, see ``augment``."""
+        encoder = self._sight(context)
+        return FramedEncoder(encoder, paper_of(context.data.mean)) if self.framed else encoder
+
+    def _sight(self, context: Context) -> Encoder:
+        return context.new_encoder()
+
+    def augment(self, context: Context) -> Augment:
+        """The recipe at its strength; where drawings are framed, they are so before anything else."""
+        paper = paper_of(context.data.mean) if self.framed else None
+        return context.augment(self.augmentation, self.augmentation_strength, paper=paper)
+
+
+@dataclass(frozen=True)
+class EpisodicConfig(FewShotConfig):
     """Knobs of every method trained on episodes. lr is used as it stands: a step counts tasks, not images."""
 
     lr: float = knob(
@@ -48,7 +75,6 @@ class EpisodicConfig(SharedConfig):
         2, Int(1, 8), legal=Int(1, 1024), unit="tasks", source="Finn 2017",
         doc="episodes per step, all workers together, among whom they are divided: the next multiple is taken",
     )  # fmt: skip
-    augmentation: str = knob("weak", RECIPES, doc="augmentation recipe of support and query images", source="CATALOGUE")
     rotations: bool = knob(
         False, SWITCH, doc="training classes turned by 90, 180 and 270 degrees are classes of their own", source="Santoro 2016"
     )
@@ -85,6 +111,9 @@ class MetricConfig(EpisodicConfig):
         1, Int(1, len(VIEWS)), unit="views", source="Krizhevsky 2012: 10 crops",
         doc="after training an embedding is the mean over the image and small affine views of it",
     )  # fmt: skip
+
+    def _sight(self, context: Context) -> Encoder:
+        return averaged(context.new_encoder(), self.test_views)
 
 
 def restated(name: str, when: When) -> Any:
@@ -141,9 +170,9 @@ class EpisodeViews:
     ``rotations`` is on every class or task turned."""
 
     def __init__(self, config: EpisodicConfig, context: Context) -> None:
-        self._augment = context.augment(config.augmentation, strength=config.augmentation_strength)
+        self._augment = config.augment(context)
         self._config = config
-        self._paper = float(np.mean(context.data.mean) > 0.5)
+        self._paper = paper_of(context.data.mean)
 
     def __call__(self, episodes: Episodes) -> Episodes:
         """The same episodes with images float [t, N*K or N*Q, C, H, W] in [0, 1]."""

@@ -13,22 +13,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from methods.batch import Feeds, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.ema import Ema
-from methods.parts.encoders import Encoder
-from methods.parts.heads import Classifier
+from methods.batch import Step
+from methods.contracts import Context, Loss, Method
 from methods.parts.losses import consistency_mse
-from methods.parts.ramps import sigmoid_ramp, warmed_momentum
-from methods.semisup.shared import RecipeConfig, classifier
+from methods.parts.ramps import sigmoid_ramp
+from methods.semisup.shared import EmaConfig, EmaLearner, RecipeConfig
 from search_spaces.domains import Float, Int, knob
 
 
 @dataclass(frozen=True)
-class Config(RecipeConfig):
+class Config(EmaConfig, RecipeConfig):
     """Knobs."""
 
     mu: int = knob(3, Int(1, 7), legal=Int(1, 64), doc="unlabelled images per labelled one", source="Tarvainen 2017: 3")
@@ -46,18 +42,14 @@ class Config(RecipeConfig):
     )  # fmt: skip
 
 
-class MeanTeacher(Learner):
-    """A student and its averaged teacher; the teacher is the method's answer."""
+class MeanTeacher(EmaLearner):
+    """A student, ``model``, and its teacher, ``average``, which is the method's answer."""
+
+    config: Config
 
     def __init__(self, config: Config, context: Context) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, context)
         self.augment = context.augment(config.augmentation, config.augmentation_strength)
-        self.model = Classifier(context.new_encoder(), context.classes)
-        self.teacher = Ema(self.model)
-
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
 
     def loss(self, step: Step) -> Loss:
         c = self.config
@@ -67,7 +59,7 @@ class MeanTeacher(Learner):
             for view in ("student", "teacher")
         )  # B+muB C H W each
         student = self.model(one)  # B+muB K
-        teacher = self.teacher(two)  # B+muB K, no gradient
+        teacher = self.average(two)  # B+muB K, no gradient
         supervised = F.cross_entropy(student[: len(labelled)], labelled.labels())
         unsupervised = consistency_mse(student.softmax(1), teacher.softmax(1)).mean()
         weight = c.weight * sigmoid_ramp(step.progress, c.ramp)
@@ -77,18 +69,6 @@ class MeanTeacher(Learner):
             "agreement": (student.detach().argmax(1) == teacher.argmax(1)).float().mean(),
         }
         return Loss(supervised + weight * unsupervised, parts)
-
-    def after_step(self, step: Step) -> None:
-        self.teacher.update(self.model, warmed_momentum(self.config.momentum, step.number))
-
-    def encoder(self) -> Encoder:
-        return classifier(self.teacher).encoder
-
-    def predictor(self) -> nn.Module:
-        return classifier(self.teacher)
-
-    def optimizer(self) -> Optimizer:
-        return self.config.adamw()
 
 
 METHOD = Method(

@@ -46,6 +46,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "pseudo_label, staged": {"staged": True},
     "s4l, exemplar": {"auxiliary": "exemplar"},
     "s4l, full mix": {"full_mix": True},
+    "prototypical, framed": {"framed": True, "test_views": 3},
+    "maml, framed": {"framed": True},
 }
 """Forms of a method whose stages, states or losses are others than those of its defaults."""
 

@@ -43,6 +43,8 @@ from methods.data.records import Labelled, Source, Split, TrainData
 from methods.data.sources import load
 from methods.data.views import select
 from methods.parts.encoders import build_encoder, parameter_count
+from methods.parts.framed import FramedEncoder
+from methods.parts.framing import paper_of
 from methods.protocols import FewShot, Linear, Predict, ZeroShot
 from methods.protocols.contract import Trained
 from search_spaces.domains import UserError, build
@@ -119,9 +121,10 @@ def cifar_classes(data: Path) -> Split:
     return split_few_shot(load(str(data / "cifar10-jpeg-20k-train.zip")), by="class", test_share=0.5, seed=0)
 
 
-def _untrained(data: TrainData, spec: EncoderSpec, seed: int) -> Trained:
+def _untrained(data: TrainData, spec: EncoderSpec, seed: int, framed: bool) -> Trained:
     torch.manual_seed(seed)
-    return Trained(build_encoder(spec, data.images.shape, data.mean, data.std))
+    encoder = build_encoder(spec, data.images.shape, data.mean, data.std)
+    return Trained(FramedEncoder(encoder, paper_of(data.mean)) if framed else encoder)
 
 
 def _probes(model: Trained, parts: Split, seed: int) -> dict[str, float]:
@@ -209,7 +212,7 @@ class Bench:
         own = dataclasses.replace(key, table=table)
         parts, spec = self.parts(own, search), EncoderSpec(entry.encoder)
         if entry.method == UNTRAINED:
-            model, spent, images = _untrained(parts.train, spec, key.seed), 0.0, 0
+            model, spent, images = _untrained(parts.train, spec, key.seed, "framed" in entry.knobs), 0.0, 0
         else:
             config = build(CATALOGUE[entry.method].config, json.loads(key.knobs))
             settings = TrainSettings(1, spec, key.seed)

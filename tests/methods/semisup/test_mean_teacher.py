@@ -15,13 +15,13 @@ from methods.semisup import mean_teacher
 def test_loss_equals_plain_loops(harness: Any, loops: Any) -> None:
     h = harness(mean_teacher, mu=2, weight=5.0, ramp=0.8)
     with torch.no_grad():
-        for p in h.learner.teacher.parameters():
+        for p in h.learner.average.parameters():
             p.mul_(0.5)
     step = h.step(progress=0.4)
     loss = h.loss(step)
     x_student, u_student, x_teacher, u_teacher = h.of("augment")
     student = loops.rows(h.learner.model, torch.cat([x_student, u_student]))
-    teacher = loops.rows(h.learner.teacher.module, torch.cat([x_teacher, u_teacher]))
+    teacher = loops.rows(h.learner.average.module, torch.cat([x_teacher, u_teacher]))
     label = step.from_labelled().labels().tolist()
     supervised = loops.mean([loops.cross_entropy(student[i], label[i]) for i in range(4)])
     pairs = zip(student, teacher, strict=True)
@@ -35,11 +35,11 @@ def test_loss_equals_plain_loops(harness: Any, loops: Any) -> None:
 def test_the_gradient_goes_through_the_student_only(harness: Any) -> None:
     h = harness(mean_teacher)
     with torch.no_grad():
-        for p in h.learner.teacher.parameters():
+        for p in h.learner.average.parameters():
             p.mul_(0.5)
     h.loss(h.step()).total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in h.learner.model.parameters())
-    assert all(p.grad is None and not p.requires_grad for p in h.learner.teacher.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in h.learner.average.parameters())
 
 
 def test_the_teacher_is_the_closed_form_of_the_average(harness: Any) -> None:
