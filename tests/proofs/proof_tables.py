@@ -504,7 +504,7 @@ def write_tables(out: Path) -> None:
 def key_of(table: str, name: str, labels: int, seed: int, seconds: float, chosen: Mapping[str, object]) -> Key:
     """The key of a row with these knobs chosen beside those that its entry states."""
     entry = TABLES[table].rows[name]
-    knobs = {}
+    knobs = dict(entry.knobs)
     if entry.method != UNTRAINED:
         config = build(CATALOGUE[entry.method].config, {**entry.knobs, **chosen})
         knobs = {knob: getattr(config, knob) for knob in CATALOGUE[entry.method].knobs()}
