@@ -27,6 +27,7 @@ from methods.data.views import select
 from methods.parts.averaged import AveragedEncoder, averaged
 from methods.parts.distances import similarity_logits
 from methods.parts.encoders import EncoderSpec, build_encoder, load_encoder, save_encoder
+from methods.parts.framed import FramedEncoder
 from methods.parts.joined import JoinedEncoder
 from methods.protocols.contract import mean_interval
 from methods.world import World
@@ -298,6 +299,7 @@ def test_the_preset_leaves_an_encoder_for_images_of_any_size(tmp_path: Path, mon
     encoder = result.best.load_encoder()
     assert isinstance(encoder, JoinedEncoder)
     assert len(encoder.members) == 2
+    assert all(isinstance(member, FramedEncoder) for member in encoder.members)
     x, y = np.meshgrid(np.linspace(0, 4, 105), np.linspace(0, 4, 105))
     drawings = (127 + 120 * np.stack([np.sin(x) * np.cos(y), np.cos(x * y / 3)])).astype(np.uint8)
     (tmp_path / "large").mkdir()

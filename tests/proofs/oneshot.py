@@ -19,6 +19,7 @@ from methods.data.records import Labelled
 from methods.data.sources import load
 from methods.parts.averaged import AveragedEncoder
 from methods.parts.encoders import Encoder
+from methods.parts.framed import FramedEncoder
 from methods.parts.joined import JoinedEncoder
 from methods.protocols import FewShot
 from methods.protocols.contract import Trained
@@ -45,8 +46,8 @@ def variants(encoder: Encoder) -> dict[str, Encoder]:
         members = [member for member in encoder.members if isinstance(member, Encoder)]
         found |= {f"member {k}": member for k, member in enumerate(members)}
         encoder = members[0]
-    if isinstance(encoder, AveragedEncoder):
-        found["member 0, one view"] = encoder.sight
+    if isinstance(encoder, FramedEncoder) and isinstance(encoder.inside, AveragedEncoder):
+        found["member 0, one view"] = FramedEncoder(encoder.inside.sight, encoder.paper)
     return found
 
 
