@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.parts.augment import to_float
-from methods.parts.encoder_base import Encoder, Normalise, Options
+from methods.parts.encoder_base import Around, Encoder, Options
 from methods.parts.strokes import affine, warped
 
 VIEWS: tuple[tuple[float, float, float, float], ...] = (
@@ -31,27 +31,20 @@ VIEWS: tuple[tuple[float, float, float, float], ...] = (
 """Angle in degrees, scale, and shift along x and y in sides; the first is the image itself. A prefix of them is used."""
 
 
-class AveragedEncoder(Encoder):
-    """In evaluation mode the mean embedding over V views; in training mode the encoder inside."""
+class AveragedEncoder(Around):
+    """In evaluation mode the mean embedding over V views; in training mode the encoder inside. Maps are of the image."""
 
-    name = "averaged"
+    name, key = "averaged", "of"
 
-    def __init__(self, sight: Encoder, views: int) -> None:
+    def __init__(self, inside: Encoder, views: int) -> None:
         """
         Args:
-            sight: the encoder.
+            inside: the encoder.
             views: V, 1 to ``len(VIEWS)``.
         """
-        super().__init__()
+        super().__init__(inside)
         assert 1 <= views <= len(VIEWS), views
-        self.sight, self.views = sight, views
-        self.dim, self.layers = sight.dim, sight.layers
-        if sight.name:
-            self.shape = sight.shape
-            mean, std = (sight.get_buffer(f"normalise.{name}").flatten().tolist() for name in ("mean", "std"))
-            self.normalise = Normalise(tuple(mean), tuple(std))  # the inner encoder normalises; this encoder's file reads it
-        else:
-            self.name = ""  # around a class of the user's own, which no file can rebuild
+        self.views = views
         angle, scale, *shift = torch.tensor(VIEWS[:views]).unbind(1)
         matrices = affine(angle * math.pi / 180, torch.zeros(views), scale, scale, torch.stack(shift, dim=1))
         self.register_buffer("matrices", matrices, persistent=False)
@@ -60,24 +53,17 @@ class AveragedEncoder(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:
-            plain: Tensor = self.sight(images)
+            plain: Tensor = self.inside(images)
             return plain
-        total: Tensor = self.sight(images)
+        total: Tensor = self.inside(images)
         if self.views > 1:
             x = to_float(images)
             for matrix in self.matrices[1:]:
-                total = total + self.sight(warped(x, matrix.expand(len(x), 2, 3)))
+                total = total + self.inside(warped(x, matrix.expand(len(x), 2, 3)))
         return total / self.views
 
-    def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """Of the image itself."""
-        return self.sight.maps(images)
-
     def options(self) -> Options:
-        return {"of": self.sight.name, "test_views": self.views, **self.sight.options()}
-
-    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
-        return self.sight.parts()
+        return {"test_views": self.views, **super().options()}
 
 
 def averaged(encoder: Encoder, views: int) -> Encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,37 @@ class Normalise(nn.Module):
             b, _, h, w = x.shape
             return x.reshape(b, h, w, 1).permute(0, 3, 1, 2)
         return x.contiguous(memory_format=torch.channels_last)
+
+
+class Around(Encoder):
+    """An encoder that shows another one images in its own way.
+
+    Attributes:
+        inside: the other encoder.
+        key: class attribute, the option that names it; each class has one of its own, since they may stand around each other.
+    """
+
+    key: ClassVar[str]
+
+    def __init__(self, inside: Encoder) -> None:
+        super().__init__()
+        self.inside = inside
+        self.dim, self.layers = inside.dim, inside.layers
+        if inside.name:
+            self.shape = inside.shape
+            mean, std = (inside.get_buffer(f"normalise.{name}").flatten().tolist() for name in ("mean", "std"))
+            self.normalise = Normalise(tuple(mean), tuple(std))  # the encoder inside normalises; this one's file reads it
+        else:
+            self.name = ""  # around a class of the user's own, which no file can rebuild
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        return self.inside.maps(images)
+
+    def options(self) -> Options:
+        return {self.key: self.inside.name, **self.inside.options()}
+
+    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        return self.inside.parts()
 
 
 def scaled(width: int, factor: float) -> int:

@@ -16,7 +16,7 @@ from methods.parts.augment import crop, to_float
 from methods.parts.averaged import AveragedEncoder
 from methods.parts.cnn import Conv4, ResNet
 from methods.parts.composites import LAB_STD, GreyEncoder, LabEncoder
-from methods.parts.encoder_base import Encoder, Options, Shape, Statistics, scaled
+from methods.parts.encoder_base import Around, Encoder, Options, Shape, Statistics, scaled
 from methods.parts.framed import FramedEncoder
 from methods.parts.framing import paper_of
 from methods.parts.joined import JoinedEncoder
@@ -266,18 +266,15 @@ def _build(name: str, shape: Shape, mean: Statistics, std: Statistics, width: fl
     return encoder
 
 
-AROUND = {AveragedEncoder.name: ("sight.", "of", "test_views"), FramedEncoder.name: ("inside.", "inside")}
-"""Encoders that only show another one its images in their own way: where its weights stand, then the options that are theirs,
-the name of the other first."""
+AROUND: dict[str, type[Around]] = {kind.name: kind for kind in (AveragedEncoder, FramedEncoder)}
 
 
 def _bare(record: dict[str, Any]) -> dict[str, Any]:
     """The record of the encoder inside those that average over views or frame; any other record as it is."""
     while (around := AROUND.get(record.get("encoder", ""))) is not None:
-        prefix, *own = around
-        state = {key.removeprefix(prefix): value for key, value in record["state"].items() if key.startswith(prefix)}
-        options = {key: value for key, value in record["options"].items() if key not in own}
-        record = {**record, "encoder": record["options"][own[0]], "options": options, "state": state}
+        state = {k.removeprefix("inside."): v for k, v in record["state"].items() if k.startswith("inside.")}
+        options = {key: value for key, value in record["options"].items() if key not in (around.key, "test_views")}
+        record = {**record, "encoder": record["options"][around.key], "options": options, "state": state}
     return record
 
 

@@ -34,11 +34,11 @@ class FewShotConfig(SharedConfig):
     augmentation: str = knob("weak", RECIPES, doc="augmentation recipe of training images", source="CATALOGUE")
     framed: bool = knob(
         False, None, legal=SWITCH, source="Casey 1970",
-        doc="every drawing is first moved to the middle and to one size, for drawings on plain paper",
+        doc="every drawing is moved to the middle and to one size, for drawings on white or black paper",
     )  # fmt: skip
 
     def new_encoder(self, context: Context) -> Encoder:
-        """A fresh encoder; a framed one frames once it is trained, see ``augment``."""
+        """A fresh encoder; a framed one frames in evaluation mode, see ``augment``."""
         encoder = self._sight(context)
         return FramedEncoder(encoder, paper_of(context.data.mean)) if self.framed else encoder
 
@@ -46,7 +46,7 @@ class FewShotConfig(SharedConfig):
         return context.new_encoder()
 
     def augment(self, context: Context) -> Augment:
-        """The recipe at its strength; where drawings are framed, they are so before anything else."""
+        """The recipe at its strength, of framed drawings where they are to be framed."""
         paper = paper_of(context.data.mean) if self.framed else None
         return context.augment(self.augmentation, self.augmentation_strength, paper=paper)
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from methods.parts.augment import to_float
-from methods.parts.encoder_base import Encoder, Normalise, Options
+from methods.parts.encoder_base import Around, Encoder
 from methods.parts.framing import framed
 
 
-class FramedEncoder(Encoder):
+class FramedEncoder(Around):
     """In evaluation mode the encoder inside, shown framed drawings; in training mode that encoder."""
 
-    name = "framed"
+    name, key = "framed", "inside"
 
     def __init__(self, inside: Encoder, paper: float) -> None:
         """
@@ -25,28 +25,23 @@ class FramedEncoder(Encoder):
             inside: the encoder.
             paper: what is around drawings, 0 or 1.
         """
-        super().__init__()
-        self.inside, self.paper = inside, paper
-        self.dim, self.layers = inside.dim, inside.layers
-        if inside.name:
-            self.shape = inside.shape
-            mean, std = (inside.get_buffer(f"normalise.{name}").flatten().tolist() for name in ("mean", "std"))
-            self.normalise = Normalise(tuple(mean), tuple(std))  # the inner encoder normalises; this encoder's file reads it
-        else:
-            self.name = ""  # around a class of the user's own, which no file can rebuild
+        super().__init__(inside)
+        self.paper = paper
 
     def forward(self, images: Tensor) -> Tensor:
         z: Tensor = self.inside(self._seen(images))
         return z
 
     def _seen(self, images: Tensor) -> Tensor:
-        return images if self.training else framed(to_float(images), self.paper)
+        # What has not four dimensions the encoder inside refuses, in words.
+        return images if self.training or images.dim() != 4 else framed(to_float(images), self.paper)
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         return self.inside.maps(self._seen(images))
 
-    def options(self) -> Options:
-        return {"inside": self.inside.name, **self.inside.options()}
 
-    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
-        return self.inside.parts()
+def frame_in_training(model: nn.Module) -> None:
+    """Lets the framed encoders in a model that is in training mode frame too: for trainings whose augmentation does not."""
+    for module in model.modules():
+        if isinstance(module, FramedEncoder):
+            module.training = False  # of itself alone: what is inside stays in training mode

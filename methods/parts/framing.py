@@ -20,7 +20,8 @@ from methods.parts.strokes import affine, warped
 SPREAD = 0.42
 """Standard deviation of a framed drawing's ink, the picture being -1 .. 1."""
 FAINT = 0.15
-"""What differs from the paper by less, of 1, is no ink: noise and compression would pull the frame to the middle."""
+"""What differs from the paper by less, of 1, is no ink: noise and compression would pull the frame to the middle. Paper that
+is itself further from white or black counts as ink wherever it shows."""
 ZOOM = (0.35, 1.6)
 """The frame's least and largest side, in sides: a dot is not blown up to the whole picture."""
 
@@ -52,5 +53,6 @@ def frames(x: Tensor, paper: float) -> Tensor:
 
 
 def framed(x: Tensor, paper: float) -> Tensor:
-    """Every drawing in its frame; arguments as in ``frames``, the result like ``x``."""
-    return warped(x.float(), frames(x, paper))
+    """Every drawing in its frame, around which there is nothing but paper; arguments as in ``frames``, the result float32."""
+    ink = warped((x.float() - paper).abs(), frames(x, paper), outside="zeros")
+    return (paper - ink).abs()

@@ -70,7 +70,7 @@ def patch_side(shape: tuple[int, int, int], encoder: Encoder, side: float, metho
     Raises:
         TrainingError: the patch would be too small to show anything.
     """
-    unit = encoder.patch if isinstance(encoder, TokenEncoder) else 1
+    unit = next((inner.patch for inner in encoder.modules() if isinstance(inner, TokenEncoder)), 1)
     pixels = round(side) // unit * unit
     if pixels < SMALLEST:
         raise TrainingError(

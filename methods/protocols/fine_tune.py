@@ -18,6 +18,7 @@ from methods.batch import Draws, seed_of
 from methods.data.records import IntArray, Labelled
 from methods.parts.augment import augmentation
 from methods.parts.encoders import Encoder
+from methods.parts.framed import frame_in_training
 from methods.protocols.contract import Protocol, Score, Trained, accuracy, check_classes, device_of, folds, logits_of, part_of
 from methods.protocols.heads import Classifier
 from methods.protocols.probes import Linear, above_zero, at_least
@@ -80,6 +81,7 @@ class FineTune(Protocol):
             bias = model.head.get_parameter("bias")
             bias.copy_(torch.where(bias < -1e3, bias[bias > -1e3].min(), bias))
         model.requires_grad_(True).train()
+        frame_in_training(model)
         frozen = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)] if self.freeze_bn else []
         for layer in frozen:
             layer.eval().requires_grad_(False)

@@ -280,7 +280,7 @@ def test_encoder_and_predictor_answer_for_each_image_by_itself(name: str, epochs
         learner.train()
 
 
-@pytest.mark.parametrize("name", [name for name, method in CATALOGUE.items() if method.family == "fewshot"])
+@pytest.mark.parametrize("name", [form for form in (*CATALOGUE, *VARIANTS) if method_of(form).family == "fewshot"])
 def test_episodic_learners_answer_episodes_of_any_shape(name: str) -> None:
     _, training = trained(name)
     learner = training.learner

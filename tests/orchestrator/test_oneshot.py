@@ -130,7 +130,7 @@ def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result)
     weights = [torch.load(str(path), weights_only=True)["training"]["learner"] for path in refits]
     exported = best.load_encoder().state_dict()
     for k in range(2):
-        name = "sight.blocks.0.0.weight"
+        name = "inside.blocks.0.0.weight"
         assert torch.equal(exported[f"members.{k}.{name}"], weights[k][f"f.{name}"])
     assert scores["joined"] == 2
 

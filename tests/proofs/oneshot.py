@@ -47,7 +47,9 @@ def variants(encoder: Encoder) -> dict[str, Encoder]:
         found |= {f"member {k}": member for k, member in enumerate(members)}
         encoder = members[0]
     if isinstance(encoder, FramedEncoder) and isinstance(encoder.inside, AveragedEncoder):
-        found["member 0, one view"] = FramedEncoder(encoder.inside.sight, encoder.paper)
+        found["member 0, one view"] = FramedEncoder(encoder.inside.inside, encoder.paper)
+    elif isinstance(encoder, AveragedEncoder):
+        found["member 0, one view"] = encoder.inside
     return found
 
 

@@ -31,7 +31,7 @@ def conv4() -> nn.Module:
 
 def test_the_embedding_is_the_mean_over_the_views(images: torch.Tensor) -> None:
     encoder = averaged(conv4(), 5).eval()
-    inner = encoder.sight
+    inner = encoder.inside
     total = torch.zeros(6, encoder.dim)
     for angle, scale, right, down in VIEWS[:5]:
         turn, size = torch.tensor([math.radians(angle)]), torch.tensor([scale])
@@ -46,7 +46,9 @@ def test_in_training_it_is_the_encoder_inside(images: torch.Tensor) -> None:
     encoder, twin = averaged(conv4(), 9).train(), conv4().train()
     assert torch.equal(encoder(images), twin(images))
     assert averaged(twin, 1) is twin
-    assert {name.removeprefix("sight.") for name in encoder.state_dict() if name.startswith("sight.")} == set(twin.state_dict())
+    assert {name.removeprefix("inside.") for name in encoder.state_dict() if name.startswith("inside.")} == set(
+        twin.state_dict()
+    )
 
 
 def test_its_file_rebuilds_it(images: torch.Tensor, tmp_path: Path) -> None:

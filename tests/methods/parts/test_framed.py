@@ -17,11 +17,11 @@ from methods.data.records import ArrayImages, TrainData
 from methods.parts.augment import augmentation
 from methods.parts.averaged import averaged
 from methods.parts.encoders import EncoderSpec, build_encoder, load_encoder, save_encoder
-from methods.parts.framed import FramedEncoder
+from methods.parts.framed import FramedEncoder, frame_in_training
 from methods.parts.framing import FAINT, SPREAD, ZOOM, framed, frames, paper_of
 from methods.parts.strokes import affine, warped
 from methods.world import World
-from search_spaces.domains import build
+from search_spaces.domains import UserError, build
 
 LIGHT, DARK = 1.0, 0.0
 
@@ -84,6 +84,18 @@ def test_proportions_turns_and_ink_stay() -> None:
     assert matrix[0, 1] == matrix[1, 0] == 0, "neither turned nor slanted"
 
 
+def test_ink_at_the_edge_is_not_drawn_on_beyond_it() -> None:
+    x = torch.zeros(1, 1, 28, 28)
+    x[..., 26:, 4:24] = 1  # the foot of a T, on the lower edge
+    x[..., 6:26, 13:15] = 1
+    for picture, paper in ((x, DARK), (1 - x, LIGHT)):
+        seen = (framed(picture, paper) - paper).abs()
+        side = frames(picture, paper)[0, 0, 0]
+        expected = x.sum() / side.square()
+        assert seen.sum() == pytest.approx(float(expected), rel=0.05), "as much ink as was there, at the frame's scale"
+        assert seen[..., -1, :].max() < 0.05
+
+
 def test_blank_paper_and_dots_are_not_blown_up() -> None:
     whole = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     for paper in (LIGHT, DARK):
@@ -134,6 +146,21 @@ def test_its_file_rebuilds_it_also_averaged_over_views(tmp_path: Path) -> None:
         assert all(torch.equal(value, expected[name]) for name, value in begun.state_dict().items())
 
 
+def test_images_that_are_no_batch_are_refused_in_words() -> None:
+    with pytest.raises(UserError, match=r"takes images \[B, 1, H, W\], got \[1, 16, 16\]"):
+        framed_conv4().eval()(torch.zeros(1, 16, 16))
+
+
+def test_a_training_whose_augmentation_does_not_frame_lets_the_encoder() -> None:
+    images = drawing(16).expand(4, 1, 16, 16)
+    joined = nn.Sequential(framed_conv4(DARK))
+    joined.train()
+    frame_in_training(joined)
+    twin = framed_conv4(DARK).train().inside
+    assert twin.training
+    assert torch.equal(joined(images), twin(framed(images, DARK)))
+
+
 def test_a_users_own_encoder_may_be_framed_and_is_not_nameable(tiny_encoder: nn.Module) -> None:
     encoder = FramedEncoder(tiny_encoder, LIGHT)
     assert encoder.name == ""
@@ -150,3 +177,5 @@ def test_every_few_shot_method_offers_it_by_its_knob(name: str) -> None:
         learner = method.plan(config)[0].learner(config, Context(data, EncoderSpec("conv4"), World(), 0))
         found = [module for module in learner.encoder().modules() if isinstance(module, FramedEncoder)]
         assert len(found) == int(on)
+        augment = learner.views._augment if hasattr(learner, "views") else learner.augment
+        assert augment.paper == (LIGHT if on else None), "in training nothing else frames"

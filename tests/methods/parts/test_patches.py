@@ -7,7 +7,9 @@ import torch
 
 from methods.batch import Draws
 from methods.contracts import TrainingError
+from methods.parts.averaged import averaged
 from methods.parts.encoders import EncoderSpec, build_encoder
+from methods.parts.framed import FramedEncoder
 from methods.parts.modes import statistics_moved
 from methods.parts.patches import (
     cut,
@@ -99,7 +101,7 @@ def test_patch_side_fits_transformers_and_refuses_tiny_patches() -> None:
     shape, stats = (3, 32, 32), ((0.5,) * 3, (0.25,) * 3)
     vit = build_encoder(EncoderSpec("vit_tiny"), shape, *stats)
     resnet = build_encoder(EncoderSpec("resnet_small"), shape, *stats)
-    assert patch_side(shape, vit, 11.0, "x") == 8
+    assert patch_side(shape, vit, 11.0, "x") == patch_side(shape, FramedEncoder(averaged(vit, 2), 1.0), 11.0, "x") == 8
     assert patch_side(shape, resnet, 10.6, "x") == 11
     with pytest.raises(TrainingError, match="jigsaw: patches must be at least 4 pixels wide, got 3"):
         patch_side((3, 12, 12), resnet, 3.2, "jigsaw")

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from methods.data.records import Labelled
 from methods.parts.encoders import Encoder
+from methods.parts.framed import FramedEncoder
+from methods.parts.framing import framed
 from methods.protocols import (
     Calibration,
     Efficient,
@@ -97,6 +99,19 @@ def test_fine_tuning_does_not_disturb_the_global_random_state(trained: Trained, 
     torch.manual_seed(5)
     FineTune(steps=2).tuned(trained.encoder, parts[0], 0)
     torch.testing.assert_close(torch.rand(3), expected)
+
+
+def test_fine_tuning_shows_a_framed_encoder_what_it_will_be_asked_about(parts) -> None:
+    inside, shown = Pooled(), []
+    inside.register_forward_pre_hook(lambda module, inputs: shown.append((module.training, inputs[0].clone())))
+    FineTune(steps=2, batch=8, augmentation_strength=0.0).tuned(FramedEncoder(inside, 1.0), parts[0], 0)
+    images = parts[0].data.images.take(torch.from_numpy(parts[0].index)).float() / 255
+    as_it_must_be = framed(images, 1.0)
+    trained_on = [x for training, x in shown if training]
+    assert len(trained_on) == 2
+    for x in trained_on:
+        nearest = torch.cdist(x.flatten(1), as_it_must_be.flatten(1)).min(dim=1).values
+        assert nearest.max() < 1e-2
 
 
 def test_fine_tuning_cross_validates(trained: Trained, parts) -> None:
