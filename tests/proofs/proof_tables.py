@@ -229,11 +229,11 @@ TABLES: dict[str, Table] = {
     "clip": Table(
         "glyphs and their captions", 0, 60, 3, {}, {"clip": Entry("clip", "conv4", Bar(NEW_LOOKS, (), least=5 / LOOKS))}
     ),
-    "semisup": Table("20,000 CIFAR-10 images", 250, 120, 5, {"test": "{labels}"}, _semisup(), 2),
+    "semisup": Table("20,000 CIFAR-10 images", 250, 60, 5, {"test": "{labels}"}, _semisup(), 2),
     "digits": Table("digits", 40, 20, 5, {"test": "{labels}"}, _semisup()),
-    "fewshot": Table("Omniglot, new alphabets", 0, 300, 3, {ACROSS: "1 a class, of 5"}, _fewshot(ACROSS, LEAST, True), 1),
+    "fewshot": Table("Omniglot, new alphabets", 0, 60, 3, {ACROSS: "1 a class, of 5"}, _fewshot(ACROSS, LEAST, True), 1),
     "fewshot_cifar": Table(
-        "5 new CIFAR-10 classes", 0, 120, 3, {"5-way 1-shot": "1 a class, of 5"}, _fewshot("5-way 1-shot", {}, False), 1
+        "5 new CIFAR-10 classes", 0, 40, 3, {"5-way 1-shot": "1 a class, of 5"}, _fewshot("5-way 1-shot", {}, False), 1
     ),
 }
 
