@@ -17,6 +17,7 @@ from scipy import stats
 
 from methods import CATALOGUE, EncoderSpec, Method, Training, TrainSettings
 from methods.data.records import TrainData
+from methods.parts.framed import FramedEncoder
 from search_spaces.domains import build
 
 PROOFS = Path(__file__).parent
@@ -107,6 +108,14 @@ def test_stages_end_by_the_clock_whatever_their_speed(
         assert shares[0] == 0
         assert shares[-1] == pytest.approx(1, abs=2 * longest / lasts)
         assert (np.diff(shares) >= 0).all()
+
+
+def test_an_untrained_encoder_frames_where_its_row_says_so(proofs: SimpleNamespace) -> None:
+    data = proofs.run.digits(40, 0).train
+    for name, framed in (("untrained conv4", False), ("untrained conv4, framed", True)):
+        knobs = json.loads(proofs.tables.key_of("fewshot", name, 0, 0, 1.0, {}).knobs)
+        model = proofs.run._untrained(data, EncoderSpec("conv4"), 0, **knobs)
+        assert isinstance(model.encoder, FramedEncoder) is framed
 
 
 def test_every_row_can_be_trained_from_what_its_key_says(proofs: SimpleNamespace) -> None:

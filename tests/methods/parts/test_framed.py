@@ -67,10 +67,10 @@ def test_where_and_how_large_it_was_drawn_is_not_seen() -> None:
         sides = torch.tensor([size])
         other = warped(plain, affine(torch.zeros(1), torch.zeros(1), sides, sides, torch.tensor([shift])))
         apart = (framed(other, DARK) - framed(plain, DARK)).abs().mean()
-        assert (other - plain).abs().mean() > 5 * apart
+        assert (other - plain).abs().mean() > 4 * apart
         assert (encoder(other) - encoder(plain)).norm() < 0.4 * (inner(other) - inner(plain)).norm()
-    again = framed(framed(plain, DARK), DARK)
-    assert (again - framed(plain, DARK)).abs().mean() < 0.01
+    once = framed(plain, DARK)
+    assert (once - plain).abs().mean() > 4 * (framed(once, DARK) - once).abs().mean()
 
 
 def test_proportions_turns_and_ink_stay() -> None:
@@ -133,16 +133,17 @@ def test_in_training_the_augmentation_frames_and_the_encoder_does_not(recipe: st
     torch.testing.assert_close(encoder(images), encoder.inside(framed(images / 255, DARK)))
 
 
-def test_its_file_rebuilds_it_also_averaged_over_views(tmp_path: Path) -> None:
+@pytest.mark.parametrize("paper", [LIGHT, DARK])
+def test_its_file_rebuilds_it_also_averaged_over_views(paper: float, tmp_path: Path) -> None:
     images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    views = FramedEncoder(averaged(framed_conv4().inside, 3), LIGHT)
-    for encoder in (framed_conv4().eval(), views.eval()):
+    views = FramedEncoder(averaged(framed_conv4(paper).inside, 3), paper)
+    for encoder in (framed_conv4(paper).eval(), views.eval()):
         save_encoder(tmp_path / "encoder.pt", encoder)
         again = load_encoder(tmp_path / "encoder.pt")
         assert type(again) is type(encoder)
         assert torch.equal(again(images), encoder(images))
-        begun = build_encoder(EncoderSpec("conv4", str(tmp_path / "encoder.pt")), (1, 16, 16), (0.9,), (0.3,))
-        expected = framed_conv4().inside.state_dict()
+        begun = build_encoder(EncoderSpec("conv4", str(tmp_path / "encoder.pt")), (1, 16, 16), (abs(paper - 0.1),), (0.3,))
+        expected = framed_conv4(paper).inside.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in begun.state_dict().items())
 
 
@@ -167,15 +168,16 @@ def test_a_users_own_encoder_may_be_framed_and_is_not_nameable(tiny_encoder: nn.
     assert encoder(torch.rand(2, 3, 16, 16)).shape == (2, 8)
 
 
+@pytest.mark.parametrize("paper", [LIGHT, DARK])
 @pytest.mark.parametrize("name", [m.name for m in CATALOGUE.values() if m.family == "fewshot"])
-def test_every_few_shot_method_offers_it_by_its_knob(name: str) -> None:
+def test_every_few_shot_method_offers_it_by_its_knob(name: str, paper: float) -> None:
     images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 1)).astype(np.uint8)
-    data = TrainData(ArrayImages(images), np.arange(12) // 4, 3, (0.9,), (0.3,))
+    data = TrainData(ArrayImages(images), np.arange(12) // 4, 3, (abs(paper - 0.1),), (0.3,))
     method = CATALOGUE[name]
     for on in (False, True):
         config = build(method.config, {"framed": on})
         learner = method.plan(config)[0].learner(config, Context(data, EncoderSpec("conv4"), World(), 0))
         found = [module for module in learner.encoder().modules() if isinstance(module, FramedEncoder)]
-        assert len(found) == int(on)
+        assert [module.paper for module in found] == [paper] * int(on)
         augment = learner.views._augment if hasattr(learner, "views") else learner.augment
-        assert augment.paper == (LIGHT if on else None), "in training nothing else frames"
+        assert augment.paper == (paper if on else None), "in training nothing else frames"
