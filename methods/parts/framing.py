@@ -4,7 +4,7 @@ with few drawings to learn from it need not be learnt.
 Moment normalisation (Casey 1970, "Moment normalization of handprinted characters", IBM Journal of Research and Development
 14:548), without its slant: the ink's centre of mass moves to the middle, and its standard deviation, the root of the mean over
 both axes' variances, becomes ``SPREAD``. Proportions stay. The ends of a drawing that reaches far from its middle are cut off:
-at sizes at which none were, one-shot accuracy was no higher (a point or two lower in two pairs of trainings).
+sizes at which none were did not raise one-shot accuracy.
 
 B images, C channels, H height, W width.
 """
