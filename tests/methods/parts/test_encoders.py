@@ -24,7 +24,7 @@ from methods.parts.encoders import (
 from methods.parts.heads import Classifier, save_predictor
 from search_spaces.domains import UserError
 
-SMALL = ("resnet_small", "conv4", "vit_tiny")
+SMALL = ("resnet_small", "conv4", "conv4_pyramid", "vit_tiny")
 CONVOLUTIONAL = tuple(name for name in ENCODERS if name != "vit_tiny")
 
 
@@ -48,7 +48,7 @@ def test_every_encoder_gives_embeddings_and_maps(name: str) -> None:
     assert tuple(maps) == encoder.layers
     assert all(m.dim() == 4 and len(m) == 2 for m in maps.values())
     last = maps[encoder.layers[-1]]
-    pooled = last.flatten(1) if name == "conv4" else last.mean((2, 3))
+    pooled = last.flatten(1) if name.startswith("conv4") else last.mean((2, 3))
     torch.testing.assert_close(pooled, z)
     assert encoder.name == name
     assert encoder.shape == (3, 16, 16)
@@ -103,6 +103,7 @@ def test_sizes() -> None:
     assert 0.48e6 < parameter_count(small) < 0.51e6
     assert _build("conv4", (1, 28, 28)).dim == 64
     assert _build("conv4", (3, 84, 84)).dim == 1600
+    assert _build("conv4_pyramid", (1, 32, 32)).dim == 1024
     vit = _build("vit_tiny", (3, 32, 32))
     assert vit.dim == 128
     assert 0.75e6 < parameter_count(vit) < 0.85e6
