@@ -7,22 +7,25 @@ Deviations from the paper:
 - AdamW with a cosine schedule in place of Adam with stepwise halving;
 - a temperature divides the squared distances, 8 by default, with which early training is much faster (1 in the paper); cosine
   similarity may take their place;
+- with ``exchange`` each image of a class is its support in turn (Laenen & Bertinetto 2021, "On episodes, prototypical networks,
+  and few-shot learning", arXiv:2012.09831, train on all pairs);
 - images are augmented; rotations as new classes are a knob and are drawn once per class of an episode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from methods.batch import Batch, Feeds, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.distances import DISTANCES, class_means, similarity_logits
 from methods.parts.encoders import Encoder
-from methods.parts.episodes import EpisodeViews, MetricConfig, episode_loss, training_shape
-from search_spaces.domains import Choice, Float, Variant, When, knob
+from methods.parts.episodes import EpisodeViews, MetricConfig, embedded, episode_loss, exchanged, training_shape
+from search_spaces.domains import SWITCH, Choice, Float, Variant, When, knob
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Config(MetricConfig):
     temperature: float = knob(
         8.0, Float(0.5, 200.0, log=True), legal=Float(1e-4, 1e5), doc="divides the similarities", source="Snell 2017: 1",
         variants=(Variant(When("distance", "cosine"), 0.1, Float(0.01, 1.0, log=True)),),
+    )  # fmt: skip
+    exchange: bool = knob(
+        False, SWITCH, source="Laenen & Bertinetto 2021: all pairs",
+        doc="the images of a class take turns as its support, so that one step's embeddings serve shots + queries episodes",
     )  # fmt: skip
 
 
@@ -51,7 +58,12 @@ class Prototypical(MetricLearner):
 
     def loss(self, step: Step) -> Loss:
         episodes = self.views(step.from_episodes())
-        return episode_loss(self.query_logits(episodes), episodes)
+        if not self.config.exchange:
+            return episode_loss(self.query_logits(episodes), episodes)
+        turns = exchanged(*embedded(self.f, episodes), episodes.shape)
+        logits = [self.compare(support, episodes.support_label, query, episodes.shape.ways) for support, query in turns]
+        asked = replace(episodes, query_label=episodes.query_label.repeat(1, len(logits)))
+        return episode_loss(torch.cat(logits, dim=1), asked)
 
     def compare(self, support: Tensor, support_label: Tensor, query: Tensor, ways: int) -> Tensor:
         prototypes = class_means(support, support_label, ways)  # [t, N, D]

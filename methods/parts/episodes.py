@@ -5,7 +5,7 @@ Shapes: T tasks, N ways, K shots, Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -224,6 +224,21 @@ def embedded(encoder: nn.Module, episodes: Episodes) -> tuple[Tensor, Tensor]:
     tasks, n = episodes.support.shape[:2]
     z = encoder(torch.cat([episodes.support, episodes.query], dim=1).flatten(0, 1)).unflatten(0, (tasks, -1))
     return z[:, :n], z[:, n:]
+
+
+def exchanged(support: Tensor, query: Tensor, shape: EpisodeShape) -> Iterator[tuple[Tensor, Tensor]]:
+    """The K + Q episodes in which the images of each class take turns as its support, from one pass over all of them.
+
+    Args:
+        support, query: embeddings [t, N*K, D] and [t, N*Q, D], class by class.
+        shape: theirs.
+    Yields:
+        support and query embeddings of the same shapes; classes stay where they are.
+    """
+    z = torch.cat([x.unflatten(1, (shape.ways, -1)) for x in (support, query)], dim=2)  # t N K+Q D
+    for turn in range(z.shape[2]):
+        now = z.roll(-turn, dims=2)
+        yield now[:, :, : shape.shots].flatten(1, 2), now[:, :, shape.shots :].flatten(1, 2)
 
 
 def episode_loss(logits: Tensor, episodes: Episodes) -> Loss:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -29,6 +30,28 @@ def test_loss_is_the_papers_formula(make, step, distance) -> None:
             logits = [_similarity(z, prototype, distance) / 0.7 for prototype in prototypes]
             total -= logits[q // 2] - math.log(sum(math.exp(x) for x in logits))
     assert float(loss) == pytest.approx(total / (2 * 8), rel=1e-5)
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+def test_exchanged_episodes_are_all_turns_of_who_is_shown(make, step, shots) -> None:
+    knobs = {"ways": 4, "shots": shots, "queries": 2, "tasks": 2, "augmentation_strength": 0.0, "temperature": 0.05}
+    learner = make(METHOD, **knobs, exchange=True).eval()  # by running statistics: one pass or many are the same
+    now = step(learner)
+    each = shots + 2
+    both = zip(now.episodes.support.split(shots, dim=1), now.episodes.query.split(2, dim=1), strict=True)
+    images = torch.stack([torch.cat(pair, dim=1) for pair in both], dim=1)  # t N K+Q C H W
+    plain = make(METHOD, **knobs).eval()
+    losses, accuracies = [], []
+    for first in range(each):
+        order = [(first + k) % each for k in range(each)]
+        support, query = images[:, :, order[:shots]].flatten(1, 2), images[:, :, order[shots:]].flatten(1, 2)
+        loss = plain.loss(dataclasses.replace(now, episodes=dataclasses.replace(now.episodes, support=support, query=query)))
+        losses.append(loss.total.detach())
+        accuracies.append(loss.parts["accuracy"])
+    found = learner.loss(now)
+    torch.testing.assert_close(found.total, torch.stack(losses).mean())
+    torch.testing.assert_close(found.parts["accuracy"], torch.stack(accuracies).mean())
+    assert len(set(map(float, losses))) == each, "turns that all were the same would show nothing"
 
 
 def _embed(learner, image) -> list[float]:
