@@ -208,6 +208,17 @@ CHARACTERS: dict[str, tuple[Mapping[str, object], ...]] = {
 """For new alphabets, judged by the training alphabet that validates. matching keeps its cosine: by euclidean distance
 it is, with one shot, prototypical."""
 
+PYRAMID = "conv4_pyramid"
+PYRAMIDS: dict[str, tuple[Mapping[str, object], ...]] = {
+    "prototypical": ({**TAKEN, "mirrors": True, "ways": 60, "queries": 3, "tasks": 1, "temperature": 24.0, "exchange": True},),
+    "matching": (
+        {**TAKEN, "temperature": 0.05},
+        {**TAKEN, "temperature": 0.05, "mirrors": True, "ways": 60, "queries": 3, "tasks": 1},
+    ),
+    "maml": ({},),
+}
+"""The rows with a least mean on an encoder that did better than conv4 on training alphabets, each left out in turn."""
+
 CHEAP: dict[str, Mapping[str, object]] = {"reptile": {"test_steps": 10}}
 """With 50 steps, its default, testing takes longer than half an hour a model (2,400 tasks of new alphabets)."""
 
@@ -227,6 +238,13 @@ def _fewshot(measure: str, least: Mapping[str, float], characters: bool) -> dict
         own = CATALOGUE[name].knobs()
         taken = TAKEN if characters and not grid and TAKEN.keys() <= own.keys() else {}
         rows[name] = Entry(name, "conv4", bar, {**(FRAMED if characters else {}), **taken, **CHEAP.get(name, {})}, grid)
+    if characters:
+        yardstick = f"{UNTRAINED} {PYRAMID}, framed"
+        rows[yardstick] = Entry(UNTRAINED, PYRAMID, knobs=FRAMED)
+        for name, (first, *others) in PYRAMIDS.items():
+            bar = Bar(measure, (yardstick,), 0.0, least.get(name))
+            grid = (first, *others) if others else ()
+            rows[f"{name} {PYRAMID}"] = Entry(name, PYRAMID, bar, FRAMED if others else {**FRAMED, **first}, grid)
     return rows
 
 
