@@ -59,7 +59,7 @@ class Anil(MetricLearner):
 
     def loss(self, step: Step) -> Loss:
         episodes = self.views(step.from_episodes())
-        return episode_loss(self.query_logits(episodes), episodes)
+        return episode_loss(self.query_logits(episodes), episodes.query_label)
 
     def compare(self, support: Tensor, support_label: Tensor, query: Tensor, ways: int) -> Tensor:
         graph = self.training and torch.is_grad_enabled()

@@ -69,7 +69,7 @@ class Maml(EpisodicLearner):
         with differentiable(episodes.query.device):
             logits, moments = adapt_tasks(self.maml.clone, episodes, self.config.steps)  # [t, N*Q, N]
         update_running(self.net.body, moments, step.world)
-        return episode_loss(logits, episodes)
+        return episode_loss(logits, episodes.query_label)
 
     def query_logits(self, episodes: Episodes) -> Tensor:
         def clone(cheap: bool) -> Any:

@@ -78,7 +78,7 @@ class Matching(MetricLearner):
 
     def loss(self, step: Step) -> Loss:
         episodes = self.views(step.from_episodes())
-        return episode_loss(self.query_logits(episodes), episodes)
+        return episode_loss(self.query_logits(episodes), episodes.query_label)
 
     def compare(self, support: Tensor, support_label: Tensor, query: Tensor, ways: int) -> Tensor:
         with torch.autocast(support.device.type, enabled=False):

@@ -65,7 +65,7 @@ class MetaSgd(EpisodicLearner):
         with differentiable(episodes.query.device):
             logits, moments = adapt_tasks(self.meta.clone, episodes, self.config.steps)  # [t, N*Q, N]
         update_running(self.net.body, moments, step.world)
-        loss = episode_loss(logits, episodes)
+        loss = episode_loss(logits, episodes.query_label)
         rate = torch.stack([rate.detach().mean() for rate in self.meta.lrs]).mean()
         return Loss(loss.total, {**loss.parts, "inner_lr": rate})
 

@@ -7,17 +7,16 @@ Deviations from the paper:
 - AdamW with a cosine schedule in place of Adam with stepwise halving;
 - a temperature divides the squared distances, 8 by default, with which early training is much faster (1 in the paper); cosine
   similarity may take their place;
-- with ``exchange`` each image of a class is its support in turn (Laenen & Bertinetto 2021, "On episodes, prototypical networks,
-  and few-shot learning", arXiv:2012.09831, train on all pairs);
+- with ``exchange`` the images of a class are its support in turn, each turn an episode of its own; after Laenen & Bertinetto
+  2021, "On episodes, prototypical networks, and few-shot learning", arXiv:2012.09831, whose loss takes all pairs of a batch;
 - images are augmented; rotations as new classes are a knob and are drawn once per class of an episode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from methods.batch import Batch, Feeds, Step
@@ -38,7 +37,7 @@ class Config(MetricConfig):
         variants=(Variant(When("distance", "cosine"), 0.1, Float(0.01, 1.0, log=True)),),
     )  # fmt: skip
     exchange: bool = knob(
-        False, SWITCH, source="Laenen & Bertinetto 2021: all pairs",
+        False, SWITCH, source="after Laenen & Bertinetto 2021",
         doc="the images of a class take turns as its support, so that one step's embeddings serve shots + queries episodes",
     )  # fmt: skip
 
@@ -58,12 +57,13 @@ class Prototypical(MetricLearner):
 
     def loss(self, step: Step) -> Loss:
         episodes = self.views(step.from_episodes())
-        if not self.config.exchange:
-            return episode_loss(self.query_logits(episodes), episodes)
-        turns = exchanged(*embedded(self.f, episodes), episodes.shape)
-        logits = [self.compare(support, episodes.support_label, query, episodes.shape.ways) for support, query in turns]
-        asked = replace(episodes, query_label=episodes.query_label.repeat(1, len(logits)))
-        return episode_loss(torch.cat(logits, dim=1), asked)
+        support, query = embedded(self.f, episodes)
+        labels, ways = (episodes.support_label, episodes.query_label), episodes.shape.ways
+        if self.config.exchange:
+            turns = episodes.shape.shots + episodes.shape.queries
+            support, query = exchanged(support, query, ways)
+            labels = labels[0].repeat_interleave(turns, dim=0), labels[1].repeat_interleave(turns, dim=0)
+        return episode_loss(self.compare(support, labels[0], query, ways), labels[1])
 
     def compare(self, support: Tensor, support_label: Tensor, query: Tensor, ways: int) -> Tensor:
         prototypes = class_means(support, support_label, ways)  # [t, N, D]

@@ -107,7 +107,7 @@ class SelfsupFewshot(MetricLearner):
         seen = self.views.augmented(drawn) if self.config.rotations and self.config.auxiliary == "rotation" else episodes
         images = torch.cat([seen.support, seen.query], dim=1)  # [t, n, C, H, W]
         draws = drawn.draws.child("auxiliary").per(images.shape[1])
-        return episode_loss(self.query_logits(episodes), episodes), images.flatten(0, 1), draws
+        return episode_loss(self.query_logits(episodes), episodes.query_label), images.flatten(0, 1), draws
 
     def _classes(self, step: Step) -> tuple[Loss, Tensor, Draws]:
         batch = step.from_labelled()

@@ -109,7 +109,7 @@ class Conv4(Encoder):
             UserError: the images are smaller than 8 x 8.
         """
         super().__init__()
-        check_size("conv4", shape)
+        check_size("a Conv4", shape)
         self.shape = shape
         self.widths = list(widths)
         self.pools = [1] * len(self.widths) if pools is None else list(pools)

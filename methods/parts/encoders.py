@@ -132,7 +132,7 @@ def _joined(shape: Shape, mean: Statistics, std: Statistics, width: float, optio
 ENCODERS: dict[str, Builder] = {
     "resnet_small": _resnet(BasicBlock, 16, [1, 1, 2], [16, 32, 128], stride=2),
     "conv4": _conv4([64] * 4),
-    # Twice as fast as conv4 on the CPU, since most of conv4's time goes into its first map, and four times its embedding.
+    # As many multiplications as conv4 and four times its embedding, but smaller first maps, which take most of conv4's time.
     "conv4_pyramid": _conv4([16, 64, 128, 256]),
     "vit_tiny": _vit_tiny,
     "resnet18": _resnet(BasicBlock, 64, [2, 2, 2, 2], [64, 128, 256, 512]),

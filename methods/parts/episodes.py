@@ -5,7 +5,7 @@ Shapes: T tasks, N ways, K shots, Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -226,23 +226,24 @@ def embedded(encoder: nn.Module, episodes: Episodes) -> tuple[Tensor, Tensor]:
     return z[:, :n], z[:, n:]
 
 
-def exchanged(support: Tensor, query: Tensor, shape: EpisodeShape) -> Iterator[tuple[Tensor, Tensor]]:
+def exchanged(support: Tensor, query: Tensor, ways: int) -> tuple[Tensor, Tensor]:
     """The K + Q episodes in which the images of each class take turns as its support, from one pass over all of them.
 
     Args:
         support, query: embeddings [t, N*K, D] and [t, N*Q, D], class by class.
-        shape: theirs.
-    Yields:
-        support and query embeddings of the same shapes; classes stay where they are.
+        ways: N.
+    Returns:
+        Support and query embeddings [t*(K+Q), N*K, D] and [t*(K+Q), N*Q, D], the turns of a task side by side; classes stay
+        where they are.
     """
-    z = torch.cat([x.unflatten(1, (shape.ways, -1)) for x in (support, query)], dim=2)  # t N K+Q D
-    for turn in range(z.shape[2]):
-        now = z.roll(-turn, dims=2)
-        yield now[:, :, : shape.shots].flatten(1, 2), now[:, :, shape.shots :].flatten(1, 2)
+    z = torch.cat([x.unflatten(1, (ways, -1)) for x in (support, query)], dim=2)  # t N K+Q D
+    turns = torch.stack([z.roll(-turn, dims=2) for turn in range(z.shape[2])], dim=1).flatten(0, 1)
+    shots = support.shape[1] // ways
+    return turns[:, :, :shots].flatten(1, 2), turns[:, :, shots:].flatten(1, 2)
 
 
-def episode_loss(logits: Tensor, episodes: Episodes) -> Loss:
-    """Cross-entropy of the queries, averaged over tasks and queries; logits [t, N*Q, N]."""
-    flat, label = logits.float().flatten(0, 1), episodes.query_label.flatten()
+def episode_loss(logits: Tensor, query_label: Tensor) -> Loss:
+    """Cross-entropy of the queries, averaged over tasks and queries; logits [t, N*Q, N], labels int64 [t, N*Q]."""
+    flat, label = logits.float().flatten(0, 1), query_label.flatten()
     accuracy = (flat.detach().argmax(dim=1) == label).float().mean()
     return Loss(cross_entropy(flat, label), {"accuracy": accuracy})

@@ -47,6 +47,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "s4l, exemplar": {"auxiliary": "exemplar"},
     "s4l, full mix": {"full_mix": True},
     "prototypical, framed": {"framed": True, "test_views": 3},
+    "prototypical, exchange": {"exchange": True},
     "maml, framed": {"framed": True},
 }
 """Forms of a method whose stages, states or losses are others than those of its defaults."""
