@@ -1,6 +1,6 @@
 """How machines learn from few labels: methods, their parts, their data, their evaluation. Nothing here knows Ray."""
 
-from methods.batch import Batch, Episodes, EpisodeShape, Feeds, Step
+from methods.batch import Batch, BatchSpec, Episodes, EpisodeShape, Step
 from methods.catalogue import CATALOGUE, method
 from methods.contracts import (
     Context,
@@ -21,6 +21,7 @@ from methods.world import World
 __all__ = [
     "CATALOGUE",
     "Batch",
+    "BatchSpec",
     "Classifier",
     "Context",
     "Encoder",
@@ -28,7 +29,6 @@ __all__ = [
     "EpisodeShape",
     "Episodes",
     "EpisodicLearner",
-    "Feeds",
     "Learner",
     "Loss",
     "Method",

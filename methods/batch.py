@@ -18,11 +18,11 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-class Draws:
+class RandomStream:
     """Random numbers for one batch, drawn for the *global* batch and sliced to this worker's rows.
 
     So N workers with 1/N of the batch see what one worker sees, and a resumed training sees what an uninterrupted one does.
-    Successive calls give fresh numbers; ``child`` gives an independent stream by name.
+    Successive calls give fresh numbers; ``fork`` gives an independent stream by name.
     """
 
     def __init__(self, seed: int, total: int, rows: slice, device: torch.device) -> None:
@@ -36,14 +36,14 @@ class Draws:
             self._generator = torch.Generator(self.device).manual_seed(self.seed)
         return self._generator
 
-    def child(self, name: object) -> Draws:
+    def fork(self, name: object) -> RandomStream:
         """An independent stream over the same rows, a fixed function of this stream's seed and ``name``."""
-        return Draws(seed_of(self.seed, name), self.total, self.rows, self.device)
+        return RandomStream(seed_of(self.seed, name), self.total, self.rows, self.device)
 
-    def per(self, n: int) -> Draws:
+    def per(self, n: int) -> RandomStream:
         """The same stream with n rows for each of these: one row per image where these are one row per task of n images."""
         rows = slice(self.rows.start * n, self.rows.stop * n)
-        return Draws(seed_of(self.seed, "per", n), self.total * n, rows, self.device)
+        return RandomStream(seed_of(self.seed, "per", n), self.total * n, rows, self.device)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32 [b, *shape], uniform in [low, high)."""
@@ -80,12 +80,12 @@ class Draws:
 
 @dataclass(frozen=True)
 class Batch:
-    """This worker's part of a batch of images. b rows locally, ``draws.total`` in the global batch.
+    """This worker's part of a batch of images. b rows locally, ``stream.total`` in the global batch.
 
     Attributes:
         index: int64 [b], the images' stable positions in the study's training images (memory banks, temporal ensembling).
         images: uint8 [b, C, H, W], channels_last.
-        draws: random numbers for these rows.
+        stream: random numbers for these rows.
         label: int64 [b], -1 where unlabelled; None in a batch drawn without regard to labels.
         group: int64 [b], alphabet or domain, or None.
         tokens: int64 [b, L], captions as token ids, or None.
@@ -94,7 +94,7 @@ class Batch:
 
     index: Tensor
     images: Tensor
-    draws: Draws
+    stream: RandomStream
     label: Tensor | None = None
     group: Tensor | None = None
     tokens: Tensor | None = None
@@ -139,7 +139,7 @@ class Episodes:
         query: uint8 [t, N*Q, C, H, W].
         query_label: int64 [t, N*Q].
         shape: the episode's shape.
-        draws: random numbers, one row per task (augmentation of support and query draws from children).
+        stream: random numbers, one row per task (augmentation of support and query draws from children).
     """
 
     support: Tensor
@@ -147,11 +147,11 @@ class Episodes:
     query: Tensor
     query_label: Tensor
     shape: EpisodeShape
-    draws: Draws
+    stream: RandomStream
 
 
 @dataclass(frozen=True)
-class Feeds:
+class BatchSpec:
     """What a learner wants in each step, as sizes of the *global* batch.
 
     Attributes:
@@ -175,7 +175,7 @@ class Step:
     """One training step's input.
 
     Attributes:
-        pool, labelled, episodes: what the learner's ``feeds`` asked for, else None.
+        pool, labelled, episodes: what the learner's ``batch_spec`` asked for, else None.
         number: steps already done in this stage.
         progress: share of this stage done, in [0, 1), measured against the study's top rung and never the current one.
         world: the workers.

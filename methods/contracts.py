@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Batch, Episodes, Feeds, Step
+from methods.batch import Batch, BatchSpec, Episodes, Step
 from methods.data.records import TrainData
 from methods.parts.augment import Augment, augmentation
 from methods.parts.encoders import Encoder, EncoderSpec, build_encoder
@@ -156,7 +156,7 @@ class Learner(nn.Module, ABC):
     """
 
     @abstractmethod
-    def feeds(self) -> Feeds:
+    def batch_spec(self) -> BatchSpec:
         """Sizes of the global batch this learner wants in every step."""
 
     @abstractmethod

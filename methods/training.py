@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Batch, Draws, Episodes, EpisodeShape, Feeds, Step, seed_of
+from methods.batch import Batch, BatchSpec, Episodes, EpisodeShape, RandomStream, Step, seed_of
 from methods.contracts import Context, Learner, Method, Optimizer, Stage, TrainingError
 from methods.data.episodic import EpisodeSampler
 from methods.data.records import IntArray, TrainData
@@ -115,29 +115,33 @@ class _Stream:
 class _Feeder:
     """Draws the batches of one stage."""
 
-    def __init__(self, data: TrainData, feeds: Feeds, seed: int, world: World) -> None:
-        self.data, self.feeds, self.seed, self.world = data, feeds, seed, world
+    def __init__(self, data: TrainData, batch_spec: BatchSpec, seed: int, world: World) -> None:
+        self.data, self.batch_spec, self.seed, self.world = data, batch_spec, seed, world
         labelled = np.flatnonzero(data.label >= 0)
-        needed = {"pool": feeds.pool, "labelled": feeds.labelled, "tasks": feeds.episodes.tasks if feeds.episodes else 0}
+        needed = {
+            "pool": batch_spec.pool,
+            "labelled": batch_spec.labelled,
+            "tasks": batch_spec.episodes.tasks if batch_spec.episodes else 0,
+        }
         for name, size in needed.items():
             if size % world.size:
                 raise TrainingError(f"the {name} batch must divide by the number of workers, got {size} over {world.size}")
-        if feeds.labelled and not len(labelled):
+        if batch_spec.labelled and not len(labelled):
             raise TrainingError("this method learns from labels, and the training part of the label budget is empty")
-        if feeds.images == 0:
+        if batch_spec.images == 0:
             raise TrainingError("a learner must ask for at least one image a step; its feeds are empty")
         self._pool = _Stream(np.arange(len(data)), seed_of(seed, "pool"))
         self._labelled = _Stream(labelled, seed_of(seed, "labelled"))
-        self._sampler = self._episode_sampler(labelled) if feeds.episodes else None
+        self._sampler = self._episode_sampler(labelled) if batch_spec.episodes else None
         self._label = torch.from_numpy(data.label)
         self._group = None if data.group is None else torch.from_numpy(data.group)
         self._tokens = None if data.tokens is None else torch.from_numpy(data.tokens)
 
     def _episode_sampler(self, labelled: IntArray) -> EpisodeSampler:
-        assert self.feeds.episodes is not None
+        assert self.batch_spec.episodes is not None
         group = None if self.data.group is None else self.data.group[labelled]
         self._episode_members = torch.from_numpy(labelled)
-        return EpisodeSampler(self.data.label[labelled], group, self.feeds.episodes, seed_of(self.seed, "episodes"))
+        return EpisodeSampler(self.data.label[labelled], group, self.batch_spec.episodes, seed_of(self.seed, "episodes"))
 
     def _to_device(self, x: Tensor) -> Tensor:
         device = self.world.device
@@ -151,7 +155,7 @@ class _Feeder:
         return Batch(
             index=self._to_device(index),
             images=self._to_device(self.data.images.take(index)),
-            draws=Draws(seed_of(self.seed, name, number), size, rows, self.world.device),
+            stream=RandomStream(seed_of(self.seed, name, number), size, rows, self.world.device),
             label=self._to_device(self._label[index]) if labels else None,
             group=None if self._group is None else self._to_device(self._group[index]),
             tokens=None if self._tokens is None else self._to_device(self._tokens[index]),
@@ -161,18 +165,20 @@ class _Feeder:
         assert self._sampler is not None
         rows = self.world.rows(shape.tasks)
         support, query = self._sampler.indices(number, rows)
-        draws = Draws(seed_of(self.seed, "episodes", number), shape.tasks, rows, self.world.device)
-        return gather_episodes(self.data, self._episode_members, support, query, shape, draws, self._to_device)
+        stream = RandomStream(seed_of(self.seed, "episodes", number), shape.tasks, rows, self.world.device)
+        return gather_episodes(self.data, self._episode_members, support, query, shape, stream, self._to_device)
 
     def step(self, number: int, progress: float) -> Step:
-        feeds = self.feeds
+        batch_spec = self.batch_spec
         return Step(
             number=number,
             progress=progress,
             world=self.world,
-            pool=self._batch(self._pool, feeds.pool, "pool", number, labels=False) if feeds.pool else None,
-            labelled=self._batch(self._labelled, feeds.labelled, "labelled", number, labels=True) if feeds.labelled else None,
-            episodes=self._episodes(feeds.episodes, number) if feeds.episodes else None,
+            pool=self._batch(self._pool, batch_spec.pool, "pool", number, labels=False) if batch_spec.pool else None,
+            labelled=self._batch(self._labelled, batch_spec.labelled, "labelled", number, labels=True)
+            if batch_spec.labelled
+            else None,
+            episodes=self._episodes(batch_spec.episodes, number) if batch_spec.episodes else None,
         )
 
 
@@ -182,7 +188,7 @@ def gather_episodes(
     support: Tensor,
     query: Tensor,
     shape: EpisodeShape,
-    draws: Draws,
+    stream: RandomStream,
     to_device: Callable[[Tensor], Tensor],
 ) -> Episodes:
     """Episodes from positions in ``members``: support int64 [t, N*K], query [t, N*Q]; all images in one indexing step."""
@@ -197,7 +203,7 @@ def gather_episodes(
         query=images[:, n:],
         query_label=to_device(classes.repeat_interleave(shape.queries).expand(tasks, -1).contiguous()),
         shape=shape,
-        draws=draws,
+        stream=stream,
     )
 
 
@@ -296,14 +302,14 @@ class Training:
         learner = learner.to(device=self.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         synchronise_batchnorm(learner, self.world)
         self._stage, self._step, self.learner = number, 0, learner.train()
-        self._feeder = _Feeder(self.data, learner.feeds(), seed, self.world)
+        self._feeder = _Feeder(self.data, learner.batch_spec(), seed, self.world)
         self._optimization = _Optimization(learner)
         self._seed = seed
 
     def stage_steps(self) -> int:
         """Steps of the current stage at the top rung, to which its schedules run."""
         images = self.stage.share * self.settings.epochs * self.images_per_epoch
-        return max(1, round(images / self._feeder.feeds.images))
+        return max(1, round(images / self._feeder.batch_spec.images))
 
     def _start(self, number: int) -> float:
         """The epoch at which stage ``number`` begins, counted from 0 and perhaps inside one."""
@@ -358,7 +364,7 @@ class Training:
                 self._enter(self._stage + 1, self.learner)
                 continue
             parts = self._one_step()
-            images += self._feeder.feeds.images
+            images += self._feeder.batch_spec.images
             for name, value in parts.items():
                 sums[name] = sums[name] + value.float() if name in sums else value.float()
                 counts[name] = counts.get(name, 0) + 1
@@ -405,7 +411,7 @@ class Training:
             each = (self._now() - middle) / steps
             if number:  # The very first step warms the process up, which is no work of the method's.
                 once += max(middle - started - each, 0.0)
-            per_image += stage.share * each / self._feeder.feeds.images
+            per_image += stage.share * each / self._feeder.batch_spec.images
         return once / self.settings.epochs + per_image * self.images_per_epoch
 
     def _now(self) -> float:

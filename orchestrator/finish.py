@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from cluster.plan import ResourcePlan
-from methods.data.records import Labelled, Split
+from methods.data.records import LabelledSubset, Split
 from methods.parts.encoders import save_encoder
 from methods.parts.files import write_text, written_whole
 from methods.parts.heads import save_predictor
@@ -91,7 +91,7 @@ def test_finalists(
         sweep.tell(Tested(score))
 
 
-def _test(setup: SlotSetup, test: Labelled, job: Job, checkpoint: str) -> TestScore:
+def _test(setup: SlotSetup, test: LabelledSubset, job: Job, checkpoint: str) -> TestScore:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     score = examine(setup, job, checkpoint, test, device)
     return TestScore(job.key, job.trial, score.value, score.n, score.low, score.high)

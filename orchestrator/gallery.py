@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 
-from methods.data.records import IntArray, Labelled
+from methods.data.records import IntArray, LabelledSubset
 from methods.parts.encoders import Encoder
 from methods.protocols.contract import embed
 from orchestrator.plots import Colour
@@ -47,7 +47,7 @@ class Drawing:
     png: bytes
 
 
-def draw_gallery(encoder: Encoder, test: Labelled, seed: int) -> list[Drawing]:
+def draw_gallery(encoder: Encoder, test: LabelledSubset, seed: int) -> list[Drawing]:
     """The two pictures, the same for the same model and seed; none with fewer than 12 test images.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 
 from methods.batch import EpisodeShape
 from methods.data import budget, episodic
-from methods.data.records import Labelled, Source, Split
+from methods.data.records import LabelledSubset, Source, Split
 from methods.data.sources import load
 from methods.parts.encoders import build_encoder
 from methods.parts.modes import threads
@@ -89,7 +89,7 @@ def _few_shot_split(study: Study, source: Source, test: float | Source | None) -
     return split
 
 
-def _check_episodes(name: str, part: Labelled, shape: EpisodeShape) -> list[str]:
+def _check_episodes(name: str, part: LabelledSubset, shape: EpisodeShape) -> list[str]:
     """Names of the part's classes that are too small for the episodes."""
     try:
         sampler = episodic.EpisodeSampler(part.label, part.groups(), shape, 0)

@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional as F
 from torchvision.utils import make_grid, save_image
 
-from methods.batch import Batch, Draws, seed_of
+from methods.batch import Batch, RandomStream, seed_of
 from methods.contracts import Method
 from methods.data.budget import caption_tokens
-from methods.data.records import IntArray, Labelled, Split, TrainData
+from methods.data.records import IntArray, LabelledSubset, Split, TrainData
 from methods.parts.modes import evaluating, threads
 from methods.protocols.contract import Score, Trained, mean_score
 from methods.training import EpochReport, Training, TrainSettings
@@ -232,8 +232,8 @@ class TrialRun:
         training, device = self._training.first, self.world.device
         # Evenly spaced, since many data sets are ordered class by class.
         index = torch.linspace(0, len(training.data) - 1, min(PICTURES, len(training.data))).round().long()
-        draws = Draws(seed_of(self.setup.seed, "pictures"), len(index), slice(None), device)
-        batch = Batch(index.to(device), training.data.images.take(index).to(device), draws)
+        stream = RandomStream(seed_of(self.setup.seed, "pictures"), len(index), slice(None), device)
+        batch = Batch(index.to(device), training.data.images.take(index).to(device), stream)
         with torch.no_grad(), evaluating(training.learner), torch.random.fork_rng():
             found = training.learner.pictures(batch)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -288,7 +288,7 @@ def comparable(score: Score, asked: str, validation: IntArray) -> np.ndarray | N
     return units[order].astype(np.float32) if score.correct is None else score.correct[order]
 
 
-def examine(setup: SlotSetup, job: Job, path: str, test: Labelled, device: torch.device) -> Score:
+def examine(setup: SlotSetup, job: Job, path: str, test: LabelledSubset, device: torch.device) -> Score:
     """The test score of the model in ``path``; a probe on it may use every label of the budget."""
     split, few_shot = setup.split, setup.protocol.name == "few_shot"
     with threads(setup.threads):

@@ -11,7 +11,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from methods.data.records import ArrayImages, ImageSet, Labelled, Split, TrainData
+from methods.data.records import ArrayImages, ImageSet, LabelledSubset, Split, TrainData
 from methods.parts.encoders import Encoder
 
 # Ray's workers stand back (niceness 15) by default: beside another test process they would hardly run.
@@ -66,9 +66,9 @@ def tiny_split(classes: int = 4, each: int = 16, labelled: int = 8, size: int = 
     test = tiny_images(classes, each, size, channels, seed=1)
     return Split(
         train=train,
-        labelled=Labelled(data, shown, data.label[shown]),
-        validation=Labelled(data, validation, data.label[validation]),
-        test=Labelled(test, np.arange(len(test)), test.label),
+        labelled=LabelledSubset(data, shown, data.label[shown]),
+        validation=LabelledSubset(data, validation, data.label[validation]),
+        test=LabelledSubset(test, np.arange(len(test)), test.label),
         holdout=False,
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.baselines import supervised
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
@@ -43,12 +43,12 @@ class Cutout(Learner):
         self.augment = context.augment(config.augmentation, config.augmentation_strength, config.mask_ratio)
         self.model = Classifier(context.new_encoder(), context.classes)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_labelled()
-        x = self.augment(batch.images, batch.draws)  # B C H W
+        x = self.augment(batch.images, batch.stream)  # B C H W
         return Loss(F.cross_entropy(self.model(x), batch.labels(), label_smoothing=self.config.label_smoothing))
 
     def encoder(self) -> Encoder:
@@ -61,7 +61,7 @@ class Cutout(Learner):
         return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        x = self.augment(batch.images, batch.draws)
+        x = self.augment(batch.images, batch.stream)
         return {"original and cut": torch.cat([batch.images.float() / 255, x], dim=3)}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.baselines import supervised
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
@@ -42,16 +42,16 @@ class MixUp(Learner):
         self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         c, batch, world = self.config, step.from_labelled(), step.world
-        x = self.augment(batch.images, batch.draws.child("views"))  # B C H W
+        x = self.augment(batch.images, batch.stream.fork("views"))  # B C H W
         p = F.one_hot(batch.labels(), self.classes).float()  # B K
-        order = batch.draws.child("partners").permutation()  # B of all workers
-        share = batch.draws.child("lambda").beta(c.alpha)  # B
-        (x_other,), (p_other,) = (shuffled([own], [batch.draws.rows], order, world) for own in (x, p))
+        order = batch.stream.fork("partners").permutation()  # B of all workers
+        share = batch.stream.fork("lambda").beta(c.alpha)  # B
+        (x_other,), (p_other,) = (shuffled([own], [batch.stream.rows], order, world) for own in (x, p))
         x_mixed, p_mixed = mixup(x, p, x_other, p_other, share)  # B C H W, B K
         return Loss(F.cross_entropy(self.model(x_mixed), p_mixed, label_smoothing=c.label_smoothing))
 
@@ -65,8 +65,8 @@ class MixUp(Learner):
         return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        x = self.augment(batch.images, batch.draws.child("views"))
-        share = batch.draws.child("lambda").beta(self.config.alpha)
+        x = self.augment(batch.images, batch.stream.fork("views"))
+        share = batch.stream.fork("lambda").beta(self.config.alpha)
         mixed, _ = mixup(x, x.flatten(1), x.flip(0), x.flatten(1), share)
         return {"image, partner, mix": torch.cat([x, x.flip(0), mixed], dim=3)}
 

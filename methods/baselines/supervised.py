@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, SharedConfig
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
@@ -42,8 +42,8 @@ class Config(SharedConfig):
     )
     augmentation: str = knob("weak", Choice(("weak", "strong", "simclr", "crop_flip")), doc="augmentation recipe", source="S3")
 
-    def feeds(self) -> Feeds:
-        return Feeds(labelled=self.batch_size)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(labelled=self.batch_size)
 
     def adamw(self) -> Optimizer:
         return Optimizer("adamw", self.lr * self.batch_size / 256, self.weight_decay)
@@ -58,12 +58,12 @@ class Supervised(Learner):
         self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_labelled()
-        x = self.augment(batch.images, batch.draws)  # B C H W
+        x = self.augment(batch.images, batch.stream)  # B C H W
         logits = self.model(x)  # B K
         loss = F.cross_entropy(logits, batch.labels(), label_smoothing=self.config.label_smoothing)
         right = (logits.detach().argmax(1) == batch.labels()).float().mean()
@@ -79,7 +79,7 @@ class Supervised(Learner):
         return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        x = self.augment(batch.images, batch.draws)
+        x = self.augment(batch.images, batch.stream)
         return {"original and augmented": torch.cat([batch.images.float() / 255, x], dim=3)}
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from methods.batch import seed_of
 from methods.data.captions import encode, vocabulary
-from methods.data.records import ImageSet, IntArray, Labelled, Source, Split, TrainData, channel_statistics
+from methods.data.records import ImageSet, IntArray, LabelledSubset, Source, Split, TrainData, channel_statistics
 from methods.data.views import renumber, select
 from search_spaces.domains import UserError
 
@@ -78,8 +78,8 @@ def split(
     seen = dataclasses.replace(data, label=within)
     return Split(
         train=train_data(data, visible),
-        labelled=Labelled(seen, train_index, data.label[train_index]),
-        validation=Labelled(seen, validation_index, data.label[validation_index]),
+        labelled=LabelledSubset(seen, train_index, data.label[train_index]),
+        validation=LabelledSubset(seen, validation_index, data.label[validation_index]),
         test=tested,
         holdout=holdout,
     )
@@ -168,7 +168,7 @@ def check(labels: object, test: object, validation: float | None, imbalance: flo
         raise UserError("mismatch needs a number of labels, got labels: all; set labels to a number")
 
 
-def _take_test(source: Source, test: float | Source | ImageSet | None, seed: int) -> tuple[ImageSet, Labelled, bool]:
+def _take_test(source: Source, test: float | Source | ImageSet | None, seed: int) -> tuple[ImageSet, LabelledSubset, bool]:
     data = _labelled_classes(source.train)
     given = test.train if isinstance(test, Source) else test
     own = source.test if given is None else given
@@ -180,7 +180,7 @@ def _take_test(source: Source, test: float | Source | ImageSet | None, seed: int
     held = np.zeros(len(data), dtype=bool)
     held[known[stratified(data.label[known], len(data.classes), share, seed_of(seed, "holdout"))]] = True
     tested = select(data, np.flatnonzero(held))
-    return select(data, np.flatnonzero(~held)), Labelled(tested, np.arange(len(tested)), tested.label), True
+    return select(data, np.flatnonzero(~held)), LabelledSubset(tested, np.arange(len(tested)), tested.label), True
 
 
 def _labelled_classes(data: ImageSet) -> ImageSet:
@@ -197,7 +197,7 @@ def _labelled_classes(data: ImageSet) -> ImageSet:
     return data if len(found) == len(data.classes) else renumber(data, [data.classes[k] for k in found])
 
 
-def test_set(tested: ImageSet, data: ImageSet) -> Labelled:
+def test_set(tested: ImageSet, data: ImageSet) -> LabelledSubset:
     """The labelled images of a test set, with labels that count into the training classes.
 
     Raises:
@@ -220,7 +220,7 @@ def test_set(tested: ImageSet, data: ImageSet) -> Labelled:
         raise UserError(
             f"a test set must have labels, but none of its {len(tested)} images has one; sort them into class folders"
         )
-    return Labelled(same, index, same.label[index])
+    return LabelledSubset(same, index, same.label[index])
 
 
 def _draw(data: ImageSet, labels: int | Literal["all"], imbalance: float, holdout: bool, seed: int) -> IntArray:
@@ -269,8 +269,14 @@ def _geometric(available: IntArray, n: int, ratio: float, seed: int) -> IntArray
 
 
 def _mismatch(
-    data: ImageSet, tested: Labelled, mismatch: float, labels: int | Literal["all"], imbalance: float, holdout: bool, seed: int
-) -> tuple[ImageSet, Labelled]:
+    data: ImageSet,
+    tested: LabelledSubset,
+    mismatch: float,
+    labels: int | Literal["all"],
+    imbalance: float,
+    holdout: bool,
+    seed: int,
+) -> tuple[ImageSet, LabelledSubset]:
     """The task cut down to 60% of the classes, with an unlabelled pool of which a share ``mismatch`` is of the others."""
     classes = len(data.classes)
     if classes < 3:
@@ -291,7 +297,7 @@ def _mismatch(
     kept = select(dataclasses.replace(task, label=labelled), np.sort(np.concatenate(chosen)))
     test_task = renumber(tested.data, names)
     index = tested.index[test_task.label[tested.index] >= 0]
-    return kept, Labelled(test_task, index, test_task.label[index])
+    return kept, LabelledSubset(test_task, index, test_task.label[index])
 
 
 def _enough_per_class(data: ImageSet, known: IntArray, need: int, what: str) -> None:

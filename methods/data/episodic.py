@@ -29,7 +29,7 @@ from torch import Tensor
 
 from methods.batch import EpisodeShape, seed_of
 from methods.data.budget import train_data
-from methods.data.records import ImageSet, IntArray, Labelled, Source, Split
+from methods.data.records import ImageSet, IntArray, LabelledSubset, Source, Split
 from methods.data.views import RotatedImages, join, renumber, select
 from methods.parts.l2l import learn2learn
 from search_spaces.domains import UserError, nearest
@@ -218,9 +218,9 @@ def _without(data: ImageSet, names: Sequence[str]) -> IntArray:
     return np.where(np.isin(data.label, [k for k, name in enumerate(data.classes) if name in names]), -1, data.label)
 
 
-def _all_of(data: ImageSet) -> Labelled:
+def _all_of(data: ImageSet) -> LabelledSubset:
     index = np.flatnonzero(data.label >= 0)
-    return Labelled(data, index, data.label[index])
+    return LabelledSubset(data, index, data.label[index])
 
 
 def _own_classes(data: ImageSet) -> ImageSet:

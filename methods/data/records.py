@@ -116,7 +116,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledSubset:
     """Positions in an ``ImageSet`` with their labels: a part of the label budget, or a test set.
 
     Attributes:
@@ -186,9 +186,9 @@ class Split:
     """
 
     train: TrainData
-    labelled: Labelled
-    validation: Labelled
-    test: Labelled | None
+    labelled: LabelledSubset
+    validation: LabelledSubset
+    test: LabelledSubset | None
     holdout: bool
     turns: tuple[Split, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -206,10 +206,10 @@ class Split:
         """The fewest training images that a training of a configuration sees: those of the smallest turn."""
         return min(len(split.train) for split in self.judged())
 
-    def budget(self) -> Labelled:
+    def budget(self) -> LabelledSubset:
         """Every label the study may use: training and validation part together (classification only)."""
         assert not self.new_classes, "few-shot parts hold different classes and are never put together"
-        return Labelled(
+        return LabelledSubset(
             self.labelled.data,
             np.concatenate([self.labelled.index, self.validation.index]),
             np.concatenate([self.labelled.label, self.validation.label]),

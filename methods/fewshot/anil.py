@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.adaptation import TaskHead, differentiable
 from methods.parts.encoders import Encoder
@@ -54,8 +54,8 @@ class Anil(MetricLearner):
         head = TaskHead(self.f.dim, self.shape.ways, config.head)
         self.maml: Any = MAML(head, lr=config.inner_lr, first_order=config.first_order, allow_nograd=True)
 
-    def feeds(self) -> Feeds:
-        return Feeds(episodes=self.shape)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(episodes=self.shape)
 
     def loss(self, step: Step) -> Loss:
         episodes = self.views(step.from_episodes())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.base_classes import BaseConfig, classified
 from methods.parts.encoders import Encoder
@@ -49,8 +49,8 @@ class CosineClassifier(MetricLearner):
         encoder = config.new_encoder(context)
         self.model = Classifier(encoder, CosineHead(encoder.dim, context.classes, config.temperature))
 
-    def feeds(self) -> Feeds:
-        return Feeds(labelled=self.config.batch_size)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(labelled=self.config.batch_size)
 
     def loss(self, step: Step) -> Loss:
         return classified(self.model, self.augment, step.from_labelled())

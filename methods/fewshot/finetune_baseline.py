@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.base_classes import BaseConfig, classified
 from methods.parts.encoders import Encoder
@@ -53,8 +53,8 @@ class FinetuneBaseline(MetricLearner):
         self.augment = config.augment(context)
         self.model = Classifier(config.new_encoder(context), context.classes)
 
-    def feeds(self) -> Feeds:
-        return Feeds(labelled=self.config.batch_size)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(labelled=self.config.batch_size)
 
     def loss(self, step: Step) -> Loss:
         return classified(self.model, self.augment, step.from_labelled())

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.batch import Batch, Episodes, Feeds, Step
+from methods.batch import Batch, BatchSpec, Episodes, Step
 from methods.contracts import Context, EpisodicLearner, Loss, Method, Optimizer
 from methods.parts.adaptation import TaskNet, adapt_tasks, differentiable, evaluated
 from methods.parts.encoders import Encoder
@@ -61,8 +61,8 @@ class Maml(EpisodicLearner):
     def net(self) -> TaskNet:
         return self.maml.module
 
-    def feeds(self) -> Feeds:
-        return Feeds(episodes=self.shape)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(episodes=self.shape)
 
     def loss(self, step: Step) -> Loss:
         episodes = self.views(step.from_episodes())

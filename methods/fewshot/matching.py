@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.distances import DISTANCES, class_logsumexp, similarity_logits
 from methods.parts.encoders import Encoder
@@ -73,8 +73,8 @@ class Matching(MetricLearner):
         self.f = config.new_encoder(context)
         self.full = FullContext(self.f.dim, config.context_steps) if config.context else None
 
-    def feeds(self) -> Feeds:
-        return Feeds(episodes=self.shape)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(episodes=self.shape)
 
     def loss(self, step: Step) -> Loss:
         episodes = self.views(step.from_episodes())

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Batch, Episodes, Feeds, Step
+from methods.batch import Batch, BatchSpec, Episodes, Step
 from methods.contracts import Context, EpisodicLearner, Loss, Method, Optimizer
 from methods.parts.adaptation import TaskNet, adapt_tasks, differentiable, evaluated
 from methods.parts.encoders import Encoder
@@ -57,8 +57,8 @@ class MetaSgd(EpisodicLearner):
     def net(self) -> TaskNet:
         return self.meta.module
 
-    def feeds(self) -> Feeds:
-        return Feeds(episodes=self.shape)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(episodes=self.shape)
 
     def loss(self, step: Step) -> Loss:
         episodes = self.views(step.from_episodes())

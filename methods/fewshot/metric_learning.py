@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.distances import class_means, similarity_logits
 from methods.parts.encoders import Encoder
@@ -83,8 +83,8 @@ class MetricLearning(MetricLearner):
         if config.loss == "nce":
             self.log_constant = nn.Parameter(torch.tensor(math.log(self.images)))
 
-    def feeds(self) -> Feeds:
-        return Feeds(episodes=self.shape)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(episodes=self.shape)
 
     def loss(self, step: Step) -> Loss:
         episodes = self.views(step.from_episodes())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.distances import DISTANCES, class_means, similarity_logits
 from methods.parts.encoders import Encoder
@@ -52,8 +52,8 @@ class Prototypical(MetricLearner):
         self.views = EpisodeViews(config, context)
         self.f = config.new_encoder(context)
 
-    def feeds(self) -> Feeds:
-        return Feeds(episodes=self.shape)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(episodes=self.shape)
 
     def loss(self, step: Step) -> Loss:
         episodes = self.views(step.from_episodes())

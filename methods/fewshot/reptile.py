@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from methods.batch import Batch, Episodes, Feeds, Step
+from methods.batch import Batch, BatchSpec, Episodes, Step
 from methods.contracts import Context, EpisodicLearner, Loss, Method, Optimizer
 from methods.parts.adaptation import HEADS, TaskNet, differentiable
 from methods.parts.encoders import Encoder
@@ -86,8 +86,8 @@ class Reptile(EpisodicLearner):
         self.views = EpisodeViews(config, context)
         self.net = TaskNet(config.new_encoder(context), self.shape.ways, config.head)
 
-    def feeds(self) -> Feeds:
-        return Feeds(episodes=self.shape)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(episodes=self.shape)
 
     def loss(self, step: Step) -> Loss:
         drawn = step.from_episodes()
@@ -96,7 +96,7 @@ class Reptile(EpisodicLearner):
         labels = torch.cat([episodes.support_label, episodes.query_label], dim=1)  # [t, n]
         n = images.shape[1]
         size = min(self.config.inner_batch, n)
-        order = drawn.draws.child("inner").uniform(self.config.steps, n).argsort(dim=2)[..., :size]  # [t, steps, m]
+        order = drawn.stream.fork("inner").uniform(self.config.steps, n).argsort(dim=2)[..., :size]  # [t, steps, m]
         originals = list(self.net.parameters())
         away = [torch.zeros_like(p) for p in originals]
         moments, losses = [], []

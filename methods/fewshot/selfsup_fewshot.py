@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from methods.batch import Batch, Draws, Feeds, Step
+from methods.batch import Batch, BatchSpec, RandomStream, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer, TrainingError
 from methods.data.views import RotatedImages
 from methods.parts.auxiliary import Auxiliary, NeighbourTask, TurnTask
@@ -89,33 +89,33 @@ class SelfsupFewshot(MetricLearner):
             self.augment = config.augment(context)
             self.head = CosineHead(self.f.dim, context.classes, config.temperature)
 
-    def feeds(self) -> Feeds:
+    def batch_spec(self) -> BatchSpec:
         if self.config.learner == "prototypical":
-            return Feeds(episodes=self.shape)
-        return Feeds(labelled=self.config.batch_size)
+            return BatchSpec(episodes=self.shape)
+        return BatchSpec(labelled=self.config.batch_size)
 
     def loss(self, step: Step) -> Loss:
-        few_shot, images, draws = self._episodes(step) if self.config.learner == "prototypical" else self._classes(step)
-        pretext, right = self.auxiliary(self.f, images, draws)
+        few_shot, images, stream = self._episodes(step) if self.config.learner == "prototypical" else self._classes(step)
+        pretext, right = self.auxiliary(self.f, images, stream)
         total = few_shot.total + self.config.auxiliary_weight * pretext
         return Loss(total, {**few_shot.parts, "pretext_loss": pretext.detach(), "pretext_accuracy": right})
 
-    def _episodes(self, step: Step) -> tuple[Loss, Tensor, Draws]:
+    def _episodes(self, step: Step) -> tuple[Loss, Tensor, RandomStream]:
         drawn = step.from_episodes()
         episodes = self.views(drawn)
         # Of a class that was turned at random nothing tells by how much it is turned now.
         seen = self.views.augmented(drawn) if self.config.rotations and self.config.auxiliary == "rotation" else episodes
         images = torch.cat([seen.support, seen.query], dim=1)  # [t, n, C, H, W]
-        draws = drawn.draws.child("auxiliary").per(images.shape[1])
-        return episode_loss(self.query_logits(episodes), episodes.query_label), images.flatten(0, 1), draws
+        stream = drawn.stream.fork("auxiliary").per(images.shape[1])
+        return episode_loss(self.query_logits(episodes), episodes.query_label), images.flatten(0, 1), stream
 
-    def _classes(self, step: Step) -> tuple[Loss, Tensor, Draws]:
+    def _classes(self, step: Step) -> tuple[Loss, Tensor, RandomStream]:
         batch = step.from_labelled()
-        images = self.augment(batch.images, batch.draws)  # [b, C, H, W]
+        images = self.augment(batch.images, batch.stream)  # [b, C, H, W]
         logits = self.head(self.f(images))  # [b, classes]
         right = (logits.detach().argmax(dim=1) == batch.labels()).float().mean()
         loss = Loss(cross_entropy(logits, batch.labels()), {"accuracy": right})
-        return loss, images, batch.draws.child("auxiliary")
+        return loss, images, batch.stream.fork("auxiliary")
 
     def compare(self, support: Tensor, support_label: Tensor, query: Tensor, ways: int) -> Tensor:
         c = self.config

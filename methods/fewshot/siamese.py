@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Loss, Method, MetricLearner, Optimizer
 from methods.parts.distances import class_means, squared_distances, weighted_l1
 from methods.parts.encoders import Encoder
@@ -54,8 +54,8 @@ class Siamese(MetricLearner):
             self.alpha = nn.Parameter(torch.full((self.f.dim,), -(self.f.dim**-0.5)))
             self.bias = nn.Parameter(torch.ones(()))
 
-    def feeds(self) -> Feeds:
-        return Feeds(episodes=self.shape)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(episodes=self.shape)
 
     def loss(self, step: Step) -> Loss:
         episodes = self.views(step.from_episodes())

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.parts.losses import kl
 from methods.parts.modes import still_statistics
 
@@ -30,7 +30,13 @@ def unit(d: Tensor) -> Tensor:
 
 
 def adversarial_direction(
-    model: nn.Module, images: Tensor, logits: Tensor, scale: Tensor, xi: float, iterations: int, draws: tuple[Draws, ...]
+    model: nn.Module,
+    images: Tensor,
+    logits: Tensor,
+    scale: Tensor,
+    xi: float,
+    iterations: int,
+    stream: tuple[RandomStream, ...],
 ) -> Tensor:
     """Unit directions [B, C, H, W] in which predictions change fastest, by power iteration from random ones.
 
@@ -41,9 +47,9 @@ def adversarial_direction(
         scale: [C, 1, 1], what one unit of perturbation is in each channel.
         xi: length of the finite difference.
         iterations: power iterations; 0 leaves the random directions.
-        draws: one stream for each of those batches, in order.
+        stream: one stream for each of those batches, in order.
     """
-    d = unit(torch.cat([each.normal(*images.shape[1:]) for each in draws]))  # B C H W
+    d = unit(torch.cat([each.normal(*images.shape[1:]) for each in stream]))  # B C H W
     for _ in range(iterations):
         d = d.detach().requires_grad_()
         # The sum, not the mean: each row's gradient is its own, and with synchronised BatchNorm the workers' sums add up.
@@ -53,7 +59,7 @@ def adversarial_direction(
 
 
 def clean_and_worst(
-    model: nn.Module, images: Tensor, scale: Tensor, eps: float, xi: float, iterations: int, draws: tuple[Draws, ...]
+    model: nn.Module, images: Tensor, scale: Tensor, eps: float, xi: float, iterations: int, stream: tuple[RandomStream, ...]
 ) -> tuple[Tensor, Tensor]:
     """Logits [B, K] of images as they are, and at the perturbation of length ``eps`` that changes them most; with gradient.
 
@@ -63,6 +69,6 @@ def clean_and_worst(
     with torch.autocast(images.device.type, enabled=False):
         logits: Tensor = model(images)  # B K
         with still_statistics(model):
-            d = adversarial_direction(model, images, logits, scale, xi, iterations, draws)  # B C H W
+            d = adversarial_direction(model, images, logits, scale, xi, iterations, stream)  # B C H W
             worst: Tensor = model(images + eps * scale * d)  # B K
     return logits, worst

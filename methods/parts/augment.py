@@ -41,7 +41,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.parts.framing import framed
 from methods.parts.randaugment import rand_augment
 from methods.parts.strokes import redrawn
@@ -82,52 +82,52 @@ class Augment:
     paper: float | None = None
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+    def __call__(self, images: Tensor, stream: RandomStream) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
             if self.paper is not None:
                 images = framed(to_float(images), self.paper)
             if self.recipe == "identity" or self.strength == 0:
                 return _channels_last(to_float(images) if self.size is None else resize(images, self.size))
             makes = {"simclr": self._crops, "crop_flip": self._crops, "strokes": self._redrawn}
-            x = makes.get(self.recipe, self._shifted)(images, draws)
+            x = makes.get(self.recipe, self._shifted)(images, stream)
             if self.mask_ratio is not None:
-                x = cutout(x, draws, min(self.mask_ratio * self.strength, 1.0))
+                x = cutout(x, stream, min(self.mask_ratio * self.strength, 1.0))
             elif self.recipe == "strong":
-                side = draws.uniform() * min(0.5 * self.strength, 1.0)  # [B]
-                x = cutout(x, draws, side.square())
+                side = stream.uniform() * min(0.5 * self.strength, 1.0)  # [B]
+                x = cutout(x, stream, side.square())
             return _channels_last(x)
 
-    def _shifted(self, images: Tensor, draws: Draws) -> Tensor:
+    def _shifted(self, images: Tensor, stream: RandomStream) -> Tensor:
         """``weak`` and ``strong``: translation and flip, then noise or RandAugment."""
         strong = self.recipe == "strong"
         if self.size is not None:
             images = resize(images, self.size)
         share = SHIFT * (min(self.strength, 1.0) if strong else self.strength)
-        mirrored = draws.chance(0.5) if self.flip else None
-        x = shift(images, _whole_steps(images, draws, share), mirrored)
+        mirrored = stream.chance(0.5) if self.flip else None
+        x = shift(images, _whole_steps(images, stream, share), mirrored)
         if strong:
-            return to_float(rand_augment(to_uint8(x), draws, self.strength))
-        return gaussian_noise(x, draws, NOISE * self.strength)
+            return to_float(rand_augment(to_uint8(x), stream, self.strength))
+        return gaussian_noise(x, stream, NOISE * self.strength)
 
-    def _redrawn(self, images: Tensor, draws: Draws) -> Tensor:
+    def _redrawn(self, images: Tensor, stream: RandomStream) -> Tensor:
         x = to_float(images) if self.size is None else resize(images, self.size)
-        return redrawn(mirror(x, draws) if self.flip else x, draws, self.strength)
+        return redrawn(mirror(x, stream) if self.flip else x, stream, self.strength)
 
-    def _crops(self, images: Tensor, draws: Draws) -> Tensor:
+    def _crops(self, images: Tensor, stream: RandomStream) -> Tensor:
         """``simclr`` and ``crop_flip``: all geometry and the blur are one matrix a side, all colour one matrix a pixel."""
         s = self.strength
         low = 1 - (1 - self.scale[0]) * s
         high = 1 - (1 - self.scale[1]) * min(s, 1.0)
         low = min(max(low, min(SMALLEST_CROP, self.scale[0])), high)
         height, width = images.shape[2:]
-        box = draw_boxes(draws, height, width, (low, high), (RATIO[0] ** s, RATIO[1] ** s))
+        box = draw_boxes(stream, height, width, (low, high), (RATIO[0] ** s, RATIO[1] ** s))
         size = self.size or (height, width)
-        mirrored = draws.chance(0.5) if self.flip else None
+        mirrored = stream.chance(0.5) if self.flip else None
         if self.recipe == "crop_flip":
             return crop(images, box, size, mirrored)
-        sigma = draw_sigma(draws, (SIGMA[0] * s, SIGMA[1] * s), 0.5)
-        jitter = draw_jitter(draws, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, 0.8)
-        grey = draws.chance(0.2) * min(s, 1.0)
+        sigma = draw_sigma(stream, (SIGMA[0] * s, SIGMA[1] * s), 0.5)
+        jitter = draw_jitter(stream, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, 0.8)
+        grey = stream.chance(0.2) * min(s, 1.0)
         matrix, lift = colour_maps(jitter, grey, images.shape[1])
         vertical, horizontal = _kernel_places(size[0], images.device), _kernel_places(size[1], images.device)
 
@@ -219,9 +219,9 @@ def _blocks(work: Callable[..., Tensor], size: tuple[int, int], images: Tensor, 
 # Geometry.
 
 
-def mirror(images: Tensor, draws: Draws, p: float = 0.5) -> Tensor:
+def mirror(images: Tensor, stream: RandomStream, p: float = 0.5) -> Tensor:
     """Left-right flip with probability p."""
-    return torch.where(draws.chance(p).view(-1, 1, 1, 1), images.flip(3), images)
+    return torch.where(stream.chance(p).view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def rotate_quarter(images: Tensor, k: Tensor) -> Tensor:
@@ -242,15 +242,15 @@ def rotate_quarter(images: Tensor, k: Tensor) -> Tensor:
     return torch.where(k % 2 == 1, half.transpose(2, 3).flip(2), half)
 
 
-def translate(images: Tensor, draws: Draws, share: float = SHIFT) -> Tensor:
+def translate(images: Tensor, stream: RandomStream, share: float = SHIFT) -> Tensor:
     """Move by whole pixels, uniform up to ``share`` of each side, borders filled by reflection; uint8 stays uint8."""
-    return shift(images, _whole_steps(images, draws, share))
+    return shift(images, _whole_steps(images, stream, share))
 
 
-def _whole_steps(images: Tensor, draws: Draws, share: float) -> Tensor:
+def _whole_steps(images: Tensor, stream: RandomStream, share: float) -> Tensor:
     """int64 [B, 2]: down and right, uniform over whole pixels within ``share`` of each side."""
     reach = torch.tensor([round(share * n) for n in images.shape[2:]], device=images.device)
-    return (draws.uniform(2) * (2 * reach + 1)).floor().long().minimum(2 * reach) - reach
+    return (stream.uniform(2) * (2 * reach + 1)).floor().long().minimum(2 * reach) - reach
 
 
 def shift(images: Tensor, steps: Tensor, mirrored: Tensor | None = None) -> Tensor:
@@ -274,10 +274,12 @@ def _reflected(index: Tensor, n: int) -> Tensor:
     return torch.minimum(index, period - index) if n > 1 else torch.zeros_like(index)
 
 
-def draw_boxes(draws: Draws, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float] = RATIO) -> Tensor:
+def draw_boxes(
+    stream: RandomStream, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float] = RATIO
+) -> Tensor:
     """float [B, 4] (top, left, height, width) in pixels: area uniform, log aspect uniform; the first of ten draws that fits,
     else the largest central box whose aspect is allowed."""
-    u = draws.uniform(2, 10)  # [B, 2, tries]
+    u = stream.uniform(2, 10)  # [B, 2, tries]
     area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, 0])
     aspect = (math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * u[:, 1]).exp()
     tall, wide = (area / aspect).sqrt(), (area * aspect).sqrt()  # [B, tries]
@@ -288,20 +290,20 @@ def draw_boxes(draws: Draws, height: int, width: int, scale: tuple[float, float]
     found = fits.any(dim=1, keepdim=True)
     h = torch.where(found, tall.gather(1, first), min(height, width / own)).clamp(min(height, 1), height)
     w = torch.where(found, wide.gather(1, first), min(width, height * own)).clamp(min(width, 1), width)
-    place = torch.where(found, draws.uniform(2), 0.5)
+    place = torch.where(found, stream.uniform(2), 0.5)
     return torch.cat([place[:, :1] * (height - h), place[:, 1:] * (width - w), h, w], dim=1)
 
 
 def random_resized_crop(
     images: Tensor,
-    draws: Draws,
+    stream: RandomStream,
     scale: tuple[float, float] = CROP,
     ratio: tuple[float, float] = RATIO,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
     """A random box of each image, resized to ``size`` (the images' own by default)."""
     height, width = images.shape[2:]
-    return crop(images, draw_boxes(draws, height, width, scale, ratio), size or (height, width))
+    return crop(images, draw_boxes(stream, height, width, scale, ratio), size or (height, width))
 
 
 def crop(images: Tensor, box: Tensor, size: tuple[int, int], mirrored: Tensor | None = None) -> Tensor:
@@ -348,11 +350,11 @@ def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.bmm(rows, wide).view(b, h, channels, w).transpose(1, 2)
 
 
-def cutout(images: Tensor, draws: Draws, share: float | Tensor, fill: float = 0.5) -> Tensor:
+def cutout(images: Tensor, stream: RandomStream, share: float | Tensor, fill: float = 0.5) -> Tensor:
     """Hide a box of ``share`` (a number or [B]) of the area, of the image's aspect, whole pixels, uniformly placed."""
     height, width = images.shape[2:]
     side = torch.as_tensor(share, dtype=torch.float32, device=images.device).sqrt()
-    place = draws.uniform(2)  # [B, 2]
+    place = stream.uniform(2)  # [B, 2]
 
     def covered(n: int, u: Tensor) -> Tensor:
         length = (side * n).round().expand_as(u)
@@ -367,20 +369,20 @@ def cutout(images: Tensor, draws: Draws, share: float | Tensor, fill: float = 0.
 # Colour, noise and blur.
 
 
-def gaussian_noise(images: Tensor, draws: Draws, sd: float) -> Tensor:
+def gaussian_noise(images: Tensor, stream: RandomStream, sd: float) -> Tensor:
     """Independent noise on every value, clipped to [0, 1]."""
-    return torch.add(to_float(images), draws.normal(*images.shape[1:]), alpha=sd).clamp_(0, 1)
+    return torch.add(to_float(images), stream.normal(*images.shape[1:]), alpha=sd).clamp_(0, 1)
 
 
-def draw_sigma(draws: Draws, sigma: tuple[float, float], p: float) -> Tensor:
+def draw_sigma(stream: RandomStream, sigma: tuple[float, float], p: float) -> Tensor:
     """float [B]: uniform in ``sigma`` with probability p, else 0."""
-    u = draws.uniform(2)
+    u = stream.uniform(2)
     return torch.where(u[:, 0] < p, sigma[0] + (sigma[1] - sigma[0]) * u[:, 1], 0.0)
 
 
-def blur(images: Tensor, draws: Draws, sigma: tuple[float, float] = SIGMA, p: float = 0.5) -> Tensor:
+def blur(images: Tensor, stream: RandomStream, sigma: tuple[float, float] = SIGMA, p: float = 0.5) -> Tensor:
     """Gaussian blur, the kernel a tenth of the side wide (odd, at least 3), borders reflected."""
-    return blurred(images, draw_sigma(draws, sigma, p))
+    return blurred(images, draw_sigma(stream, sigma, p))
 
 
 def blurred(images: Tensor, sigma: Tensor) -> Tensor:
@@ -415,23 +417,23 @@ def _grey_weights(channels: int, device: torch.device) -> Tensor:
     return torch.tensor(GREY if channels == 3 else [1 / channels] * channels, device=device)
 
 
-def grayscale(images: Tensor, draws: Draws, p: float = 0.2, amount: float = 1.0) -> Tensor:
+def grayscale(images: Tensor, stream: RandomStream, p: float = 0.2, amount: float = 1.0) -> Tensor:
     """Blend ``amount`` of the grey image in with probability p; images without 3 channels stay."""
     x = to_float(images)
     if x.shape[1] != 3:
         return x
     grey = torch.einsum("bchw,c->bhw", x, _grey_weights(3, x.device))[:, None]
-    return torch.lerp(x, grey.expand_as(x), (draws.chance(p) * amount).view(-1, 1, 1, 1))
+    return torch.lerp(x, grey.expand_as(x), (stream.chance(p) * amount).view(-1, 1, 1, 1))
 
 
 Jitter = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """Brightness, contrast and saturation factors [B], hue in turns [B], order int64 [B, 4]."""
 
 
-def draw_jitter(draws: Draws, brightness: float, contrast: float, saturation: float, hue: float, p: float) -> Jitter:
+def draw_jitter(stream: RandomStream, brightness: float, contrast: float, saturation: float, hue: float, p: float) -> Jitter:
     """Factors uniform in [max(0, 1 - a), 1 + a], hue in [-a, a] turns at most half; identity with probability 1 - p."""
-    u = draws.uniform(5)
-    order = draws.permutations(4)
+    u = stream.uniform(5)
+    order = stream.permutations(4)
     chosen = u[:, 4] < p
 
     def factor(column: int, a: float) -> Tensor:
@@ -445,7 +447,7 @@ def draw_jitter(draws: Draws, brightness: float, contrast: float, saturation: fl
 
 def colour_jitter(
     images: Tensor,
-    draws: Draws,
+    stream: RandomStream,
     brightness: float = 0.8,
     contrast: float = 0.8,
     saturation: float = 0.8,
@@ -453,7 +455,7 @@ def colour_jitter(
     p: float = 1.0,
 ) -> Tensor:
     """Brightness, contrast, saturation and hue in random order, as one matrix a pixel."""
-    return recoloured(images, draw_jitter(draws, brightness, contrast, saturation, hue, p))
+    return recoloured(images, draw_jitter(stream, brightness, contrast, saturation, hue, p))
 
 
 def recoloured(images: Tensor, jitter: Jitter, grey: Tensor | None = None) -> Tensor:

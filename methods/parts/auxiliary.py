@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.parts.augment import rotate_quarter
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
@@ -28,13 +28,13 @@ class Auxiliary(nn.Module, ABC):
     """A pretext task with a head of its own. Its images leave the encoder's running statistics alone."""
 
     @abstractmethod
-    def logits(self, encoder: Encoder, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def logits(self, encoder: Encoder, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Logits [n, k] and targets int64 [n] from float images [B, C, H, W] and one row of draws per image."""
 
-    def forward(self, encoder: Encoder, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def forward(self, encoder: Encoder, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """The mean cross-entropy and the accuracy on the pretext task."""
         with still_statistics(encoder):
-            logits, target = self.logits(encoder, images, draws)
+            logits, target = self.logits(encoder, images, stream)
         right = (logits.detach().argmax(dim=1) == target).float().mean()
         return cross_entropy(logits.float(), target), right
 
@@ -46,8 +46,8 @@ class TurnTask(Auxiliary):
         super().__init__()
         self.head = mlp(encoder.dim, HIDDEN, 4, 2, norm=True)
 
-    def logits(self, encoder: Encoder, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        turns = draws.integers(4)  # [B]
+    def logits(self, encoder: Encoder, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
+        turns = stream.integers(4)  # [B]
         return self.head(encoder(rotate_quarter(images, turns))), turns
 
 
@@ -66,8 +66,8 @@ class NeighbourTask(Auxiliary):
         self.side = patch_side(shape, encoder, 0.85 * (min(shape[1:]) // GRID), method)
         self.head = mlp(2 * encoder.dim, HIDDEN, len(NEIGHBOURS), 2, norm=True)
 
-    def logits(self, encoder: Encoder, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        patches = jittered_grid(images, GRID, self.side, draws)  # [B, 9, C, s, s]
+    def logits(self, encoder: Encoder, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
+        patches = jittered_grid(images, GRID, self.side, stream)  # [B, 9, C, s, s]
         z = encoder(patches.flatten(0, 1)).unflatten(0, (-1, GRID * GRID))  # [B, 9, D]
         pairs = torch.cat([z[:, [MIDDLE] * len(NEIGHBOURS)], z[:, list(NEIGHBOURS)]], dim=2)  # [B, 8, 2D]
         target = torch.arange(len(NEIGHBOURS), device=z.device).repeat(len(images))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from methods.parts.augment import to_float
-from methods.parts.encoder_base import Around, Encoder, Options
+from methods.parts.encoder_base import Encoder, EncoderWrapper, Options
 from methods.parts.strokes import affine, warped
 
 VIEWS: tuple[tuple[float, float, float, float], ...] = (
@@ -31,7 +31,7 @@ VIEWS: tuple[tuple[float, float, float, float], ...] = (
 """Angle in degrees, scale, and shift along x and y in sides; the first is the image itself. A prefix of them is used."""
 
 
-class AveragedEncoder(Around):
+class AveragedEncoder(EncoderWrapper):
     """In evaluation mode the mean embedding over V views; in training mode the encoder inside. Maps are of the image."""
 
     name, key = "averaged", "of"

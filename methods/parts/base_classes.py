@@ -33,6 +33,6 @@ class BaseConfig(FewShotConfig):
 
 def classified(model: nn.Module, augment: Augment, batch: Batch) -> Loss:
     """Cross-entropy of a labelled batch, images [b, C, H, W], by ``model``'s logits [b, K]."""
-    logits = model(augment(batch.images, batch.draws))
+    logits = model(augment(batch.images, batch.stream))
     right = (logits.detach().argmax(dim=1) == batch.labels()).float().mean()
     return Loss(cross_entropy(logits.float(), batch.labels()), {"accuracy": right})

@@ -38,7 +38,8 @@ def possible_bins(cells: int) -> Tensor:
     Cells that no colour reaches have the nearest possible one's bin (Zhang 2016 keeps 313 of its cells of size 10).
     """
     centres = torch.cartesian_prod(torch.arange(cells), torch.arange(cells)).float()
-    return torch.cdist(centres, centres[_possible(cells)]).argmin(1)
+    # By differences, which are exact here: a matrix product would break ties between neighbours by its rounding.
+    return torch.cdist(centres, centres[_possible(cells)], compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
 
 
 def _cell(ab: Tensor, cells: int) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.parts.augment import to_float
 from methods.parts.strokes import affine, warped
 
@@ -61,13 +61,13 @@ class Compositions:
         return whole.unflatten(0, label.shape)
 
 
-def compositions(ways: int, share: float, draws: Draws) -> Compositions:
+def compositions(ways: int, share: float, stream: RandomStream) -> Compositions:
     """Draws what a share of each task's classes is made of; at least 2 ways."""
-    size = draws.child("size").uniform(ways, 2, 2, low=SMALLEST, high=1.0)
-    centre = draws.child("centre").uniform(ways, 2, 2, low=-1.0, high=1.0) * (1 - size)  # the part stays inside
-    step = 1 + draws.child("partner").integers(ways - 1, 1)  # t 1
+    size = stream.fork("size").uniform(ways, 2, 2, low=SMALLEST, high=1.0)
+    centre = stream.fork("centre").uniform(ways, 2, 2, low=-1.0, high=1.0) * (1 - size)  # the part stays inside
+    step = 1 + stream.fork("partner").integers(ways - 1, 1)  # t 1
     partner = (torch.arange(ways, device=step.device) + step) % ways
-    return Compositions(draws.child("composed").chance(share, ways), partner, torch.cat([size, centre], dim=3))
+    return Compositions(stream.fork("composed").chance(share, ways), partner, torch.cat([size, centre], dim=3))
 
 
 def _placed(ink: Tensor, layout: Tensor) -> Tensor:

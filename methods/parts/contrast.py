@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.parts.losses.precision import full_precision
 from methods.parts.queue import MemoryBank
 from methods.world import World
@@ -17,7 +17,7 @@ from methods.world import World
 
 @full_precision
 def sampled_nt_xent(
-    one: Tensor, two: Tensor, temperature: float, world: World, normalise: bool, negatives: int, draws: Draws
+    one: Tensor, two: Tensor, temperature: float, world: World, normalise: bool, negatives: int, stream: RandomStream
 ) -> Tensor:
     """NT-Xent whose denominators hold the partner and a random sample of the 2G - 2 views of other images.
 
@@ -27,14 +27,14 @@ def sampled_nt_xent(
         world: the workers; negatives come from the global batch.
         normalise: compare by cosine, otherwise by dot product.
         negatives: size of each view's sample; all where there are not that many.
-        draws: of the global batch.
+        stream: of the global batch.
     Returns:
         scalar, the mean over this worker's 2B views.
     """
     logits, own, partner = _view_scores(one, two, world, normalise)
     places = torch.arange(logits.shape[1], device=logits.device)
     others = (places != own[:, None]) & (places != partner[:, None])  # 2B 2G
-    luck = torch.cat(draws.uniform(2, logits.shape[1]).unbind(1)).masked_fill(~others, -1.0)  # 2B 2G
+    luck = torch.cat(stream.uniform(2, logits.shape[1]).unbind(1)).masked_fill(~others, -1.0)  # 2B 2G
     taken = luck.topk(min(negatives, logits.shape[1] - 2), dim=1).indices
     kept = torch.cat([taken, partner[:, None]], dim=1)  # 2B K+1, the partner last
     chosen = logits.gather(1, kept) / temperature
@@ -43,7 +43,7 @@ def sampled_nt_xent(
 
 @torch.no_grad()
 @full_precision
-def partners_found(one: Tensor, two: Tensor, world: World) -> Tensor:
+def contrastive_accuracy(one: Tensor, two: Tensor, world: World) -> Tensor:
     """Scalar: share of this worker's 2B views whose partner is the most similar of all views, by cosine."""
     logits, own, partner = _view_scores(one, two, world, True)
     return (logits.scatter(1, own[:, None], float("-inf")).argmax(1) == partner).float().mean()
@@ -61,13 +61,13 @@ def _view_scores(one: Tensor, two: Tensor, world: World, normalise: bool) -> tup
 
 @torch.no_grad()
 @full_precision
-def keys_found(query: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
+def key_accuracy(query: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
     """Scalar: share of queries [B, D] that are more similar to their own key [B, D] than to each of the negatives [K, D]."""
     return ((query * positive).sum(1) > (query @ negatives.T).amax(1)).float().mean()
 
 
 @full_precision
-def matching(query: Tensor, key: Tensor, temperature: float | Tensor, world: World) -> Tensor:
+def in_batch_info_nce(query: Tensor, key: Tensor, temperature: float | Tensor, world: World) -> Tensor:
     """Cross-entropy of telling each query's key from the keys of the global batch (van den Oord 2018, arXiv:1807.03748).
 
     Args:
@@ -81,22 +81,22 @@ def matching(query: Tensor, key: Tensor, temperature: float | Tensor, world: Wor
     return F.cross_entropy(query @ world.gather(key).T / temperature, target)
 
 
-def shared_noise(images: int, count: int, draws: Draws) -> Tensor:
+def sample_negative_indices(images: int, count: int, stream: RandomStream) -> Tensor:
     """int64 [count]: images drawn uniformly, one sample for the global batch, the same on every worker."""
-    return torch.randint(images, (count,), generator=draws.generator, device=draws.device)
+    return torch.randint(images, (count,), generator=stream.generator, device=stream.device)
 
 
 @torch.no_grad()
-def meet(bank: MemoryBank, index: Tensor, z: Tensor, world: World) -> None:
+def initialise_bank(bank: MemoryBank, index: Tensor, z: Tensor, world: World) -> None:
     """Rows of images seen for the first time become their present embeddings: a random row would be a target without meaning.
 
-    For the arguments see ``remember``; comes before the loss reads the bank.
+    For the arguments see ``update_bank``; comes before the loss reads the bank.
     """
-    bank.meet(*_once(index, z, world))
+    bank.initialise(*_once(index, z, world))
 
 
 @torch.no_grad()
-def remember(bank: MemoryBank, index: Tensor, z: Tensor, momentum: float, world: World) -> None:
+def update_bank(bank: MemoryBank, index: Tensor, z: Tensor, momentum: float, world: World) -> None:
     """Moves the rows ``index`` [B] of the bank towards the embeddings ``z`` [B, D] of all workers."""
     bank.update(*_once(index, z, world), momentum)
 

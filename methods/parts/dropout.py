@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 
 
-def dropout(z: Tensor, rate: float, *draws: Draws) -> Tensor:
+def dropout(z: Tensor, rate: float, *stream: RandomStream) -> Tensor:
     """Embeddings with a share of their units set to zero and the others scaled up.
 
     Args:
         z: [B, D], the rows of one or several batches.
         rate: share of units dropped, in [0, 1).
-        draws: one stream for each of those batches, in order.
+        stream: one stream for each of those batches, in order.
     """
-    keep = torch.cat([each.chance(1 - rate, z.shape[1]) for each in draws])  # B D
+    keep = torch.cat([each.chance(1 - rate, z.shape[1]) for each in stream])  # B D
     return z * keep / (1 - rate)

@@ -80,7 +80,7 @@ class Normalise(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-class Around(Encoder):
+class EncoderWrapper(Encoder):
     """An encoder that shows another one images in its own way.
 
     Attributes:

@@ -16,7 +16,7 @@ from methods.parts.augment import crop, to_float
 from methods.parts.averaged import AveragedEncoder
 from methods.parts.cnn import Conv4, ResNet
 from methods.parts.composites import LAB_STD, GreyEncoder, LabEncoder
-from methods.parts.encoder_base import Around, Encoder, Options, Shape, Statistics, scaled
+from methods.parts.encoder_base import Encoder, EncoderWrapper, Options, Shape, Statistics, scaled
 from methods.parts.framed import FramedEncoder
 from methods.parts.framing import paper_of
 from methods.parts.joined import JoinedEncoder
@@ -271,7 +271,7 @@ def _build(name: str, shape: Shape, mean: Statistics, std: Statistics, width: fl
     return encoder
 
 
-AROUND: dict[str, type[Around]] = {kind.name: kind for kind in (AveragedEncoder, FramedEncoder)}
+AROUND: dict[str, type[EncoderWrapper]] = {kind.name: kind for kind in (AveragedEncoder, FramedEncoder)}
 
 
 def _bare(record: dict[str, Any]) -> dict[str, Any]:

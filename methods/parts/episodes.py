@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.batch import Batch, Draws, Episodes, EpisodeShape
+from methods.batch import Batch, Episodes, EpisodeShape, RandomStream
 from methods.contracts import Context, Loss, Optimizer, SharedConfig, TrainingError
 from methods.parts.augment import Augment, rotate_quarter, to_float
 from methods.parts.averaged import VIEWS, averaged
@@ -176,14 +176,14 @@ class EpisodeViews:
 
     def __call__(self, episodes: Episodes) -> Episodes:
         """The same episodes with images float [t, N*K or N*Q, C, H, W] in [0, 1]."""
-        shape, draws = episodes.shape, episodes.draws
+        shape, stream = episodes.shape, episodes.stream
         support, query = episodes.support, episodes.query
         if self._config.composed:
-            plan = compositions(shape.ways, self._config.composed, draws.child("composed"))
+            plan = compositions(shape.ways, self._config.composed, stream.fork("composed"))
             support = plan.drawn(support, episodes.support_label, shape.shots, self._paper)
             query = plan.drawn(query, episodes.query_label, shape.queries, self._paper)
         if self._config.rotations:
-            turns = draws.child("turns").integers(8 if self._config.mirrors else 4, shape.ways)  # [t, N]
+            turns = stream.fork("turns").integers(8 if self._config.mirrors else 4, shape.ways)  # [t, N]
             if self._config.turned == "task":
                 turns = turns[:, :1].expand_as(turns)
             support = turn_classes(support, turns.gather(1, episodes.support_label))
@@ -194,22 +194,22 @@ class EpisodeViews:
         """The same episodes augmented alone: nothing is composed or turned."""
         return replace(
             episodes,
-            support=self._view(episodes.support, episodes.draws.child("support")),
-            query=self._view(episodes.query, episodes.draws.child("query")),
+            support=self._view(episodes.support, episodes.stream.fork("support")),
+            query=self._view(episodes.query, episodes.stream.fork("query")),
         )
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Each image with an augmented view to its right."""
         return augmented_pictures(self._augment, batch)
 
-    def _view(self, images: Tensor, draws: Draws) -> Tensor:
+    def _view(self, images: Tensor, stream: RandomStream) -> Tensor:
         tasks, n = images.shape[:2]
-        return self._augment(images.flatten(0, 1), draws.per(n)).unflatten(0, (tasks, n))
+        return self._augment(images.flatten(0, 1), stream.per(n)).unflatten(0, (tasks, n))
 
 
 def augmented_pictures(augment: Augment, batch: Batch) -> dict[str, Tensor]:
     """Each image with an augmented view to its right."""
-    return {"original | augmented": torch.cat([to_float(batch.images), augment(batch.images, batch.draws)], dim=3)}
+    return {"original | augmented": torch.cat([to_float(batch.images), augment(batch.images, batch.stream)], dim=3)}
 
 
 def turn_classes(images: Tensor, turns: Tensor) -> Tensor:

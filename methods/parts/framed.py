@@ -10,11 +10,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from methods.parts.augment import to_float
-from methods.parts.encoder_base import Around, Encoder
+from methods.parts.encoder_base import Encoder, EncoderWrapper
 from methods.parts.framing import framed
 
 
-class FramedEncoder(Around):
+class FramedEncoder(EncoderWrapper):
     """In evaluation mode the encoder inside, shown framed drawings; in training mode that encoder."""
 
     name, key = "framed", "inside"

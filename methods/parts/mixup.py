@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.parts.losses import mixup
 from methods.world import World
 
@@ -35,24 +35,24 @@ Pairs = list[tuple[Tensor, Tensor]]
 """Groups of images [b, C, H, W] with their targets [b, K]."""
 
 
-def mix_all(groups: Pairs, draws: Sequence[Draws], alpha: float, shuffle: Draws, world: World) -> Pairs:
+def mix_all(groups: Pairs, stream: Sequence[RandomStream], alpha: float, shuffle: RandomStream, world: World) -> Pairs:
     """Every group's images and targets, mixed with partners from all groups of all workers, and nearer to their own.
 
     Lines 12 to 15 of MixMatch's Algorithm 1 (Berthelot et al. 2019, arXiv:1905.02249).
 
     Args:
         groups: the augmented labelled images and the unlabelled views, each with targets.
-        draws: a stream for each group, over its rows.
+        stream: a stream for each group, over its rows.
         alpha: lambda ~ Beta(alpha, alpha), one for each image.
         shuffle: the stream of the partners.
         world: the workers.
     """
-    total = sum(each.total for each in draws)
-    order, rows = torch.randperm(total, generator=shuffle.generator, device=shuffle.device), [each.rows for each in draws]
+    total = sum(each.total for each in stream)
+    order, rows = torch.randperm(total, generator=shuffle.generator, device=shuffle.device), [each.rows for each in stream]
     w_x = shuffled([x for x, _ in groups], rows, order, world)  # 12: W = Shuffle(Concat(X^, U^)), images
     w_p = shuffled([p for _, p in groups], rows, order, world)  # 12: and their targets
     mixed = []
-    for (x, p), x_other, p_other, each in zip(groups, w_x, w_p, draws, strict=True):
+    for (x, p), x_other, p_other, each in zip(groups, w_x, w_p, stream, strict=True):
         share = each.beta(alpha)
         nearer = torch.maximum(share, 1 - share)  # lambda' = max(lambda, 1 - lambda)
         mixed.append(mixup(x, p, x_other, p_other, nearer))  # 13, 14: X' and U'

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.contracts import TrainingError
 from methods.parts.encoders import Encoder, TokenEncoder
 from methods.parts.modes import statistics_moved, still_statistics
@@ -80,7 +80,7 @@ def patch_side(shape: tuple[int, int, int], encoder: Encoder, side: float, metho
     return pixels
 
 
-def jittered_grid(images: Tensor, cells: int, side: int, draws: Draws) -> Tensor:
+def jittered_grid(images: Tensor, cells: int, side: int, stream: RandomStream) -> Tensor:
     """One patch from each of ``cells`` x ``cells`` cells, row by row, at a random place inside its cell.
 
     The gaps so left keep the patches' borders from giving their order away.
@@ -89,13 +89,13 @@ def jittered_grid(images: Tensor, cells: int, side: int, draws: Draws) -> Tensor
         images: [B, C, H, W].
         cells: cells along a side.
         side: s, at most the cell's side.
-        draws: of the global batch.
+        stream: of the global batch.
     Returns:
         [B, cells^2, C, s, s]
     """
     h, w = images.shape[2] // cells, images.shape[3] // cells
     cell = torch.arange(cells, device=images.device)
-    u = draws.uniform(2, cells * cells)  # B 2 P
+    u = stream.uniform(2, cells * cells)  # B 2 P
     top = cell.repeat_interleave(cells) * h + (u[:, 0] * (h - side + 1)).long()
     left = cell.repeat(cells) * w + (u[:, 1] * (w - side + 1)).long()
     return cut(images, top, left, side)

@@ -72,7 +72,7 @@ class MemoryBank(nn.Module):
         return self.bank[index]
 
     @torch.no_grad()
-    def meet(self, index: Tensor, z: Tensor) -> None:
+    def initialise(self, index: Tensor, z: Tensor) -> None:
         """Entries of images that no step has seen become ``z``; the arguments are those of ``update``."""
         rows = torch.where(self.met[index, None], self.bank[index], F.normalize(z.to(self.bank.dtype), dim=1))
         self.bank.index_copy_(0, index, rows)

@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 
 OPERATIONS = (
     "identity",
@@ -42,19 +42,19 @@ OPERATIONS = (
 FIRST_GEOMETRIC = OPERATIONS.index("rotate")
 
 
-def rand_augment(images: Tensor, draws: Draws, strength: float = 1.0, operations: int = 2) -> Tensor:
+def rand_augment(images: Tensor, stream: RandomStream, strength: float = 1.0, operations: int = 2) -> Tensor:
     """``operations`` uniformly drawn operations on every image, one after the other.
 
     Args:
         images: uint8 [B, C, H, W].
-        draws: random numbers for these rows.
+        stream: random numbers for these rows.
         strength: distance from identity in units of the paper's; 0 changes nothing.
         operations: how many.
     Returns:
         uint8 [B, C, H, W], channels_last.
     """
-    kinds = draws.integers(len(OPERATIONS), operations)  # [B, operations]
-    amounts = draws.uniform(2, operations)  # [B, (magnitude, side), operations]
+    kinds = stream.integers(len(OPERATIONS), operations)  # [B, operations]
+    amounts = stream.uniform(2, operations)  # [B, (magnitude, side), operations]
     for slot in range(operations):
         signs = torch.where(amounts[:, 1, slot] < 0.5, -1.0, 1.0)
         images = apply(images, kinds[:, slot], amounts[:, 0, slot], signs, strength)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 
 ANGLE = math.radians(10)
 SHEAR = 0.15
@@ -34,19 +34,19 @@ INK = 0.3
 """Largest share of the thickest or thinnest strokes that is blended in."""
 
 
-def redrawn(x: Tensor, draws: Draws, strength: float) -> Tensor:
+def redrawn(x: Tensor, stream: RandomStream, strength: float) -> Tensor:
     """Every image by a hand of its own.
 
     Args:
         x: float [B, C, H, W] in [0, 1].
-        draws: random numbers for these rows.
+        stream: random numbers for these rows.
         strength: multiplies all magnitudes; 0 changes nothing.
     Returns:
         float32 [B, C, H, W] in [0, 1].
     """
-    u = draws.uniform(7, low=-strength, high=strength)  # [B, 7]
+    u = stream.uniform(7, low=-strength, high=strength)  # [B, 7]
     matrix = affine(u[:, 0] * ANGLE, u[:, 1] * SHEAR, SCALE ** u[:, 2], SCALE ** u[:, 3], SHIFT * u[:, 4:6])
-    bend = BEND * strength * draws.normal(2, BENDS, BENDS)  # [B, 2, 4, 4]
+    bend = BEND * strength * stream.normal(2, BENDS, BENDS)  # [B, 2, 4, 4]
     field = F.interpolate(bend, x.shape[2:], mode="bicubic", align_corners=True)  # [B, 2, H, W]
     return inked(warped(x, matrix, 2 * field.permute(0, 2, 3, 1)), INK * u[:, 6])
 

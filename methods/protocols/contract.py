@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
 from methods.contracts import Learner
-from methods.data.records import Images, IntArray, Labelled
+from methods.data.records import Images, IntArray, LabelledSubset
 from methods.parts.encoders import Encoder
 from methods.parts.modes import device_of, evaluating
 from search_spaces.domains import UserError
@@ -93,7 +93,7 @@ class Protocol(ABC):
     elsewhere: ClassVar[bool] = False
 
     @abstractmethod
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         """Scores ``trained``.
 
         Args:
@@ -162,7 +162,7 @@ def logits_of(predictor: nn.Module, images: Images, index: IntArray, batch: int 
         return run_over(predictor, images, index, device_of(predictor), batch)
 
 
-def folds(fit: Labelled, seed: int, most: int = FOLDS) -> list[tuple[IntArray, IntArray]]:
+def folds(fit: LabelledSubset, seed: int, most: int = FOLDS) -> list[tuple[IntArray, IntArray]]:
     """Stratified (train, held out) rows of ``fit``; every row is held out once. The same for every method at a seed.
 
     Raises:
@@ -177,15 +177,15 @@ def folds(fit: Labelled, seed: int, most: int = FOLDS) -> list[tuple[IntArray, I
     return [(train.astype(np.int64), held.astype(np.int64)) for train, held in splitter.split(fit.label, fit.label)]
 
 
-def check_classes(fit: Labelled) -> None:
+def check_classes(fit: LabelledSubset) -> None:
     """Raises UserError unless ``fit`` has labels of at least two classes."""
     if len(np.unique(fit.label)) < 2:
         raise UserError(f"a classifier needs labels of at least 2 classes, got {len(fit)} labels of one; label another class")
 
 
-def part_of(labelled: Labelled, rows: IntArray) -> Labelled:
+def part_of(labelled: LabelledSubset, rows: IntArray) -> LabelledSubset:
     """The given rows of a labelled part."""
-    return Labelled(labelled.data, labelled.index[rows], labelled.label[rows])
+    return LabelledSubset(labelled.data, labelled.index[rows], labelled.label[rows])
 
 
 def wilson(right: float, n: int) -> tuple[float, float]:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.batch import Draws, Episodes, EpisodeShape, seed_of
+from methods.batch import Episodes, EpisodeShape, RandomStream, seed_of
 from methods.contracts import EpisodicLearner, MetricLearner
 from methods.data.episodic import EpisodeSampler
-from methods.data.records import Labelled
+from methods.data.records import LabelledSubset
 from methods.protocols.contract import Protocol, Score, Trained, device_of, embed, evaluating, mean_interval
 from methods.protocols.predict import unseen
 from methods.protocols.probes import at_least
@@ -58,7 +58,7 @@ class FewShot(Protocol):
             at_least(self.name, setting, getattr(self, setting), 1)
         at_least(self.name, "episodes", self.episodes, 2)
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         started = time.perf_counter()
         asked = unseen(self.name, trained, fit, ask)
         learner = trained.learner
@@ -75,7 +75,7 @@ class FewShot(Protocol):
         seconds = time.perf_counter() - started
         return Score(self.name, metric, mean, self.episodes, numbers, None, low, high, seconds, each=each)
 
-    def _draw(self, asked: Labelled, most: int) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
+    def _draw(self, asked: LabelledSubset, most: int) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
         """Draw number, rows of the draw, support int64 [t, N*K] and query [t, N*Q] rows of ``asked``."""
         shape = EpisodeShape(_DRAWN, self.ways, self.shots, self.queries, self.within_group)
         sampler = EpisodeSampler(asked.label, asked.groups(), shape, seed_of("few_shot", self.episode_seed))
@@ -91,7 +91,7 @@ class FewShot(Protocol):
         truth = torch.arange(self.ways, device=logits.device).repeat_interleave(self.queries)
         return (logits.argmax(2) == truth).float().mean(1)
 
-    def _compare(self, trained: Trained, learner: MetricLearner | None, asked: Labelled) -> Iterator[Tensor]:
+    def _compare(self, trained: Trained, learner: MetricLearner | None, asked: LabelledSubset) -> Iterator[Tensor]:
         z = embed(trained.encoder, asked.data.images, asked.index)
         classes = torch.arange(self.ways, device=z.device).repeat_interleave(self.shots)
         with torch.no_grad(), evaluating(*([] if learner is None else [learner])):
@@ -109,9 +109,9 @@ class FewShot(Protocol):
         centroid = support.unflatten(1, (self.ways, self.shots)).mean(2)  # [t, N, D]
         if self.distance == "cosine":
             return query @ F.normalize(centroid, dim=2).transpose(1, 2)
-        return -torch.cdist(query, centroid)
+        return -torch.cdist(query, centroid, compute_mode="donot_use_mm_for_euclid_dist")
 
-    def _adapt(self, learner: EpisodicLearner, asked: Labelled) -> Iterator[Tensor]:
+    def _adapt(self, learner: EpisodicLearner, asked: LabelledSubset) -> Iterator[Tensor]:
         device, ways = device_of(learner), self.ways
         positions = torch.from_numpy(asked.index)
         with evaluating(learner):
@@ -126,6 +126,6 @@ class FewShot(Protocol):
                     query=images[:, n:],
                     query_label=classes.repeat_interleave(self.queries).expand(t, -1).contiguous(),
                     shape=EpisodeShape(t, ways, self.shots, self.queries, self.within_group),
-                    draws=Draws(seed_of("few_shot", self.episode_seed, number), _DRAWN, rows, device),
+                    stream=RandomStream(seed_of("few_shot", self.episode_seed, number), _DRAWN, rows, device),
                 )
                 yield self._rate(learner.query_logits(episodes).detach())

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from methods.batch import Draws, seed_of
-from methods.data.records import IntArray, Labelled
+from methods.batch import RandomStream, seed_of
+from methods.data.records import IntArray, LabelledSubset
 from methods.parts.augment import augmentation
 from methods.parts.encoders import Encoder
 from methods.parts.framed import frame_in_training
@@ -57,7 +57,7 @@ class FineTune(Protocol):
         at_least(self.name, "batch", self.batch, 2)
         at_least(self.name, "augmentation_strength", self.augmentation_strength, 0)
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         started = time.perf_counter()
         check_classes(fit)
         predictor: nn.Module | None = None
@@ -70,7 +70,7 @@ class FineTune(Protocol):
         predictor = self.tuned(trained.encoder, fit, seed)
         return accuracy(self.name, "accuracy", ask.index, _right(predictor, ask), started, predictor)
 
-    def tuned(self, encoder: Encoder, fit: Labelled, seed: int) -> Classifier:
+    def tuned(self, encoder: Encoder, fit: LabelledSubset, seed: int) -> Classifier:
         """A fine-tuned copy, in evaluation mode."""
         model = Linear().score(Trained(encoder), fit, fit, seed).predictor
         assert isinstance(model, Classifier)
@@ -93,10 +93,10 @@ class FineTune(Protocol):
             torch.manual_seed(seed_of(seed, "fine-tune"))  # Dropout inside the encoder.
             for step in range(self.steps):
                 rows = order[step * self.batch : (step + 1) * self.batch]
-                draws = Draws(seed_of(seed, "fine-tune", step), len(rows), slice(0, len(rows)), device)
+                stream = RandomStream(seed_of(seed, "fine-tune", step), len(rows), slice(0, len(rows)), device)
                 images = fit.data.images.take(torch.from_numpy(fit.index[rows])).to(device)
                 label = torch.from_numpy(fit.label[rows]).to(device)
-                loss = F.cross_entropy(model(augment(images, draws)), label)
+                loss = F.cross_entropy(model(augment(images, stream)), label)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 for group in optimizer.param_groups:
@@ -111,12 +111,12 @@ def _passes(n: int, total: int, seed: int) -> IntArray:
     return np.concatenate([rng.permutation(n) for _ in range(math.ceil(total / n))])[:total]
 
 
-def _right(model: nn.Module, ask: Labelled) -> np.ndarray:
+def _right(model: nn.Module, ask: LabelledSubset) -> np.ndarray:
     """bool [n]: which images the model answers rightly."""
     return logits_of(model, ask.data.images, ask.index).argmax(1).cpu().numpy() == ask.label
 
 
-def balanced_share(fit: Labelled, share: float, seed: int) -> Labelled:
+def balanced_share(fit: LabelledSubset, share: float, seed: int) -> LabelledSubset:
     """A seeded, class-balanced share of the labels, at least one of every class."""
     rng = np.random.default_rng(seed_of(seed, "share", share))
     rows = []
@@ -143,7 +143,7 @@ class Efficient(Protocol):
         if not 0 < self.share <= 1:
             raise UserError(f"{self.name}.share must lie above 0 and up to 1, got {self.share:g}; 0.01 and 0.1 are usual")
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         started = time.perf_counter()
         base: Linear | FineTune = Linear() if self.by == "linear" else FineTune()
         metric = f"accuracy from {self.share:.0%} of the labels, {self.by}"

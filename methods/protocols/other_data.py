@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from methods.batch import seed_of
-from methods.data.records import ArrayImages, ImageSet, Labelled
+from methods.data.records import ArrayImages, ImageSet, LabelledSubset
 from methods.data.sources import load
 from methods.protocols.contract import Protocol, Score, Trained, embed, logits_of
 from methods.protocols.fine_tune import FineTune
@@ -22,7 +22,7 @@ from methods.protocols.probes import Knn, Linear, at_least
 from search_spaces.domains import UserError
 
 
-def _labelled(data: ImageSet, most: int, seed: int, name: str) -> Labelled:
+def _labelled(data: ImageSet, most: int, seed: int, name: str) -> LabelledSubset:
     """At most ``most`` labelled images of a set, class-balanced as the set is."""
     index = np.flatnonzero(data.label >= 0)
     if len(index) > most:
@@ -30,7 +30,7 @@ def _labelled(data: ImageSet, most: int, seed: int, name: str) -> Labelled:
             index, train_size=most, stratify=data.label[index], random_state=seed_of(seed, name) % 2**32
         )
     index = np.sort(index).astype(np.int64)
-    return Labelled(data, index, data.label[index])
+    return LabelledSubset(data, index, data.label[index])
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Transfer(Protocol):
         at_least(self.name, "labels", self.labels, 2)
         at_least(self.name, "asked", self.asked, 1)
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         channels, height, width = fit.data.images.shape
         source = load(self.data, size=(height, width), channels=channels)
         if source.test is None:
@@ -106,7 +106,7 @@ class Ood(Protocol):
         at_least(self.name, "k", self.k, 1)
         at_least(self.name, "most", self.most, 2)
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         started = time.perf_counter()
         asked = unseen(self.name, trained, fit, ask)
         if ask is None and (trained.predictor is None or self.outlier == "knn"):
@@ -118,7 +118,7 @@ class Ood(Protocol):
         metric = f"AUROC against {self.out}, {self.outlier}"
         return Score(self.name, metric, value, len(asked), asked.index, None, low, high, seconds)
 
-    def _outliers(self, fit: Labelled, seed: int) -> Labelled:
+    def _outliers(self, fit: LabelledSubset, seed: int) -> LabelledSubset:
         channels, height, width = fit.data.images.shape
         if self.out == "noise":
             rng = np.random.default_rng(seed_of(seed, "noise"))
@@ -128,9 +128,9 @@ class Ood(Protocol):
             data = load(self.out, size=(height, width), channels=channels).train
         index = np.random.default_rng(seed_of(seed, "outliers")).permutation(len(data))[: self.most]
         index = np.sort(index).astype(np.int64)
-        return Labelled(data, index, data.label[index])
+        return LabelledSubset(data, index, data.label[index])
 
-    def _rates(self, trained: Trained, fit: Labelled, seed: int, sets: list[Labelled]) -> list[np.ndarray]:
+    def _rates(self, trained: Trained, fit: LabelledSubset, seed: int, sets: list[LabelledSubset]) -> list[np.ndarray]:
         """For each set float64 [n], larger for what looks like an outlier."""
         if self.outlier == "knn":
             bank = F.normalize(embed(trained.encoder, fit.data.images, fit.index), dim=1)

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from torch import nn
 
-from methods.data.records import IntArray, Labelled
+from methods.data.records import IntArray, LabelledSubset
 from methods.protocols.contract import Protocol, Score, Trained, accuracy, logits_of
 from methods.protocols.probes import Linear
 from search_spaces.domains import UserError
 
 
-def unseen(protocol: str, trained: Trained, fit: Labelled, ask: Labelled | None) -> Labelled:
+def unseen(protocol: str, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None) -> LabelledSubset:
     """The images to ask where nothing is fitted: ``ask``, or all of ``fit`` for a method that has not trained on its labels.
 
     Raises:
@@ -27,7 +27,7 @@ def unseen(protocol: str, trained: Trained, fit: Labelled, ask: Labelled | None)
     return fit
 
 
-def own_or_probe(trained: Trained, fit: Labelled, seed: int) -> nn.Module:
+def own_or_probe(trained: Trained, fit: LabelledSubset, seed: int) -> nn.Module:
     """The method's own classifier, or a linear probe fitted on ``fit``."""
     if trained.predictor is not None:
         return trained.predictor
@@ -36,7 +36,7 @@ def own_or_probe(trained: Trained, fit: Labelled, seed: int) -> nn.Module:
     return probe
 
 
-def guess(predictor: nn.Module, labelled: Labelled) -> IntArray:
+def guess(predictor: nn.Module, labelled: LabelledSubset) -> IntArray:
     """int64 [n]: the predictor's answers."""
     return logits_of(predictor, labelled.data.images, labelled.index).argmax(1).cpu().numpy()
 
@@ -47,7 +47,7 @@ class Predict(Protocol):
 
     name: ClassVar[str] = "predict"
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         if trained.predictor is None:
             return replace(Linear().score(trained, fit, ask, seed), protocol=self.name)
         started = time.perf_counter()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from methods.data.records import IntArray, Labelled
+from methods.data.records import IntArray, LabelledSubset
 from methods.protocols.contract import Protocol, Score, Trained, accuracy, check_classes, embed, folds
 from methods.protocols.heads import Classifier, NeighbourHead, linear_head, mlp_head
 from search_spaces.domains import UserError
@@ -32,7 +32,13 @@ def above_zero(protocol: str, name: str, value: float) -> None:
 
 
 def score_head(
-    protocol: str, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int, layer: str | None, fit_head: HeadFit
+    protocol: str,
+    trained: Trained,
+    fit: LabelledSubset,
+    ask: LabelledSubset | None,
+    seed: int,
+    layer: str | None,
+    fit_head: HeadFit,
 ) -> Score:
     """The accuracy of a head on frozen features: on ``ask``, or by stratified cross-validation on ``fit``.
 
@@ -82,7 +88,7 @@ class Linear(Protocol):
         above_zero(self.name, "c", self.c)
         at_least(self.name, "hidden", self.hidden, 1)
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         classes = len(fit.data.classes)
 
         def fit_head(x: Tensor, label: IntArray) -> nn.Module:
@@ -114,7 +120,7 @@ class Knn(Protocol):
         at_least(self.name, "k", self.k, 1)
         above_zero(self.name, "temperature", self.temperature)
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         classes = len(fit.data.classes)
 
         def fit_head(x: Tensor, label: IntArray) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.batch import seed_of
-from methods.data.records import Labelled
+from methods.data.records import LabelledSubset
 from methods.protocols.contract import Protocol, Score, Trained, accuracy, embed, folds, logits_of, mean_interval, part_of
 from methods.protocols.predict import guess, own_or_probe, unseen
 from methods.protocols.probes import at_least
@@ -39,7 +39,7 @@ class Calibration(Protocol):
     def __post_init__(self) -> None:
         at_least(self.name, "bins", self.bins, 1)
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         started = time.perf_counter()
         if trained.predictor is None and ask is None:
             asked, logits = fit, torch.empty(len(fit), len(fit.data.classes))
@@ -93,7 +93,7 @@ class Retrieval(Protocol):
             raise UserError(f"retrieval.metric must be map or recall, got {self.metric!r}; map is the default")
         at_least(self.name, "k", self.k, 1)
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         started = time.perf_counter()
         asked = unseen(self.name, trained, fit, ask)
         label = torch.from_numpy(asked.label)
@@ -149,7 +149,7 @@ class ZeroShot(Protocol):
 
     name: ClassVar[str] = "zero_shot"
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         started = time.perf_counter()
         if not isinstance(trained.learner, NamesClasses):
             raise UserError("zero_shot needs a method that learns from text, such as clip; score this one by predict")

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
 from methods.batch import seed_of
-from methods.data.records import IntArray, Labelled
+from methods.data.records import IntArray, LabelledSubset
 from methods.protocols.contract import (
     EMBED_BATCH,
     Protocol,
@@ -174,7 +174,7 @@ class Robustness(Protocol):
         at_least(self.name, "steps", self.steps, 2)
         at_least(self.name, "most", self.most, 2)
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         started = time.perf_counter()
         asked = unseen(self.name, trained, fit, ask)
         if ask is None and trained.predictor is None:
@@ -207,7 +207,7 @@ class Robustness(Protocol):
         start = (torch.rand(x.shape, generator=g, device=x.device) * 2 - 1) * epsilon
         return attacked(model, x, label, epsilon, self.steps, start)
 
-    def _errors(self, model: nn.Module, asked: Labelled, change: Change, seed: int) -> np.ndarray:
+    def _errors(self, model: nn.Module, asked: LabelledSubset, change: Change, seed: int) -> np.ndarray:
         """float64 [n]: 1 where the changed image is answered wrongly."""
         device = device_of(model)
         wrong = np.zeros(len(asked))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.augment import to_float
 from methods.parts.decoders import ImageDecoder
@@ -45,8 +45,8 @@ class Autoencoder(Learner):
         self.narrow = nn.Linear(self.backbone.dim, config.bottleneck)
         self.decoder = ImageDecoder(config.bottleneck, context.shape)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1]."""
@@ -55,7 +55,7 @@ class Autoencoder(Learner):
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
-        x = self.augment(batch.images, batch.draws)  # B C H W
+        x = self.augment(batch.images, batch.stream)  # B C H W
         return Loss(F.mse_loss(self.reconstruct(x), x))
 
     def encoder(self) -> Encoder:

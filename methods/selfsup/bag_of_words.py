@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, Stage, TrainingError
 from methods.parts.assignments import assignments
 from methods.parts.decoders import map_channels
@@ -74,14 +74,14 @@ class BagOfWords(Learner):
         # Every worker takes the first one's words: sums of floats may differ between devices.
         self.vocabulary.words.copy_(context.world.gather(k_means(features, config.words))[: config.words])
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
-        clean = self.weak(batch.images, batch.draws.child("clean"))  # B C H W
+        clean = self.weak(batch.images, batch.stream.fork("clean"))  # B C H W
         bag = self.vocabulary(self.seen_by_teacher(clean))  # B K
-        disturbed = self.strong(batch.images, batch.draws.child("disturbed"))  # B C H W
+        disturbed = self.strong(batch.images, batch.stream.fork("disturbed"))  # B C H W
         logits = self.head(self.backbone(disturbed))  # B K
         total = soft_cross_entropy(logits, bag).mean()
         floor = torch.special.entr(bag).sum(1).mean()
@@ -102,8 +102,8 @@ class BagOfWords(Learner):
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         views = (
-            self.weak(batch.images, batch.draws.child("clean")),
-            self.strong(batch.images, batch.draws.child("disturbed")),
+            self.weak(batch.images, batch.stream.fork("clean")),
+            self.strong(batch.images, batch.stream.fork("disturbed")),
         )
         return {"original | teacher's view | student's view": beside(batch.images, *views)}
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
@@ -48,8 +48,8 @@ class BarlowTwins(Learner):
         self.backbone = context.new_encoder()
         self.head: nn.Module = mlp(self.backbone.dim, config.head_width, config.head_width, 3, norm=True)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         views = torch.cat(two_views(self.augment, step.from_pool()))  # 2B C H W

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
@@ -63,8 +63,8 @@ class BYOL(Learner):
         self.predict: nn.Module = mlp(width, hidden, width, 2, norm=True) if config.predictor else nn.Identity()
         self.target = Ema(self.online)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         one, two = two_views(self.augment, step.from_pool())

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, TrainingError
 from methods.data.captions import encode, vocabulary
 from methods.parts.encoders import Encoder
@@ -118,14 +118,14 @@ class CLIP(Learner):
         self.text_head = nn.Linear(config.text_width, config.embedding, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
 
-    def feeds(self) -> Feeds:
+    def batch_spec(self) -> BatchSpec:
         size = self.config.batch_size
-        return Feeds(labelled=size) if self.from_labelled else Feeds(pool=size)
+        return BatchSpec(labelled=size) if self.from_labelled else BatchSpec(pool=size)
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_labelled() if self.from_labelled else step.from_pool()
         tokens, same = self._captions(batch)  # B L, B S
-        x = self.augment(batch.images, batch.draws)  # B C H W
+        x = self.augment(batch.images, batch.stream)  # B C H W
         image = F.normalize(self.image_head(self.backbone(x)).float(), dim=1)  # B D
         text = F.normalize(self.text_head(self.text(tokens)).float(), dim=1)  # B D
         scale = self.log_scale.exp().clamp_max(LARGEST_SCALE)
@@ -138,7 +138,7 @@ class CLIP(Learner):
             assert batch.tokens is not None, "the data has captions"
             return batch.tokens, batch.tokens
         label = batch.labels()
-        return self.phrasings[label, batch.draws.integers(len(self.templates))], label[:, None] + 1
+        return self.phrasings[label, batch.stream.integers(len(self.templates))], label[:, None] + 1
 
     @torch.no_grad()
     def zero_shot(self, classes: Sequence[str]) -> Classifier:
@@ -176,7 +176,7 @@ class CLIP(Learner):
         return self.config.adamw(clip=1.0)
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        return {"original | view": beside(batch.images, self.augment(batch.images, batch.draws))}
+        return {"original | view": beside(batch.images, self.augment(batch.images, batch.stream))}
 
 
 METHOD = Method(

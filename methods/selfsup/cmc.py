@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.colour import halved, needs_colour
 from methods.parts.composites import lab01
-from methods.parts.contrast import matching, partners_found, remember, shared_noise
+from methods.parts.contrast import contrastive_accuracy, in_batch_info_nce, sample_negative_indices, update_bank
 from methods.parts.encoders import Encoder
 from methods.parts.heads import projection_head
 from methods.parts.losses import info_nce
@@ -67,30 +67,30 @@ class CMC(Learner):
         self.light_bank = MemoryBank(len(context.data), config.head_width) if banked else None
         self.colour_bank = MemoryBank(len(context.data), config.head_width) if banked else None
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
-        lab = lab01(self.augment(batch.images, batch.draws))  # B 3 H W
+        lab = lab01(self.augment(batch.images, batch.stream))  # B 3 H W
         a = F.normalize(self.light_head(self.backbone.light(lab[:, :1])).float(), dim=1)  # B D
         b = F.normalize(self.colour_head(self.backbone.colour(lab[:, 1:])).float(), dim=1)  # B D
         if self.light_bank is None or self.colour_bank is None:
-            total = matching(a, b, c.temperature, step.world) + matching(b, a, c.temperature, step.world)
+            total = in_batch_info_nce(a, b, c.temperature, step.world) + in_batch_info_nce(b, a, c.temperature, step.world)
         else:
             self.fresh = (a.detach(), b.detach())
-            noise = shared_noise(len(self.light_bank.bank), c.negatives, batch.draws.child("noise"))  # K
+            noise = sample_negative_indices(len(self.light_bank.bank), c.negatives, batch.stream.fork("noise"))  # K
             total = info_nce(a, b, self.colour_bank.read(noise), c.temperature)
             total = total + info_nce(b, a, self.light_bank.read(noise), c.temperature)
-        return Loss(total, {"pretext_accuracy": partners_found(a, b, step.world)})
+        return Loss(total, {"pretext_accuracy": contrastive_accuracy(a, b, step.world)})
 
     def after_step(self, step: Step) -> None:
         if self.light_bank is None or self.colour_bank is None:
             return
         index, momentum = step.from_pool().index, self.config.momentum
         light, colour = self.fresh
-        remember(self.light_bank, index, light, momentum, step.world)
-        remember(self.colour_bank, index, colour, momentum, step.world)
+        update_bank(self.light_bank, index, light, momentum, step.world)
+        update_bank(self.colour_bank, index, colour, momentum, step.world)
 
     def encoder(self) -> Encoder:
         return self.backbone
@@ -99,7 +99,7 @@ class CMC(Learner):
         return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        lab = lab01(self.augment(batch.images, batch.draws))
+        lab = lab01(self.augment(batch.images, batch.stream))
         grey = [channel.repeat(1, 3, 1, 1) for channel in lab.split(1, dim=1)]
         return {"original | lightness | a | b": beside(batch.images, *grey)}
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.augment import to_float
 from methods.parts.colour import bin_colours, bin_weights, colour_bins, lab_to_rgb, needs_colour, possible_bins
@@ -59,8 +59,8 @@ class Colorization(Learner):
         self.register_buffer("weights", weights)
         self.decoder = MapDecoder(map_channels(self.backbone)[self.backbone.layers[-1]], count, self.size)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def scores(self, images: Tensor) -> Tensor:
         """float32 [B, Q, h, w]: scores of colour bins, from the lightness of the images alone."""
@@ -69,7 +69,7 @@ class Colorization(Learner):
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
-        x = self.augment(batch.images, batch.draws)  # B 3 H W
+        x = self.augment(batch.images, batch.stream)  # B 3 H W
         bins = colour_bins(F.adaptive_avg_pool2d(lab01(x)[:, 1:], self.size), self.numbers)  # B h w
         scores = self.scores(x)  # B Q h w
         each = F.cross_entropy(scores, bins, reduction="none") * self.weights[bins]  # B h w

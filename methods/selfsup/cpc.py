@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, TrainingError
-from methods.parts.contrast import shared_noise
+from methods.parts.contrast import sample_negative_indices
 from methods.parts.encoders import Encoder
 from methods.parts.losses.precision import full_precision
 from methods.parts.patches import embedded_patches, overlapping_grid, patch_side
@@ -103,12 +103,12 @@ class CPC(Learner):
         self.context = RowContext(dim)
         self.predict = nn.ModuleList(nn.Linear(self.context.width, dim, bias=False) for _ in range(config.steps_ahead))
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def embed(self, batch: Batch, number: int) -> Tensor:
         """Patch embeddings [B, R, C, D] on the grid of overlapping patches, their length that of a standard normal vector."""
-        view = self.augment(batch.images, batch.draws.child("view"))
+        view = self.augment(batch.images, batch.stream.fork("view"))
         patches, (rows, columns) = overlapping_grid(view, self.side, self.side // 2)
         z = embedded_patches(self.backbone, patches.flatten(0, 1), batch.images, number)
         return F.layer_norm(z.view(len(batch), rows, columns, -1), z.shape[-1:])
@@ -119,7 +119,7 @@ class CPC(Learner):
         b, rows, columns, dim = z.shape
         c = self.context(z.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # B R C E
         everyone = step.world.gather(z.reshape(-1, dim))  # G R C, D
-        sample = shared_noise(len(everyone), self.config.negatives, batch.draws.child("negatives"))  # K
+        sample = sample_negative_indices(len(everyone), self.config.negatives, batch.stream.fork("negatives"))  # K
         noise = everyone[sample]  # K D
         place = self.places(b, rows, columns, step.world, z.device)  # B R C
         losses, accuracies = [], []
@@ -144,7 +144,7 @@ class CPC(Learner):
         return self.config.adamw(clip=1.0)
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        return {"original | view": beside(batch.images, self.augment(batch.images, batch.draws.child("view")))}
+        return {"original | view": beside(batch.images, self.augment(batch.images, batch.stream.fork("view")))}
 
 
 METHOD = Method(

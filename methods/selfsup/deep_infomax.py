@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.cnn import Conv4
 from methods.parts.decoders import map_channels
@@ -106,8 +106,8 @@ class DeepInfoMax(Learner):
         self.of_view = mlp(self.backbone.dim, width, width, 2, norm=True)
         self.of_place = nn.Sequential(nn.Conv2d(local, width, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 1))
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         batch, c, world = step.from_pool(), self.config, step.world

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.batch import Batch, Draws, Feeds, Step
+from methods.batch import Batch, BatchSpec, RandomStream, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.augment import gaussian_noise, to_float
 from methods.parts.decoders import ImageDecoder
@@ -41,12 +41,12 @@ class Config(SelfConfig):
     )
 
 
-def corrupted(images: Tensor, draws: Draws, noise: float, mask_ratio: float, middle: Tensor) -> Tensor:
+def corrupted(images: Tensor, stream: RandomStream, noise: float, mask_ratio: float, middle: Tensor) -> Tensor:
     """Images [B, C, H, W] with noise and with hidden squares, which show the colour ``middle`` [C]; the range stays [0, 1]."""
-    x = gaussian_noise(images, draws.child("noise"), noise)
+    x = gaussian_noise(images, stream.fork("noise"), noise)
     h, w = images.shape[2:]
     size = max(h, w) // SQUARES or 1
-    hidden = draws.child("mask").chance(mask_ratio, 1, -(-h // size), -(-w // size))  # B 1 rows columns
+    hidden = stream.fork("mask").chance(mask_ratio, 1, -(-h // size), -(-w // size))  # B 1 rows columns
     hidden = hidden.repeat_interleave(size, 2).repeat_interleave(size, 3)[:, :, :h, :w]
     return torch.where(hidden, middle.view(1, -1, 1, 1), x)
 
@@ -64,16 +64,16 @@ class DenoisingAutoencoder(Learner):
         self.decoder = ImageDecoder(self.backbone.dim, context.shape)
         self.register_buffer("middle", torch.tensor(context.data.mean))
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
-    def corrupt(self, images: Tensor, draws: Draws) -> Tensor:
-        return corrupted(images, draws.child("corruption"), self.config.noise, self.config.mask_ratio, self.middle)
+    def corrupt(self, images: Tensor, stream: RandomStream) -> Tensor:
+        return corrupted(images, stream.fork("corruption"), self.config.noise, self.config.mask_ratio, self.middle)
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
-        x = self.augment(batch.images, batch.draws.child("view"))  # B C H W
-        painted = self.decoder(self.backbone(self.corrupt(x, batch.draws)))  # B C H W
+        x = self.augment(batch.images, batch.stream.fork("view"))  # B C H W
+        painted = self.decoder(self.backbone(self.corrupt(x, batch.stream)))  # B C H W
         return Loss(F.mse_loss(painted, x))
 
     def encoder(self) -> Encoder:
@@ -84,7 +84,7 @@ class DenoisingAutoencoder(Learner):
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         x = to_float(batch.images)
-        seen = self.corrupt(x, batch.draws)
+        seen = self.corrupt(x, batch.stream)
         with judged(self):
             return {"original | corrupted | reconstruction": beside(x, seen, self.decoder(self.backbone(seen)))}
 

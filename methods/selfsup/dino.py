@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.assignments import assignments
 from methods.parts.augment import augmentation
@@ -96,16 +96,16 @@ class DINO(Learner):
         self.teacher = Ema(self.student)
         self.centre = Centre(config.prototypes)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
         large = torch.cat(two_views(self.augment, batch))  # 2B C H W
         scores = self.student(large).float().chunk(2)  # B K each
         if c.local_crops:
-            draws = batch.draws.child("local")
-            small = torch.cat([self.augment_small(batch.images, draws.child(v)) for v in range(c.local_crops)])
+            stream = batch.stream.fork("local")
+            small = torch.cat([self.augment_small(batch.images, stream.fork(v)) for v in range(c.local_crops)])
             scores = (*scores, *self.student(small).float().chunk(c.local_crops))
         t = self.teacher(large).float()  # 2B K, no gradient
         self.fresh = t

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.encoders import Encoder
 from methods.parts.heads import CosineHead, mlp
@@ -56,13 +56,13 @@ class Exemplar(Learner):
         positions = torch.linspace(0, len(context.data) - 1, count).long()
         self.register_buffer("chosen", context.data.images.take(positions), persistent=False)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
         number = batch.index % len(self.chosen)  # B
-        x = self.augment(self.chosen[number], batch.draws)  # B C H W
+        x = self.augment(self.chosen[number], batch.stream)  # B C H W
         logits = self.classes(self.head(self.backbone(x)))  # B K
         right = (logits.detach().argmax(1) == number).float().mean()
         return Loss(F.cross_entropy(logits, number), {"pretext_accuracy": right})

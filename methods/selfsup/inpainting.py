@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Batch, Draws, Feeds, Step
+from methods.batch import Batch, BatchSpec, RandomStream, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.augment import to_float
 from methods.parts.decoders import ImageDecoder
@@ -38,9 +38,9 @@ class Config(SelfConfig):
     )
 
 
-def hidden_square(draws: Draws, height: int, width: int, share: float) -> Tensor:
+def hidden_square(stream: RandomStream, height: int, width: int, share: float) -> Tensor:
     """bool [B, 1, H, W]: one box of that share of the area and of the image's aspect, anywhere inside each image."""
-    place = draws.uniform(2)  # B 2
+    place = stream.uniform(2)  # B 2
 
     def covered(n: int, u: Tensor) -> Tensor:
         length = min(max(round(n * share**0.5), 1), n)
@@ -73,18 +73,18 @@ class Inpainting(Learner):
         self.register_buffer("middle", torch.tensor(context.data.mean).view(1, -1, 1, 1))
         self.judge = judge(context.shape[0]) if config.adversarial_weight else None
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
-    def holed(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def holed(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Images with a hidden square, and bool [B, 1, H, W], where it is."""
-        hidden = hidden_square(draws, images.shape[2], images.shape[3], self.config.mask_ratio)
+        hidden = hidden_square(stream, images.shape[2], images.shape[3], self.config.mask_ratio)
         return torch.where(hidden, self.middle, images), hidden
 
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
-        x = self.augment(batch.images, batch.draws.child("view"))  # B C H W
-        holed, hidden = self.holed(x, batch.draws.child("hole"))
+        x = self.augment(batch.images, batch.stream.fork("view"))  # B C H W
+        holed, hidden = self.holed(x, batch.stream.fork("hole"))
         painted = self.decoder(self.backbone(holed))  # B C H W
         error = ((painted - x).square() * hidden).sum() / (hidden.sum() * x.shape[1])
         if self.judge is None:
@@ -103,7 +103,7 @@ class Inpainting(Learner):
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         x = to_float(batch.images)
-        holed, hidden = self.holed(x, batch.draws.child("hole"))
+        holed, hidden = self.holed(x, batch.stream.fork("hole"))
         with judged(self):
             painted = self.decoder(self.backbone(holed))
         return {"original | hidden | painted": beside(x, holed, torch.where(hidden, painted, x))}

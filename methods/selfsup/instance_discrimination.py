@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.contrast import meet, remember, shared_noise
+from methods.parts.contrast import initialise_bank, sample_negative_indices, update_bank
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
 from methods.parts.losses import nce, nce_log_constant, nonparametric_softmax
@@ -67,14 +67,14 @@ class InstanceDiscrimination(Learner):
         self.bank = MemoryBank(len(context.data), config.head_width)
         self.register_buffer("log_z", torch.zeros(()))
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
-        x = self.augment(batch.images, batch.draws)  # B C H W
+        x = self.augment(batch.images, batch.stream)  # B C H W
         v = F.normalize(self.head(self.backbone(x)).float(), dim=1)  # B D
-        meet(self.bank, batch.index, v, step.world)
+        initialise_bank(self.bank, batch.index, v, step.world)
         own = self.bank.read(batch.index)  # B D
         self.fresh = v.detach()
         parts = {"bank_cosine": (v.detach() * own).sum(1).mean()}
@@ -82,7 +82,7 @@ class InstanceDiscrimination(Learner):
             total = nonparametric_softmax(v, batch.index, self.bank.bank, c.temperature)
         else:
             images = len(self.bank.bank)
-            noise = self.bank.read(shared_noise(images, c.negatives, batch.draws.child("noise")))  # m D
+            noise = self.bank.read(sample_negative_indices(images, c.negatives, batch.stream.fork("noise")))  # m D
             if step.number == 0:
                 self.log_z.copy_(nce_log_constant(v, noise, c.temperature, images, step.world))
             total = nce(v, own, noise, c.temperature, images, self.log_z)
@@ -91,7 +91,7 @@ class InstanceDiscrimination(Learner):
         return Loss(total, parts)
 
     def after_step(self, step: Step) -> None:
-        remember(self.bank, step.from_pool().index, self.fresh, self.config.momentum, step.world)
+        update_bank(self.bank, step.from_pool().index, self.fresh, self.config.momentum, step.world)
 
     def encoder(self) -> Encoder:
         return self.backbone
@@ -103,7 +103,7 @@ class InstanceDiscrimination(Learner):
         return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        return {"original | view": beside(batch.images, self.augment(batch.images, batch.draws))}
+        return {"original | view": beside(batch.images, self.augment(batch.images, batch.stream))}
 
 
 METHOD = Method(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Draws, Feeds, Step
+from methods.batch import Batch, BatchSpec, RandomStream, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
@@ -62,19 +62,19 @@ class Jigsaw(Learner):
         self.register_buffer("mean", torch.tensor(context.data.mean))
         self.register_buffer("std", torch.tensor(context.data.std))
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
-    def puzzle(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def puzzle(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Patches [B, P, C, s, s] of a view in one of the permutations, and which, int64 [B]."""
-        view = self.augment(images, draws.child("view"))
-        patches = jittered_grid(view, self.config.grid, self.side, draws.child("places"))
-        which = draws.child("order").integers(len(self.permutations))
+        view = self.augment(images, stream.fork("view"))
+        patches = jittered_grid(view, self.config.grid, self.side, stream.fork("places"))
+        which = stream.fork("order").integers(len(self.permutations))
         return shuffled(patches, self.permutations[which]), which
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
-        patches, which = self.puzzle(batch.images, batch.draws)  # B P C s s, B
+        patches, which = self.puzzle(batch.images, batch.stream)  # B P C s s, B
         x = standardised(patches, self.mean, self.std).flatten(0, 1)  # BP C s s
         z = embedded_patches(self.backbone, x, batch.images, step.number)  # BP D
         logits = self.head(z.view(len(batch), -1)).float()  # B K
@@ -89,7 +89,7 @@ class Jigsaw(Learner):
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         h = batch.images.shape[2]
-        puzzle = mosaic(self.puzzle(batch.images, batch.draws)[0], border=1)  # n C cS cS
+        puzzle = mosaic(self.puzzle(batch.images, batch.stream)[0], border=1)  # n C cS cS
         return {"original | jigsaw": beside(batch.images, F.interpolate(puzzle, (h, h)))}
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.batch import Batch, Draws, Feeds, Step
+from methods.batch import Batch, BatchSpec, RandomStream, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, TrainingError
 from methods.parts.augment import to_float
 from methods.parts.decoders import TokenDecoder
@@ -51,17 +51,17 @@ class Config(SelfConfig):
     decoder_depth: int = knob(1, None, legal=Int(1, 16), unit="blocks", doc="depth of the decoder", source="He 2021: 8")
 
 
-def hide(draws: Draws, count: int, ratio: float) -> tuple[Tensor, Tensor]:
+def random_masking(stream: RandomStream, count: int, ratio: float) -> tuple[Tensor, Tensor]:
     """Which patches are seen.
 
     Args:
-        draws: of the batch.
+        stream: of the batch.
         count: N, patches of an image.
         ratio: share hidden; at least one patch is hidden and one seen.
     Returns:
         int64 [B, V], the visible patches, and int64 [B, N], each patch's place in the shuffled row; hidden where >= V.
     """
-    order = draws.permutations(count)
+    order = stream.permutations(count)
     visible = min(max(round(count * (1 - ratio)), 1), count - 1)
     return order[:, :visible], order.argsort(dim=1)
 
@@ -89,21 +89,21 @@ class MAE(Learner):
         numbers = context.shape[0] * backbone.patch**2
         self.decoder = TokenDecoder(backbone.dim, backbone.grid, numbers, config.decoder_width, config.decoder_depth)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
-    def paint(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """The decoder's patches float32 [B, N, C s^2], and bool [B, N], which of them were hidden."""
         tokens = self.backbone.embed(images)  # B N D
-        visible, restore = hide(draws, tokens.shape[1], self.config.mask_ratio)  # B V, B N
+        visible, restore = random_masking(stream, tokens.shape[1], self.config.mask_ratio)  # B V, B N
         seen = tokens.gather(1, visible[:, :, None].expand(-1, -1, tokens.shape[2]))  # B V D
         encoded = self.backbone.encode(seen)[:, 1:]  # B V D
         return self.decoder(encoded, restore), restore >= visible.shape[1]
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
-        images = self.augment(batch.images, batch.draws.child("view"))  # B C H W
-        painted, hidden = self.paint(images, batch.draws.child("mask"))  # B N M, B N
+        images = self.augment(batch.images, batch.stream.fork("view"))  # B C H W
+        painted, hidden = self.reconstruct(images, batch.stream.fork("mask"))  # B N M, B N
         wanted = targets(images, self.backbone.patch, self.config.normalised_targets)  # B N M
         error = (painted - wanted).square().mean(2)  # B N
         return Loss((error * hidden).sum() / hidden.sum())
@@ -116,7 +116,7 @@ class MAE(Learner):
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         images = to_float(batch.images)
-        painted, hidden = self.paint(images, batch.draws.child("mask"))
+        painted, hidden = self.reconstruct(images, batch.stream.fork("mask"))
         real = targets(images, self.backbone.patch, False)  # n N M
         if self.config.normalised_targets:
             var, mean = torch.var_mean(real, dim=2, keepdim=True)

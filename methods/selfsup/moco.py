@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, TrainingError
-from methods.parts.contrast import keys_found
+from methods.parts.contrast import key_accuracy
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
 from methods.parts.heads import projection_head
@@ -77,8 +77,8 @@ class MoCo(Learner):
         self.key = Ema(self.query)
         self.queue = Queue(config.queue, config.head_width if config.head_depth else dim)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def embed(self, network: nn.Module, images: Tensor) -> Tensor:
         z: Tensor = network(images).float()
@@ -87,8 +87,8 @@ class MoCo(Learner):
     @torch.no_grad()
     def keys(self, batch: Batch, world: World) -> Tensor:
         """The keys of all workers' images [G, D], in the order of the global batch, by shuffled BatchNorm."""
-        x = world.gather(self.augment(batch.images, batch.draws.child("key")))  # G C H W
-        order = batch.draws.child("shuffle").permutation()
+        x = world.gather(self.augment(batch.images, batch.stream.fork("key")))  # G C H W
+        order = batch.stream.fork("shuffle").permutation()
         groups = [self.embed(self.key, x[rows[world.rows(len(rows))]]) for rows in self.groups(order, world)]
         shuffled = torch.cat([world.gather(k) for k in groups])  # G D
         return torch.empty_like(shuffled).index_copy_(0, order, shuffled)
@@ -104,12 +104,12 @@ class MoCo(Learner):
 
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
-        q = self.embed(self.query, self.augment(batch.images, batch.draws.child("query")))  # B D
+        q = self.embed(self.query, self.augment(batch.images, batch.stream.fork("query")))  # B D
         k = self.keys(batch, step.world)  # G D, no gradient
         own = k[step.world.rows(len(k))]  # B D
         self.fresh = k
         total = info_nce(q, own, self.queue.keys, c.temperature, normalise=False)
-        return Loss(total, {"pretext_accuracy": keys_found(q, own, self.queue.keys)})
+        return Loss(total, {"pretext_accuracy": key_accuracy(q, own, self.queue.keys)})
 
     def after_step(self, step: Step) -> None:
         self.key.update(self.query, self.config.momentum)
@@ -125,7 +125,7 @@ class MoCo(Learner):
         return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        query, key = (self.augment(batch.images, batch.draws.child(view)) for view in ("query", "key"))
+        query, key = (self.augment(batch.images, batch.stream.fork(view)) for view in ("query", "key"))
         return {"original | query | key": beside(batch.images, query, key)}
 
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Draws, Feeds, Step
+from methods.batch import Batch, BatchSpec, RandomStream, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.contrast import meet, remember, shared_noise
+from methods.parts.contrast import initialise_bank, sample_negative_indices, update_bank
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
 from methods.parts.losses.precision import full_precision
@@ -85,26 +85,26 @@ class PIRL(Learner):
         self.join = mlp(width * self.cells**2, 0, width, 1, last_norm=True)
         self.bank = MemoryBank(len(context.data), width)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
-    def puzzle(self, images: Tensor, draws: Draws) -> Tensor:
+    def puzzle(self, images: Tensor, stream: RandomStream) -> Tensor:
         """The patches [B, P, C, s, s] of a view in random order."""
-        view = self.augment(images, draws.child("view"))
-        patches = jittered_grid(view, self.cells, self.side, draws.child("places"))
-        return shuffled(patches, draws.child("order").permutations(self.cells**2))
+        view = self.augment(images, stream.fork("view"))
+        patches = jittered_grid(view, self.cells, self.side, stream.fork("places"))
+        return shuffled(patches, stream.fork("order").permutations(self.cells**2))
 
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
-        patches = self.puzzle(batch.images, batch.draws.child("jigsaw"))  # B P C s s
+        patches = self.puzzle(batch.images, batch.stream.fork("jigsaw"))  # B P C s s
         with still_statistics(self.backbone):  # BatchNorm's running ones are those of whole images
             each = self.patch_head(self.backbone(patches.flatten(0, 1)))  # BP D
         jigsaw = F.normalize(self.join(each.view(len(batch), -1)).float(), dim=1)  # B D
-        view = self.augment(batch.images, batch.draws.child("image"))  # B C H W
+        view = self.augment(batch.images, batch.stream.fork("image"))  # B C H W
         image = F.normalize(self.head(self.backbone(view)).float(), dim=1)  # B D
-        meet(self.bank, batch.index, image, step.world)
+        initialise_bank(self.bank, batch.index, image, step.world)
         memory = self.bank.read(batch.index)  # B D
-        drawn = shared_noise(len(self.bank.bank), c.negatives, batch.draws.child("noise"))  # K
+        drawn = sample_negative_indices(len(self.bank.bank), c.negatives, batch.stream.fork("noise"))  # K
         noise, same = self.bank.read(drawn), batch.index[:, None] == drawn  # K D, B K
         self.fresh = image.detach()
         of_jigsaw = agreement(memory, jigsaw, noise, same, c.temperature)
@@ -113,7 +113,7 @@ class PIRL(Learner):
         return Loss(c.weight * of_jigsaw + (1 - c.weight) * of_image, parts)
 
     def after_step(self, step: Step) -> None:
-        remember(self.bank, step.from_pool().index, self.fresh, self.config.momentum, step.world)
+        update_bank(self.bank, step.from_pool().index, self.fresh, self.config.momentum, step.world)
 
     def encoder(self) -> Encoder:
         return self.backbone
@@ -125,7 +125,7 @@ class PIRL(Learner):
         return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        puzzle = mosaic(self.puzzle(batch.images, batch.draws.child("jigsaw")), border=1)  # n C cS cS
+        puzzle = mosaic(self.puzzle(batch.images, batch.stream.fork("jigsaw")), border=1)  # n C cS cS
         h = batch.images.shape[2]
         return {"original | jigsaw": beside(batch.images, F.interpolate(puzzle, (h, h)))}
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Draws, Feeds, Step
+from methods.batch import Batch, BatchSpec, RandomStream, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, TrainingError
 from methods.parts.encoders import Encoder
 from methods.parts.heads import mlp
@@ -87,23 +87,23 @@ class RelativePatch(Learner):
         self.register_buffer("mean", torch.tensor(context.data.mean))
         self.register_buffer("std", torch.tensor(context.data.std))
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
-    def block(self, images: Tensor, draws: Draws) -> Tensor:
+    def block(self, images: Tensor, stream: RandomStream) -> Tensor:
         """Nine patches [B, 9, C, s, s], row by row, around a random place of a view."""
-        x = self.augment(images, draws.child("view"))
+        x = self.augment(images, stream.fork("view"))
         at = self.layout
         room = torch.tensor([n - at.block + 1 for n in x.shape[2:]], device=x.device)
-        corner = (draws.child("block").uniform(2) * room).long()  # B 2
-        shift = draws.child("jitter").integers(2 * at.shift + 1, 9, 2)  # B 9 2, from 0
+        corner = (stream.fork("block").uniform(2) * room).long()  # B 2
+        shift = stream.fork("jitter").integers(2 * at.shift + 1, 9, 2)  # B 9 2, from 0
         cell = torch.cartesian_prod(torch.arange(3, device=x.device), torch.arange(3, device=x.device)) * at.pitch  # 9 2
         top, left = (corner[:, None] + cell + shift).unbind(2)  # B 9 each
         return cut(x, top, left, at.side)
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
-        patches = standardised(self.block(batch.images, batch.draws), self.mean, self.std)  # B 9 C s s
+        patches = standardised(self.block(batch.images, batch.stream), self.mean, self.std)  # B 9 C s s
         z = embedded_patches(self.backbone, patches.flatten(0, 1), batch.images, step.number).view(len(batch), 9, -1)  # B 9 D
         pairs = torch.cat([z[:, [MIDDLE] * 8], z[:, list(NEIGHBOURS)]], dim=2)  # B 8 2D
         logits = self.head(pairs.flatten(0, 1)).float()  # 8B 8
@@ -119,7 +119,7 @@ class RelativePatch(Learner):
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         h = batch.images.shape[2]
-        block = mosaic(self.block(batch.images, batch.draws), border=1)  # n C cS cS
+        block = mosaic(self.block(batch.images, batch.stream), border=1)  # n C cS cS
         return {"original | patches": beside(batch.images, F.interpolate(block, (h, h)))}
 
 

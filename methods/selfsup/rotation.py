@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.augment import rotate_quarter
 from methods.parts.encoders import Encoder
@@ -51,12 +51,12 @@ class Rotation(Learner):
         self.backbone = context.new_encoder()
         self.head = nn.Linear(self.backbone.dim, 4)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
-        x = self.augment(batch.images, batch.draws)  # B C H W
+        x = self.augment(batch.images, batch.stream)  # B C H W
         views, turns = four_turns(x)  # 4B C H H, 4B
         logits = self.head(self.backbone(views)).float()  # 4B 4
         right = (logits.detach().argmax(1) == turns).float().mean()
@@ -69,7 +69,7 @@ class Rotation(Learner):
         return self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        x = self.augment(batch.images, batch.draws)
+        x = self.augment(batch.images, batch.stream)
         turns = torch.arange(len(x), device=x.device) % 4
         return {"original | turned": beside(x, rotate_quarter(x, turns))}
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Draws, Feeds, Step
+from methods.batch import Batch, BatchSpec, RandomStream, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.augment import rotate_quarter
 from methods.parts.decoders import ImageDecoder
@@ -72,19 +72,19 @@ class RotationGAN(Learner):
         self.discriminator = Discriminator(context.new_encoder())
         self.generator = ImageDecoder(config.latent, context.shape)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
-    def fakes(self, draws: Draws) -> Tensor:
+    def fakes(self, stream: RandomStream) -> Tensor:
         """Generated images [B, C, H, W] in [0, 1]."""
-        images: Tensor = self.generator(draws.normal(self.config.latent))
+        images: Tensor = self.generator(stream.normal(self.config.latent))
         return images
 
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
-        real = self.augment(batch.images, batch.draws.child("view"))  # B C H W
-        fake = self.fakes(batch.draws.child("noise"))  # B C H W
-        turns = batch.draws.child("turns").integers(4)  # B
+        real = self.augment(batch.images, batch.stream.fork("view"))  # B C H W
+        fake = self.fakes(batch.stream.fork("noise"))  # B C H W
+        turns = batch.stream.fork("turns").integers(4)  # B
         with_turned = [torch.cat([x, rotate_quarter(x, turns)]) for x in (real, fake)]  # 2B C H W each
         real_score, real_turn = self.discriminator(with_turned[0])  # B 1, B 4
         fake_score, _ = self.discriminator(with_turned[1].detach())
@@ -111,7 +111,7 @@ class RotationGAN(Learner):
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         with judged(self):
-            return {"original | generated": beside(batch.images, self.fakes(batch.draws.child("noise")))}
+            return {"original | generated": beside(batch.images, self.fakes(batch.stream.fork("noise")))}
 
 
 METHOD = Method(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Batch, Feeds
+from methods.batch import Batch, BatchSpec
 from methods.contracts import Optimizer, SharedConfig
 from methods.parts.augment import Augment, to_float
 from search_spaces.domains import Float, Int, knob
@@ -35,9 +35,9 @@ class SelfConfig(SharedConfig):
         source="Chen 2020: 256 on",
     )
 
-    def feeds(self) -> Feeds:
+    def batch_spec(self) -> BatchSpec:
         """The pool's images, ``batch_size`` of them."""
-        return Feeds(pool=self.batch_size)
+        return BatchSpec(pool=self.batch_size)
 
     def adamw(self, warmup: float = 0.1, clip: float | None = None) -> Optimizer:
         """AdamW at the learning rate that the batch asks for, warmed up over a share of the training."""
@@ -46,7 +46,7 @@ class SelfConfig(SharedConfig):
 
 def two_views(augment: Augment, batch: Batch) -> tuple[Tensor, Tensor]:
     """Two independent random views [B, C, H, W] of every image of the batch."""
-    return augment(batch.images, batch.draws.child("one")), augment(batch.images, batch.draws.child("two"))
+    return augment(batch.images, batch.stream.fork("one")), augment(batch.images, batch.stream.fork("two"))
 
 
 def beside(images: Tensor, *others: Tensor) -> Tensor:

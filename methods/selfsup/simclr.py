@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
-from methods.parts.contrast import partners_found, sampled_nt_xent
+from methods.parts.contrast import contrastive_accuracy, sampled_nt_xent
 from methods.parts.encoders import Encoder
 from methods.parts.heads import projection_head
 from methods.parts.losses import nt_xent
@@ -54,19 +54,19 @@ class SimCLR(Learner):
         dim = self.backbone.dim
         self.head: nn.Module = projection_head(dim, dim, config.head_width, config.head_depth)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
         views = torch.cat(two_views(self.augment, batch))  # 2B C H W
         one, two = self.head(self.backbone(views)).chunk(2)  # B D each
         if c.negatives:
-            draws = batch.draws.child("negatives")
-            total = sampled_nt_xent(one, two, c.temperature, step.world, c.normalise, c.negatives, draws)
+            stream = batch.stream.fork("negatives")
+            total = sampled_nt_xent(one, two, c.temperature, step.world, c.normalise, c.negatives, stream)
         else:
             total = nt_xent(one, two, c.temperature, step.world, c.normalise)
-        return Loss(total, {"pretext_accuracy": partners_found(one, two, step.world)})
+        return Loss(total, {"pretext_accuracy": contrastive_accuracy(one, two, step.world)})
 
     def encoder(self) -> Encoder:
         return self.backbone

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, Stage
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
@@ -77,12 +77,12 @@ class FineTune(Learner):
         width = pretrained.backbone.dim
         self.model = Classifier(pretrained.backbone, nn.Sequential(*kept, nn.Linear(width, context.classes)))
 
-    def feeds(self) -> Feeds:
-        return Feeds(labelled=self.config.batch_size)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(labelled=self.config.batch_size)
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_labelled()
-        logits = self.model(self.augment(batch.images, batch.draws))  # B K
+        logits = self.model(self.augment(batch.images, batch.stream))  # B K
         right = (logits.detach().argmax(1) == batch.labels()).float().mean()
         return Loss(F.cross_entropy(logits, batch.labels()), {"train_accuracy": right})
 
@@ -96,7 +96,7 @@ class FineTune(Learner):
         return self.config.finetuning()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        return {"original | view": beside(batch.images, self.augment(batch.images, batch.draws))}
+        return {"original | view": beside(batch.images, self.augment(batch.images, batch.stream))}
 
 
 class Distil(Learner):
@@ -114,13 +114,13 @@ class Distil(Learner):
             student.load_state_dict(tuned.model.encoder.state_dict())
         self.student = Classifier(student, context.classes)
 
-    def feeds(self) -> Feeds:
+    def batch_spec(self) -> BatchSpec:
         size = self.config.batch_size
-        return Feeds(pool=size, labelled=size if self.config.distil_weight < 1 else 0)
+        return BatchSpec(pool=size, labelled=size if self.config.distil_weight < 1 else 0)
 
     def loss(self, step: Step) -> Loss:
         batch, c = step.from_pool(), self.config
-        x = self.augment(batch.images, batch.draws)  # B C H W
+        x = self.augment(batch.images, batch.stream)  # B C H W
         t = self.teacher(x).float() / c.distil_temperature  # B K, no gradient
         logits = self.student(x)  # B K
         distilled = soft_cross_entropy(logits / c.distil_temperature, t.softmax(1)).mean()
@@ -131,7 +131,7 @@ class Distil(Learner):
         if c.distil_weight == 1:
             return Loss(distilled, parts)
         labelled = step.from_labelled()
-        supervised = F.cross_entropy(self.student(self.augment(labelled.images, labelled.draws)), labelled.labels())
+        supervised = F.cross_entropy(self.student(self.augment(labelled.images, labelled.stream)), labelled.labels())
         return Loss(c.distil_weight * distilled + (1 - c.distil_weight) * supervised, parts)
 
     def encoder(self) -> Encoder:
@@ -144,7 +144,7 @@ class Distil(Learner):
         return self.config.finetuning() if self.config.student_width == 1 else self.config.adamw()
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        return {"original | view": beside(batch.images, self.augment(batch.images, batch.draws))}
+        return {"original | view": beside(batch.images, self.augment(batch.images, batch.stream))}
 
 
 def stages(config: Config) -> tuple[Stage, ...]:

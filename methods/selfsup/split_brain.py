@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.augment import to_float
 from methods.parts.colour import bin_colours, colour_bins, halved, lab_to_rgb, needs_colour, possible_bins
@@ -59,8 +59,8 @@ class SplitBrain(Learner):
         self.to_colour = MapDecoder(light, int(self.numbers.max()) + 1, self.size)
         self.to_light = MapDecoder(colour, config.light_bins, self.size)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def scores(self, lab: Tensor) -> tuple[Tensor, Tensor]:
         """Of scaled Lab [B, 3, H, W]: scores of colour bins [B, Q, h, w], and of lightness bins [B, P, h, w]."""
@@ -70,7 +70,7 @@ class SplitBrain(Learner):
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_pool()
-        lab = lab01(self.augment(batch.images, batch.draws))  # B 3 H W
+        lab = lab01(self.augment(batch.images, batch.stream))  # B 3 H W
         small = F.adaptive_avg_pool2d(lab, self.size)  # B 3 h w
         colour_bin = colour_bins(small[:, 1:], self.numbers)  # B h w
         light_bin = (small[:, 0] * self.config.light_bins).long().clamp_max(self.config.light_bins - 1)  # B h w

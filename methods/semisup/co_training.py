@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Feeds, Step
+from methods.batch import BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels, Stage
 from methods.parts.alignment import class_shares
 from methods.parts.encoders import Encoder
@@ -128,8 +128,8 @@ class CoTraining(Learner):
         self.register_buffer("sets", sets)  # 2 N: each classifier's training labels, -1 where it has none
         self.register_buffer("shares", class_shares(known, context.classes))  # K
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds() if self.grows else Feeds(labelled=self.config.batch_size)
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec() if self.grows else BatchSpec(labelled=self.config.batch_size)
 
     @torch.no_grad()
     def grow(self, world: World) -> None:
@@ -147,7 +147,7 @@ class CoTraining(Learner):
             self.grow(step.world)
         labelled = step.from_labelled()
         batches = [labelled, step.from_pool()] if self.grows else [labelled]
-        images = torch.cat([self.augment(batch.images, batch.draws) for batch in batches])  # B+muB C H W
+        images = torch.cat([self.augment(batch.images, batch.stream) for batch in batches])  # B+muB C H W
         b, total = len(labelled), images.new_zeros(())
         parts = {}
         for j, logits in enumerate(self.model(images).unbind(1)):  # line 3

@@ -58,9 +58,9 @@ class FixMatch(EmaLearner):
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()
         of_labelled = self.weak if c.labelled_augmentation == "weak" else self.strong
-        x = of_labelled(labelled.images, labelled.draws.child("labelled"))  # B C H W
-        u_weak = self.weak(pool.images, pool.draws.child("weak"))  # muB C H W
-        u_strong = self.strong(pool.images, pool.draws.child("strong"))  # muB C H W
+        x = of_labelled(labelled.images, labelled.stream.fork("labelled"))  # B C H W
+        u_weak = self.weak(pool.images, pool.stream.fork("weak"))  # muB C H W
+        u_strong = self.strong(pool.images, pool.stream.fork("strong"))  # muB C H W
         logits_x, logits_u = self.model(torch.cat([x, u_strong])).split([len(x), len(u_strong)])  # B K, muB K
         with torch.no_grad():
             q = self.model(u_weak).softmax(1)  # muB K
@@ -71,8 +71,8 @@ class FixMatch(EmaLearner):
         return Loss(supervised + c.lambda_u * unsupervised, parts, PseudoLabels(pool.index, label, mask))
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
-        weak = self.weak(batch.images, batch.draws.child("weak"))
-        strong = self.strong(batch.images, batch.draws.child("strong"))
+        weak = self.weak(batch.images, batch.stream.fork("weak"))
+        strong = self.strong(batch.images, batch.stream.fork("strong"))
         return {"weak and strong": torch.cat([weak, strong], dim=3)}
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from methods.batch import Draws, Feeds, Step
+from methods.batch import BatchSpec, RandomStream, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, TrainingError
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
@@ -54,7 +54,7 @@ class Config(RecipeConfig):
 
 
 @contextmanager
-def noisy(model: nn.Module, sd: float, draws: tuple[Draws, ...]) -> Iterator[None]:
+def noisy(model: nn.Module, sd: float, stream: tuple[RandomStream, ...]) -> Iterator[None]:
     """Every normalisation layer inside adds Gaussian noise to what it normalises. One stream for each batch among the rows.
 
     The noise comes before the layer's own scale (h = scale (z + noise) + shift), which so cannot outgrow it.
@@ -62,7 +62,7 @@ def noisy(model: nn.Module, sd: float, draws: tuple[Draws, ...]) -> Iterator[Non
 
     def hook(name: str) -> Any:
         def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            noise = sd * normal(output.shape[1:], tuple(each.child(name) for each in draws))
+            noise = sd * normal(output.shape[1:], tuple(each.fork(name) for each in stream))
             scale = layer.weight
             if isinstance(scale, Tensor):  # one a channel, which LayerNorm has last and the others first
                 noise = noise * (scale if isinstance(layer, nn.LayerNorm) else scale.view(-1, *[1] * (output.dim() - 2)))
@@ -79,9 +79,9 @@ def noisy(model: nn.Module, sd: float, draws: tuple[Draws, ...]) -> Iterator[Non
             handle.remove()
 
 
-def normal(shape: torch.Size, draws: tuple[Draws, ...]) -> Tensor:
+def normal(shape: torch.Size, stream: tuple[RandomStream, ...]) -> Tensor:
     """Standard normal [B, *shape], the rows of one or several batches."""
-    return torch.cat([each.normal(*shape) for each in draws])
+    return torch.cat([each.normal(*shape) for each in stream])
 
 
 class Combinator(nn.Module):
@@ -180,20 +180,20 @@ class Ladder(Learner):
         maps = [x if x.dim() == 4 else x.transpose(1, 2).unsqueeze(3) for x in found.values()]
         return [(images - self.mean) / self.std, *maps, logits[:, :, None, None]], logits
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()
-        x, u = (self.augment(batch.images, batch.draws.child("views")) for batch in (labelled, pool))  # B C H W, muB C H W
+        x, u = (self.augment(batch.images, batch.stream.fork("views")) for batch in (labelled, pool))  # B C H W, muB C H W
         images = torch.cat([x, u])  # B+muB C H W
-        draws = labelled.draws.child("noise"), pool.draws.child("noise")
+        stream = labelled.stream.fork("noise"), pool.stream.fork("noise")
         with torch.no_grad():
             clean, _ = self.levels(images)  # L+1 of B+muB c h w
             z = self.decoder.normalised(clean)
-        noise = c.noise * self.std * normal(images.shape[1:], draws)
-        with noisy(self.model, c.noise, draws), still_statistics(self.model):
+        noise = c.noise * self.std * normal(images.shape[1:], stream)
+        with noisy(self.model, c.noise, stream), still_statistics(self.model):
             dirty, logits = self.levels(images + noise)  # L+1 of B+muB c h w, B+muB K
         rebuilt = self.decoder(self.decoder.normalised(dirty), logits)  # L+1 of B+muB c h w
         costs = [(one - other).square().mean() for one, other in zip(rebuilt, z, strict=True)]

@@ -55,7 +55,7 @@ class MeanTeacher(EmaLearner):
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()
         one, two = (
-            torch.cat([self.augment(batch.images, batch.draws.child(view)) for batch in (labelled, pool)])
+            torch.cat([self.augment(batch.images, batch.stream.fork(view)) for batch in (labelled, pool)])
             for view in ("student", "teacher")
         )  # B+muB C H W each
         student = self.model(one)  # B+muB K

@@ -65,15 +65,15 @@ class MixMatch(EmaLearner):
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()  # 1: X and U; 2 to 9: for all b at once
         rounds = range(c.guesses)
-        x_hat = self.augment(labelled.images, labelled.draws.child("x"))  # 3: B C H W
-        u_hat = [self.augment(pool.images, pool.draws.child(k)) for k in rounds]  # 4 to 6: K times muB C H W
+        x_hat = self.augment(labelled.images, labelled.stream.fork("x"))  # 3: B C H W
+        u_hat = [self.augment(pool.images, pool.stream.fork(k)) for k in rounds]  # 4 to 6: K times muB C H W
         with torch.no_grad():
             q_bar = self.model(torch.cat(u_hat)).softmax(1).unflatten(0, (c.guesses, -1)).mean(0)  # 7: muB K
         q = sharpen(q_bar, c.sharpening_temperature)  # 8: muB K
         p = F.one_hot(labelled.labels(), self.classes).float()  # B K
         groups = [(x_hat, p), *((u, q) for u in u_hat)]  # 10, 11: X^ and U^
-        draws = [labelled.draws.child("lambda"), *(pool.draws.child(f"lambda {k}") for k in rounds)]
-        mixed = mix_all(groups, draws, c.alpha, labelled.draws.child("shuffle"), step.world)  # 12 to 15
+        stream = [labelled.stream.fork("lambda"), *(pool.stream.fork(f"lambda {k}") for k in rounds)]
+        mixed = mix_all(groups, stream, c.alpha, labelled.stream.fork("shuffle"), step.world)  # 12 to 15
         logits = self.model(torch.cat([images for images, _ in mixed]))  # B+KmuB K
         target = torch.cat([targets for _, targets in mixed])  # B+KmuB K
         b = len(labelled)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Feeds, Step
+from methods.batch import BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels, Stage
 from methods.parts.dropout import dropout
 from methods.parts.encoders import Encoder
@@ -73,13 +73,13 @@ class Teacher(Learner):
         self.noise = context.augment("strong", config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
 
-    def feeds(self) -> Feeds:
-        return Feeds(labelled=self.config.batch_size)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(labelled=self.config.batch_size)
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_labelled()
-        x = self.noise(batch.images, batch.draws.child("noise"))  # B C H W
-        z = dropout(self.model.encoder(x), self.config.dropout, batch.draws.child("dropout"))  # B D
+        x = self.noise(batch.images, batch.stream.fork("noise"))  # B C H W
+        z = dropout(self.model.encoder(x), self.config.dropout, batch.stream.fork("dropout"))  # B D
         logits = self.model.head(z).float()  # B K
         return Loss(F.cross_entropy(logits, batch.labels()))
 
@@ -109,17 +109,17 @@ class Student(Learner):
         self.register_buffer("pseudo", torch.zeros(len(context.data), context.classes))
         self.register_buffer("progress", torch.zeros(()))
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         c = self.config
         if step.number == 0:
             self.pseudo.copy_(label_pool(self.teacher, self.images, step.world))
         labelled, pool = step.from_labelled(), step.from_pool()
-        x, u = (self.noise(batch.images, batch.draws.child("noise")) for batch in (labelled, pool))  # B C H W, muB C H W
+        x, u = (self.noise(batch.images, batch.stream.fork("noise")) for batch in (labelled, pool))  # B C H W, muB C H W
         z = self.model.encoder(torch.cat([x, u]))  # B+muB D
-        z = dropout(z, c.dropout, labelled.draws.child("dropout"), pool.draws.child("dropout"))  # B+muB D
+        z = dropout(z, c.dropout, labelled.stream.fork("dropout"), pool.stream.fork("dropout"))  # B+muB D
         logits = self.model.head(z).float()  # B+muB K
         logits_x, logits_u = logits.split([len(x), len(u)])  # B K, muB K
         q = self.pseudo[pool.index]  # muB K

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from methods.batch import Feeds, Step
+from methods.batch import BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
@@ -54,13 +54,13 @@ class PiModel(Learner):
         self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()
-        views = [self.augment(batch.images, batch.draws.child(v)) for v in (1, 2) for batch in (labelled, pool)]
+        views = [self.augment(batch.images, batch.stream.fork(v)) for v in (1, 2) for batch in (labelled, pool)]
         one, two = self.model(torch.cat(views)).chunk(2)  # B+muB K each
         supervised = F.cross_entropy(one[: len(labelled)], labelled.labels())
         compared = (one, two) if c.cost == "logits" else (one.softmax(1), two.softmax(1))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Feeds, Step
+from methods.batch import BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels, Stage
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
@@ -70,13 +70,13 @@ class PseudoLabel(Learner):
         self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()
-        x, u = (self.augment(batch.images, batch.draws) for batch in (labelled, pool))  # B C H W, muB C H W
+        x, u = (self.augment(batch.images, batch.stream) for batch in (labelled, pool))  # B C H W, muB C H W
         logits_x, logits_u = self.model(torch.cat([x, u])).split([len(x), len(u)])  # B K, muB K
         label, mask = confident(logits_u.detach().softmax(1), c.threshold)  # muB, muB
         supervised = F.cross_entropy(logits_x, labelled.labels())
@@ -104,12 +104,12 @@ class FromLabels(Learner):
         self.augment = context.augment(config.augmentation, config.augmentation_strength)
         self.model = Classifier(context.new_encoder(), context.classes)
 
-    def feeds(self) -> Feeds:
-        return Feeds(labelled=self.config.batch_size)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(labelled=self.config.batch_size)
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_labelled()
-        return Loss(F.cross_entropy(self.model(self.augment(batch.images, batch.draws)), batch.labels()))
+        return Loss(F.cross_entropy(self.model(self.augment(batch.images, batch.stream)), batch.labels()))
 
     def encoder(self) -> Encoder:
         return self.model.encoder
@@ -136,8 +136,8 @@ class Round(Learner):
         self.register_buffer("known", torch.from_numpy(context.data.label.copy()))  # N, -1 where unlabelled
         self.register_buffer("pseudo", torch.full((len(context.data),), -1))  # N, -1 where not confident
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def label(self, step: Step) -> None:
         """Guesses for the whole pool; true labels where they are known."""
@@ -149,7 +149,7 @@ class Round(Learner):
         if step.number == 0:
             self.label(step)
         labelled, pool = step.from_labelled(), step.from_pool()
-        x, u = (self.augment(batch.images, batch.draws) for batch in (labelled, pool))  # B C H W, muB C H W
+        x, u = (self.augment(batch.images, batch.stream) for batch in (labelled, pool))  # B C H W, muB C H W
         logits_x, logits_u = self.model(torch.cat([x, u])).split([len(x), len(u)])  # B K, muB K
         label = self.pseudo[pool.index]  # muB
         mask = (label >= 0).to(logits_u.dtype)  # muB

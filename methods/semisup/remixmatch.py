@@ -84,24 +84,24 @@ class ReMixMatch(EmaLearner):
     def loss(self, step: Step) -> Loss:
         c, world = self.config, step.world
         labelled, pool = step.from_labelled(), step.from_pool()
-        x_hat = self.strong(labelled.images, labelled.draws.child("strong"))  # B C H W
-        u_hat = [self.strong(pool.images, pool.draws.child(k)) for k in range(c.guesses)]  # K times muB C H W
-        u_weak = self.weak(pool.images, pool.draws.child("weak"))  # muB C H W
+        x_hat = self.strong(labelled.images, labelled.stream.fork("strong"))  # B C H W
+        u_hat = [self.strong(pool.images, pool.stream.fork(k)) for k in range(c.guesses)]  # K times muB C H W
+        u_weak = self.weak(pool.images, pool.stream.fork("weak"))  # muB C H W
         with torch.no_grad():
             q = self.model(u_weak).softmax(1)  # muB K
             q = self.alignment(q, step.number, world)  # distribution alignment
             q = sharpen(q, c.sharpening_temperature)
         p = F.one_hot(labelled.labels(), self.classes).float()  # B K
         groups = [(x_hat, p), *((u, q) for u in u_hat), (u_weak, q)]  # augmentation anchoring: one guess for all views
-        draws = [labelled.draws.child("lambda"), *(pool.draws.child(f"lambda {k}") for k in range(c.guesses + 1))]
-        mixed = mix_all(groups, draws, c.alpha, labelled.draws.child("shuffle"), world)
+        stream = [labelled.stream.fork("lambda"), *(pool.stream.fork(f"lambda {k}") for k in range(c.guesses + 1))]
+        mixed = mix_all(groups, stream, c.alpha, labelled.stream.fork("shuffle"), world)
         logits = self.model(torch.cat([*(images for images, _ in mixed), u_hat[0]]))  # B+(K+1)muB+muB K
         b, m = len(labelled), len(pool)
         target = torch.cat([targets for _, targets in mixed])  # B+(K+1)muB K
         supervised = F.cross_entropy(logits[:b], target[:b])
         unsupervised = F.cross_entropy(logits[b:-m], target[b:])
         strong = F.cross_entropy(logits[-m:], q)
-        turns = pool.draws.child("turns").integers(4)  # muB
+        turns = pool.stream.fork("turns").integers(4)  # muB
         rotation = F.cross_entropy(self.rotation_head(self.model.encoder(rotate_quarter(u_hat[0], turns))).float(), turns)
         parts = {
             "supervised": supervised.detach(),

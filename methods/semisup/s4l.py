@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Batch, Feeds, Step
+from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.adversarial import clean_and_worst, perturbation_unit
 from methods.parts.augment import rotate_quarter
@@ -94,8 +94,8 @@ class S4L(Learner):
         self.turn_head = nn.Linear(self.model.encoder.dim, 4) if rotation else None
         self.register_buffer("scale", perturbation_unit(context.shape, context.data.std))  # C 1 1
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def rotation(self, x: Tensor, u: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Classification and rotation loss from one pass of all images in all turns. x [B, C, H, W], u [muB, C, H, W]."""
@@ -111,7 +111,7 @@ class S4L(Learner):
     def exemplar(self, x: Tensor, pool: Batch, label: Tensor, world: World) -> tuple[Tensor, Tensor]:
         """Classification loss of x [B, C, H, W], and the triplet loss of the pool's views."""
         n = self.config.views
-        views = [self.views(pool.images, pool.draws.child(f"exemplar {v}")) for v in range(n)]
+        views = [self.views(pool.images, pool.stream.fork(f"exemplar {v}")) for v in range(n)]
         z = self.model.encoder(torch.cat([x, *views]))  # B+VmuB D
         supervised = F.cross_entropy(self.model.head(z[: len(x)]).float(), label)
         embedded = F.normalize(z[len(x) :].float(), dim=1)  # VmuB D
@@ -119,14 +119,14 @@ class S4L(Learner):
 
     def mixed(self, x: Tensor, u: Tensor, labelled: Batch, pool: Batch) -> tuple[Tensor, Tensor]:
         """VAT's divergence over all images, and the entropy of the unlabelled ones."""
-        draws = labelled.draws.child("direction"), pool.draws.child("direction")
-        logits, worst = clean_and_worst(self.model, torch.cat([x, u]), self.scale, self.config.eps, 1.0, 1, draws)  # B+muB K
+        stream = labelled.stream.fork("direction"), pool.stream.fork("direction")
+        logits, worst = clean_and_worst(self.model, torch.cat([x, u]), self.scale, self.config.eps, 1.0, 1, stream)  # B+muB K
         return kl(logits.detach(), worst).mean(), entropy(logits[len(x) :]).mean()
 
     def loss(self, step: Step) -> Loss:
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()
-        x, u = (self.augment(batch.images, batch.draws.child("views")) for batch in (labelled, pool))  # B C H W, muB C H W
+        x, u = (self.augment(batch.images, batch.stream.fork("views")) for batch in (labelled, pool))  # B C H W, muB C H W
         if c.auxiliary == "rotation":
             supervised, auxiliary = self.rotation(x, u, labelled.labels())
         else:

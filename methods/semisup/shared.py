@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from methods.batch import Feeds, Step
+from methods.batch import BatchSpec, Step
 from methods.contracts import Context, Learner, Optimizer, SharedConfig
 from methods.parts.ema import Ema
 from methods.parts.encoders import Encoder
@@ -36,9 +36,9 @@ class SemiConfig(SharedConfig):
     )  # fmt: skip
     mu: int = knob(1, Int(1, 7), legal=Int(1, 64), doc="unlabelled images per labelled one in a step", source="Sohn 2020")
 
-    def feeds(self) -> Feeds:
+    def batch_spec(self) -> BatchSpec:
         """B labelled images and mu B of the pool."""
-        return Feeds(pool=self.mu * self.batch_size, labelled=self.batch_size)
+        return BatchSpec(pool=self.mu * self.batch_size, labelled=self.batch_size)
 
     def adamw(self) -> Optimizer:
         return Optimizer("adamw", self.lr * self.batch_size / 256, self.weight_decay)
@@ -90,8 +90,8 @@ class EmaLearner(Learner):
         self.model = Classifier(context.new_encoder(), context.classes)
         self.average = Ema(self.model)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def after_step(self, step: Step) -> None:
         self.average.update(self.model, warmed_momentum(self.config.momentum, step.number))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Feeds, Step
+from methods.batch import BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.encoders import Encoder
 from methods.parts.heads import Classifier
@@ -87,13 +87,13 @@ class TemporalEnsembling(Learner):
         self.model = Classifier(context.new_encoder(), context.classes)
         self.ensemble = Ensemble(len(context.data), context.classes, config.momentum)
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()
-        x, u = (self.augment(batch.images, batch.draws) for batch in (labelled, pool))  # B C H W, muB C H W
+        x, u = (self.augment(batch.images, batch.stream) for batch in (labelled, pool))  # B C H W, muB C H W
         logits_x, logits_u = self.model(torch.cat([x, u])).split([len(x), len(u)])  # B K, muB K
         z = logits_u.softmax(1)  # muB K
         target, seen = self.ensemble.targets(pool.index)  # muB K, muB

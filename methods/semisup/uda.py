@@ -96,9 +96,9 @@ class UDA(EmaLearner):
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()
         of_labelled = self.weak if c.labelled_augmentation == "weak" else self.strong
-        x = of_labelled(labelled.images, labelled.draws.child("labelled"))  # B C H W
-        u_weak = self.weak(pool.images, pool.draws.child("weak"))  # muB C H W
-        u_strong = self.strong(pool.images, pool.draws.child("strong"))  # muB C H W
+        x = of_labelled(labelled.images, labelled.stream.fork("labelled"))  # B C H W
+        u_weak = self.weak(pool.images, pool.stream.fork("weak"))  # muB C H W
+        u_strong = self.strong(pool.images, pool.stream.fork("strong"))  # muB C H W
         logits_x, logits_u = self.model(torch.cat([x, u_strong])).split([len(x), len(u_strong)])  # B K, muB K
         with torch.no_grad():
             q = self.model(u_weak).softmax(1)  # muB K

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.batch import Feeds, Step
+from methods.batch import BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
 from methods.parts.adversarial import clean_and_worst, perturbation_unit
 from methods.parts.encoders import Encoder
@@ -66,16 +66,16 @@ class VAT(Learner):
         self.model = Classifier(context.new_encoder(), context.classes)
         self.register_buffer("scale", perturbation_unit(context.shape, context.data.std))  # C 1 1
 
-    def feeds(self) -> Feeds:
-        return self.config.feeds()
+    def batch_spec(self) -> BatchSpec:
+        return self.config.batch_spec()
 
     def loss(self, step: Step) -> Loss:
         c = self.config
         labelled, pool = step.from_labelled(), step.from_pool()
-        x, u = (self.augment(batch.images, batch.draws.child("views")) for batch in (labelled, pool))  # B C H W, muB C H W
-        draws = labelled.draws.child("direction"), pool.draws.child("direction")
+        x, u = (self.augment(batch.images, batch.stream.fork("views")) for batch in (labelled, pool))  # B C H W, muB C H W
+        stream = labelled.stream.fork("direction"), pool.stream.fork("direction")
         images = torch.cat([x, u])  # B+muB C H W
-        logits, worst = clean_and_worst(self.model, images, self.scale, c.eps, c.xi, c.iterations, draws)  # B+muB K each
+        logits, worst = clean_and_worst(self.model, images, self.scale, c.eps, c.xi, c.iterations, stream)  # B+muB K each
         supervised = F.cross_entropy(logits[: len(x)], labelled.labels())
         smoothness = kl(logits.detach(), worst).mean()
         unsure = entropy(logits[len(x) :]).mean()

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.parts.augment import augmentation
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.threads, mp_context=spawn, initializer=one_thread) as pool:
         for recipe in ("weak", "simclr", "strong", "crop_flip"):
             augment = augmentation(recipe)
-            draws = Draws(0, options.batch, slice(0, options.batch), images.device)
+            draws = RandomStream(0, options.batch, slice(0, options.batch), images.device)
             batched, single = [], []
             for repeat in range(options.repeats + 2):  # the first two warm both up
                 start = time.perf_counter()

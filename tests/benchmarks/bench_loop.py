@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from methods import Classifier, EncoderSpec, Training, TrainSettings, method
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.data.records import ArrayImages, TrainData
 from methods.parts.augment import augmentation
 from methods.parts.encoders import build_encoder
@@ -56,7 +56,7 @@ def bare() -> Callable[[], None]:
         nonlocal step
         for _ in range(STEPS):
             rows = order[torch.arange(step * BATCH, (step + 1) * BATCH) % len(order)]
-            x = view(images[rows].permute(0, 3, 1, 2), Draws(step, BATCH, slice(None), torch.device("cpu")))
+            x = view(images[rows].permute(0, 3, 1, 2), RandomStream(step, BATCH, slice(None), torch.device("cpu")))
             loss = F.cross_entropy(model(x), labels[rows])
             loss.backward()
             optimizer.step()

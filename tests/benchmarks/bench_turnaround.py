@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from cluster.connect import connect
-from methods import Classifier, Context, Encoder, Feeds, Learner, Loss, Method, Optimizer, SharedConfig, Step
+from methods import BatchSpec, Classifier, Context, Encoder, Learner, Loss, Method, Optimizer, SharedConfig, Step
 from orchestrator import Study, run
 from orchestrator.journal import Asked, Ended, Event, History
 from search_spaces import Float, knob
@@ -90,8 +90,8 @@ class Trivial(Learner):
         super().__init__()
         self.model = Classifier(Mean(context.shape), context.classes)
 
-    def feeds(self) -> Feeds:
-        return Feeds(labelled=2)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(labelled=2)
 
     def loss(self, step: Step) -> Loss:
         return Loss(self.model(step.from_labelled().images).square().mean())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from methods import contracts
-from methods.batch import Draws, Step
+from methods.batch import RandomStream, Step
 from methods.contracts import Context, Learner, Loss
 from methods.data.records import Split, TrainData
 from methods.parts.augment import Augment, to_float
@@ -51,7 +51,7 @@ class Spy:
     inner: Augment
     views: list[tuple[str, Tensor]]
 
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+    def __call__(self, images: Tensor, draws: RandomStream) -> Tensor:
         view = self.inner(images, draws)
         self.views.append((self.name, view))
         return view
@@ -66,7 +66,7 @@ class Harness:
     views: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def step(self, number: int = 0, progress: float = 0.5) -> Step:
-        return _Feeder(self.data, self.learner.feeds(), 0, World()).step(number, progress)
+        return _Feeder(self.data, self.learner.batch_spec(), 0, World()).step(number, progress)
 
     def loss(self, step: Step) -> Loss:
         self.views.clear()

@@ -25,7 +25,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Draws, Episodes, EpisodeShape, seed_of
+from methods.batch import Episodes, EpisodeShape, RandomStream, seed_of
 from methods.catalogue import CATALOGUE
 from methods.contracts import EpisodicLearner, Method, MetricLearner, SharedConfig
 from methods.data.records import ArrayImages, TrainData
@@ -81,7 +81,7 @@ def config_of(form: str) -> Any:
 
 @cache
 def _images_a_step(name: str) -> int:
-    return _training(name, 64)._feeder.feeds.images
+    return _training(name, 64)._feeder.batch_spec.images
 
 
 def _training(
@@ -245,8 +245,10 @@ def test_stop_and_resume_equals_uninterrupted_bitwise(name: str) -> None:
 def test_methods_without_labels_never_read_them(name: str) -> None:
     method = CATALOGUE[name]
     if method.reads_labels(tiny_data()):
-        feeds = start(name).learner.feeds()
-        assert feeds.labelled or feeds.episodes or len(method.plan(config_of(name))) > 1, "it declares labels but asks for none"
+        batch_spec = start(name).learner.batch_spec()
+        assert batch_spec.labelled or batch_spec.episodes or len(method.plan(config_of(name))) > 1, (
+            "it declares labels but asks for none"
+        )
         return
     reports, _ = trained(name)
     hidden = start(name, labels=False)
@@ -295,7 +297,7 @@ def test_episodic_learners_answer_episodes_of_any_shape(name: str) -> None:
         images[:, 8:],
         way.repeat_interleave(3).expand(2, -1),
         shape,
-        Draws(0, 2, slice(0, 2), torch.device("cpu")),
+        RandomStream(0, 2, slice(0, 2), torch.device("cpu")),
     )
     learner.eval()
     try:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Feeds, Step
+from methods.batch import BatchSpec, Step
 from methods.catalogue import CATALOGUE
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels, SharedConfig
 from methods.data.records import Split
@@ -256,8 +256,8 @@ class Collapsing(Learner):
         self.backbone = context.new_encoder()
         self.head = nn.Linear(self.backbone.dim, 8)
 
-    def feeds(self) -> Feeds:
-        return Feeds(pool=16)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(pool=16)
 
     def loss(self, step: Step) -> Loss:
         z = self.head(self.backbone(step.from_pool().images))

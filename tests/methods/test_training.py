@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.batch import EpisodeShape, Feeds, Step
+from methods.batch import BatchSpec, EpisodeShape, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, SharedConfig, Stage, TrainingError
 from methods.data.records import ArrayImages, Split, TrainData
 from methods.parts.encoders import Encoder, EncoderSpec
@@ -63,16 +63,16 @@ class Toy(Learner):
         self.f = Pixels(context.shape)
         self.register_buffer("slow", torch.zeros(4))
 
-    def feeds(self) -> Feeds:
+    def batch_spec(self) -> BatchSpec:
         c = self.config
         episodes = EpisodeShape(c.tasks, 2, 1, 2) if c.tasks else None
-        return Feeds(pool=c.batch_size, labelled=c.labelled, episodes=episodes)
+        return BatchSpec(pool=c.batch_size, labelled=c.labelled, episodes=episodes)
 
     def loss(self, step: Step) -> Loss:
         self.log.append((self.stage, step))
         batch = step.from_pool()
         z = self.f(batch.images)
-        total = (z - batch.draws.normal(4)).square().mean() + (z - self.slow).square().mean()
+        total = (z - batch.stream.normal(4)).square().mean() + (z - self.slow).square().mean()
         if step.number == self.config.poison:
             total = total * float("nan")
         return Loss(total, {"size": z.detach().norm(), "autocast": torch.tensor(float(torch.is_autocast_enabled("cpu")))})
@@ -357,7 +357,7 @@ def test_episodes_hold_distinct_images_of_their_classes(split: Split) -> None:
 
 def test_draws_are_new_in_each_step(split: Split) -> None:
     start(split).train_epoch()
-    first, second = (step.from_pool().draws.child("again").normal(3) for step in steps_of()[:2])
+    first, second = (step.from_pool().stream.fork("again").normal(3) for step in steps_of()[:2])
     assert not torch.equal(first, second)
 
 
@@ -368,8 +368,8 @@ def test_two_workers_are_shown_halves_of_one_workers_batch(split: Split) -> None
     for part in ("pool", "labelled"):
         one, two = getattr(left, part), getattr(right, part)
         assert torch.equal(getattr(whole, part).index, torch.cat([one.index, two.index]))
-        halves = torch.cat([one.draws.child("x").normal(2), two.draws.child("x").normal(2)])
-        assert torch.equal(getattr(whole, part).draws.child("x").normal(2), halves)
+        halves = torch.cat([one.stream.fork("x").normal(2), two.stream.fork("x").normal(2)])
+        assert torch.equal(getattr(whole, part).stream.fork("x").normal(2), halves)
     assert torch.equal(whole.from_episodes().support, torch.cat([left.from_episodes().support, right.from_episodes().support]))
 
 
@@ -432,5 +432,5 @@ def test_the_estimate_of_an_epochs_seconds_weighs_every_stage(split: Split, monk
 
     monkeypatch.setattr(training, "_one_step", steps_of_the_first_take_1_second_and_of_the_second_10)
     monkeypatch.setattr(training, "_now", lambda: clock)
-    steps = 160 / training.learner.feeds().images
+    steps = 160 / training.learner.batch_spec().images
     assert training.seconds_per_epoch() == pytest.approx(steps * (0.25 * 1 + 0.75 * 10), rel=1e-9)

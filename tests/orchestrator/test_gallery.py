@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from methods.catalogue import CATALOGUE
-from methods.data.records import ArrayImages, ImageSet, Labelled, Split
+from methods.data.records import ArrayImages, ImageSet, LabelledSubset, Split
 from methods.parts.encoders import Encoder, EncoderSpec
 from methods.parts.patches import mosaic
 from methods.protocols import protocol
@@ -47,12 +47,12 @@ class Mean(Encoder):
         return torch.ones_like(x) if self.collapsed else x
 
 
-def wide_grey_images(count: int, classes: int) -> Labelled:
+def wide_grey_images(count: int, classes: int) -> LabelledSubset:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (count, 8, 12, 1)).astype(np.uint8)
     label = np.arange(count) % classes
     data = ImageSet(ArrayImages(pixels), label, tuple(f"a class with a long name, number {k}" for k in range(classes)))
-    return Labelled(data, np.arange(count), label)
+    return LabelledSubset(data, np.arange(count), label)
 
 
 def test_shown_images_are_spread_over_classes_and_within_them() -> None:

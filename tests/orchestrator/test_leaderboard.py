@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from methods.data.budget import train_data
-from methods.data.records import ArrayImages, ImageSet, Labelled, Split
+from methods.data.records import ArrayImages, ImageSet, LabelledSubset, Split
 from orchestrator import journal as events
 from orchestrator import records
 from orchestrator.journal import Asked, Ended, Event, Extended, History, Scored, Selected, Trained
@@ -246,7 +246,7 @@ def test_one_seed_each_says_nothing() -> None:
 def said_of(some: History, **changes: Any) -> str:
     """The verdict where the data was divided into these parts: by default with a test set of the user's own."""
     data = ImageSet(ArrayImages(np.zeros((1, 8, 8, 1), np.uint8)), np.zeros(1, dtype=np.int64), ("a",))
-    part = Labelled(data, np.arange(1), data.label)
+    part = LabelledSubset(data, np.arange(1), data.label)
     split = Split(train_data(data, data.label), part, part, part, holdout=False)
     return " ".join(verdict(some, dataclasses.replace(split, **changes)).sentences)
 
@@ -280,7 +280,7 @@ def test_the_test_score_names_its_origin_and_the_refit_is_told() -> None:
 def test_of_new_classes_it_speaks_of_episodes_and_classes() -> None:
     data = ImageSet(ArrayImages(np.zeros((1, 8, 8, 1), np.uint8)), np.zeros(1, dtype=np.int64), ("b",))
     some = contest([[True] * 38 + [False] * 2] * 2, [[True] * 10 + [False] * 30] * 2)
-    new = Labelled(data, np.arange(1), data.label)
+    new = LabelledSubset(data, np.arange(1), data.label)
     said = said_of(some, validation=new)
     assert "trained without the classes that validated" in said
     assert "the luck of which classes validated." in said

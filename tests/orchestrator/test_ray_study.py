@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from cluster.connect import connect
-from methods import Classifier, Context, Encoder, Feeds, Learner, Loss, Method, Optimizer, SharedConfig, Step
+from methods import BatchSpec, Classifier, Context, Encoder, Learner, Loss, Method, Optimizer, SharedConfig, Step
 from methods.parts.heads import load_predictor
 from orchestrator import Result, Study, resume, run
 from orchestrator.journal import History
@@ -180,8 +180,8 @@ class Failing(Learner):
         self.how = how
         self.model = Classifier(context.new_encoder(), context.classes)
 
-    def feeds(self) -> Feeds:
-        return Feeds(labelled=16)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(labelled=16)
 
     def loss(self, step: Step) -> Loss:
         if step.number == 2 and self.how == "raise":

@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from methods.batch import Feeds, Step
+from methods.batch import BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, SharedConfig
 from methods.data.records import Split
 from methods.parts.encoders import Encoder, EncoderSpec
@@ -209,8 +209,8 @@ class Constant(Learner):
         self.head = nn.Linear(self.backbone.dim, 4)
         nn.init.zeros_(self.head.weight)
 
-    def feeds(self) -> Feeds:
-        return Feeds(pool=2)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(pool=2)
 
     def loss(self, step: Step) -> Loss:
         return Loss(0 * self.head(self.backbone(step.from_pool().images)).mean())

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from methods.batch import Feeds, Step
+from methods.batch import BatchSpec, Step
 from methods.catalogue import CATALOGUE
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, SharedConfig
 from methods.data.budget import split
-from methods.data.records import ImageSet, Labelled, Source, Split
+from methods.data.records import ImageSet, LabelledSubset, Source, Split
 from methods.parts.encoders import Encoder, EncoderSpec
 from methods.protocols import protocol
 from methods.protocols.contract import Protocol, Score, Trained, accuracy
@@ -35,7 +35,7 @@ class OnOthers(Protocol):
     name: ClassVar[str] = "on_others"
     elsewhere: ClassVar[bool] = True
 
-    def score(self, trained: Trained, fit: Labelled, ask: Labelled | None, seed: int) -> Score:
+    def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         right = np.arange(12) % 3 == 0
         return accuracy(self.name, "accuracy on others", np.arange(12)[::-1], right[::-1], 0.0)
 
@@ -50,8 +50,8 @@ class Broken(Learner):
         if config.weight_decay == 0.1:
             raise RuntimeError("no such thing\nas this")
 
-    def feeds(self) -> Feeds:
-        return Feeds(pool=16)
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(pool=16)
 
     def loss(self, step: Step) -> Loss:
         total = self.backbone(step.from_pool().images).mean()

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from methods.data.episodic import split_few_shot
-from methods.data.records import Labelled
+from methods.data.records import LabelledSubset
 from methods.data.sources import load
 from methods.parts.averaged import AveragedEncoder
 from methods.parts.encoders import Encoder
@@ -30,7 +30,7 @@ from orchestrator.study import load_study
 SMALL1, SMALL2 = "omniglot-background-small1.zip", "omniglot-background-small2.zip"
 
 
-def unseen(data: Path, shape: tuple[int, int, int]) -> Labelled:
+def unseen(data: Path, shape: tuple[int, int, int]) -> LabelledSubset:
     """small2's alphabets that small1 lacks."""
     first, second = (load(str(data / name), size=shape[1:], channels=shape[0]) for name in (SMALL1, SMALL2))
     new = [name for name in second.train.groups if name not in first.train.groups]

@@ -95,7 +95,7 @@ class Table:
         seconds, seeds: of training a run, and runs a row, unless stated.
         measures: of these the decision guide speaks, with the labels that each needs.
         rows: by name.
-        draws: trainings whose mean validation score judges a candidate of a grid: several where half of 40 or 250 labels
+        stream: trainings whose mean validation score judges a candidate of a grid: several where half of 40 or 250 labels
             judge, which are noisy; one where thousands of labels or hundreds of episodes do, though its seed and speed are luck
             too.
         note: what a reader must know of how the rows came about; stands under the tables and under the guide.
@@ -107,7 +107,7 @@ class Table:
     seeds: int
     measures: Mapping[str, str]
     rows: Mapping[str, Entry]
-    draws: int = 3
+    stream: int = 3
     note: str = ""
 
 

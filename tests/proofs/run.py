@@ -39,7 +39,7 @@ from proof_tables import ACROSS, HERE, LOOKS, NEW_LOOKS, SEARCH, TABLES, UNTRAIN
 from methods import CATALOGUE, EncoderSpec, Method, Training, TrainSettings
 from methods.data.budget import split, train_data
 from methods.data.episodic import split_few_shot
-from methods.data.records import Labelled, Source, Split, TrainData
+from methods.data.records import LabelledSubset, Source, Split, TrainData
 from methods.data.sources import load
 from methods.data.views import select
 from methods.parts.encoders import build_encoder, parameter_count
@@ -111,8 +111,8 @@ def glyph_looks() -> Split:
     hidden = np.full(int((~new).sum()), -1, dtype=np.int64)
     shown = dataclasses.replace(select(data, np.flatnonzero(~new)), label=hidden, caption_labels=False)
     asked = dataclasses.replace(data, label=look, classes=tuple(" ".join(words) for words in looks))
-    nothing = Labelled(asked, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    return Split(train_data(shown, hidden), nothing, nothing, Labelled(asked, np.flatnonzero(new), look[new]), False)
+    nothing = LabelledSubset(asked, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    return Split(train_data(shown, hidden), nothing, nothing, LabelledSubset(asked, np.flatnonzero(new), look[new]), False)
 
 
 @cache
@@ -136,9 +136,9 @@ def _probes(model: Trained, parts: Split, seed: int) -> dict[str, float]:
     }
 
 
-def _first_per_class(labelled: Labelled, each: int) -> Labelled:
+def _first_per_class(labelled: LabelledSubset, each: int) -> LabelledSubset:
     rows = np.concatenate([np.flatnonzero(labelled.label == k)[:each] for k in np.unique(labelled.label)])
-    return Labelled(labelled.data, labelled.index[rows], labelled.label[rows])
+    return LabelledSubset(labelled.data, labelled.index[rows], labelled.label[rows])
 
 
 def _test(model: Trained, parts: Split, seed: int) -> dict[str, float]:
@@ -243,7 +243,7 @@ class Bench:
         candidates = [
             [
                 dataclasses.replace(key_of(table, name, labels, seed, seconds, knobs), table=table + SEARCH)
-                for seed in range(TABLES[table].draws)
+                for seed in range(TABLES[table].stream)
             ]
             for knobs in entry.grid
         ]

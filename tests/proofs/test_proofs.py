@@ -51,7 +51,7 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
         return inner(seconds, method, config, data, settings)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(proofs.run, "ByTheClock", spied)
-    monkeypatch.setitem(proofs.tables.TABLES, "digits", dataclasses.replace(proofs.tables.TABLES["digits"], draws=1))
+    monkeypatch.setitem(proofs.tables.TABLES, "digits", dataclasses.replace(proofs.tables.TABLES["digits"], stream=1))
     words = ["digits", "--seconds", "0.05", "--threads", "1", "--out", str(tmp_path), "--rows", "supervised strong", "vat"]
     proofs.run.main([*words, "--seeds", "1"])
     assert [labels for _, _, labels in seen] == [20, 20, 20, 40, 40], "a search trains on half of the labels, a row on all"

@@ -22,7 +22,7 @@ def test_supervised_is_the_mean_cross_entropy_with_smoothed_targets(harness: Any
         target = [smoothing / 4 + (1 - smoothing) * (k == label) for k in range(4)]
         expected.append(loops.cross_entropy(row, target))
     assert loss.total.item() == pytest.approx(loops.mean(expected), rel=1e-5)
-    assert h.learner.feeds().pool == 0
+    assert h.learner.batch_spec().pool == 0
 
 
 def test_the_yardstick_can_have_every_recipe(harness: Any) -> None:
@@ -43,8 +43,8 @@ def test_mixup_mixes_images_and_labels_with_one_share_a_row(harness: Any, loops:
     loss = h.loss(step)
     batch = step.from_labelled()
     (x,) = h.of("augment")
-    order = batch.draws.child("partners").permutation().tolist()
-    share = batch.draws.child("lambda").beta(0.7).tolist()
+    order = batch.stream.fork("partners").permutation().tolist()
+    share = batch.stream.fork("lambda").beta(0.7).tolist()
     label = batch.labels().tolist()
     expected = []
     for i in range(len(x)):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Batch, Draws, Episodes, EpisodeShape, Step
+from methods.batch import Batch, Episodes, EpisodeShape, RandomStream, Step
 from methods.contracts import Context, EpisodicLearner, Method
 from methods.data.records import ArrayImages, TrainData
 from methods.parts.encoders import Encoder, EncoderSpec
@@ -92,7 +92,7 @@ def episodes(data: TrainData) -> Callable[..., Episodes]:
             images(query),
             label.repeat_interleave(shape.queries).expand(n, -1),
             shape,
-            Draws(7 + seed, shape.tasks, rows, torch.device("cpu")),
+            RandomStream(7 + seed, shape.tasks, rows, torch.device("cpu")),
         )
 
     return draw
@@ -103,16 +103,16 @@ def step(data: TrainData, episodes: Callable[..., Episodes]) -> Callable[..., St
     """step(learner, number, world): what the loop would hand the learner."""
 
     def next_step(learner: EpisodicLearner, number: int = 0, world: World | None = None) -> Step:
-        world, feeds = world or World(), learner.feeds()
-        rows = world.rows(feeds.episodes.tasks) if feeds.episodes else slice(0, 0)
+        world, batch_spec = world or World(), learner.batch_spec()
+        rows = world.rows(batch_spec.episodes.tasks) if batch_spec.episodes else slice(0, 0)
         labelled = None
-        if feeds.labelled:
-            mine = world.rows(feeds.labelled)
-            index = torch.from_numpy(np.random.default_rng(number).integers(0, len(data), feeds.labelled))[mine]
+        if batch_spec.labelled:
+            mine = world.rows(batch_spec.labelled)
+            index = torch.from_numpy(np.random.default_rng(number).integers(0, len(data), batch_spec.labelled))[mine]
             labelled = Batch(
                 index,
                 data.images.take(index),
-                Draws(11 + number, feeds.labelled, mine, torch.device("cpu")),
+                RandomStream(11 + number, batch_spec.labelled, mine, torch.device("cpu")),
                 torch.from_numpy(data.label)[index],
             )
         return Step(
@@ -120,7 +120,7 @@ def step(data: TrainData, episodes: Callable[..., Episodes]) -> Callable[..., St
             0.5,
             world,
             labelled=labelled,
-            episodes=episodes(feeds.episodes, rows, number) if feeds.episodes else None,
+            episodes=episodes(batch_spec.episodes, rows, number) if batch_spec.episodes else None,
         )
 
     return next_step

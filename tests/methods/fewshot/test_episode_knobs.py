@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.batch import Draws, Episodes, EpisodeShape
+from methods.batch import Episodes, EpisodeShape, RandomStream
 from methods.data.episodic import EpisodeSampler
 from methods.fewshot.prototypical import METHOD
 from methods.parts.compositions import Compositions, compositions
@@ -122,13 +122,13 @@ def test_a_step_may_compose_no_class() -> None:
 
 
 def test_layouts_keep_parts_inside_and_partners_apart() -> None:
-    draws = Draws(3, 200, slice(0, 200), torch.device("cpu"))
+    draws = RandomStream(3, 200, slice(0, 200), torch.device("cpu"))
     plan = compositions(5, 0.3, draws)
     size, centre = plan.layout[..., :2], plan.layout[..., 2:]
     assert (size >= 0.5).all()
     assert (centre.abs() + size <= 1 + 1e-6).all()
     assert (plan.partner != torch.arange(5)).all()
     assert torch.equal(plan.partner.sort(1).values, torch.arange(5).expand(200, -1)), "each class is a part of one other"
-    half = compositions(5, 0.3, Draws(3, 200, slice(100, 200), torch.device("cpu")))
+    half = compositions(5, 0.3, RandomStream(3, 200, slice(100, 200), torch.device("cpu")))
     assert torch.equal(half.layout, plan.layout[100:])
     assert torch.equal(half.composed, plan.composed[100:])

@@ -106,7 +106,7 @@ def test_turns_are_drawn_evenly_and_undone_by_their_target(make, step) -> None:
             return images.flatten(1)[:, :6]
 
     images = torch.cat([now.episodes.support, now.episodes.query], dim=1).flatten(0, 1).float() / 255
-    draws = now.episodes.draws.per(16)
+    draws = now.episodes.stream.per(16)
     task = TurnTask(learner.f)
     seen = Seen()
     _, target = task.logits(seen, images, draws)
@@ -128,6 +128,6 @@ def test_neighbours_need_patches_large_enough(make, data) -> None:
 
 
 def _draws(n: int):
-    from methods.batch import Draws
+    from methods.batch import RandomStream
 
-    return Draws(0, n, slice(0, n), torch.device("cpu"))
+    return RandomStream(0, n, slice(0, n), torch.device("cpu"))

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.parts import augment as A
 from methods.parts import randaugment as R
 from methods.parts import strokes as S
@@ -45,8 +45,8 @@ def load_photographs() -> list[np.ndarray]:
     return _PHOTOGRAPHS
 
 
-def draws(n: int, seed: int = 0, rows: slice | None = None) -> Draws:
-    return Draws(seed, n, rows or slice(0, n), torch.device("cpu"))
+def draws(n: int, seed: int = 0, rows: slice | None = None) -> RandomStream:
+    return RandomStream(seed, n, rows or slice(0, n), torch.device("cpu"))
 
 
 def to_pil(image: Tensor) -> Image.Image:

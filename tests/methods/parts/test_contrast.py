@@ -7,8 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from methods.batch import Draws
-from methods.parts.contrast import keys_found, matching, meet, partners_found, remember, sampled_nt_xent, shared_noise
+from methods.batch import RandomStream
+from methods.parts.contrast import (
+    contrastive_accuracy,
+    in_batch_info_nce,
+    initialise_bank,
+    key_accuracy,
+    sample_negative_indices,
+    sampled_nt_xent,
+    update_bank,
+)
 from methods.parts.losses import nt_xent
 from methods.parts.queue import MemoryBank
 from methods.world import World
@@ -16,8 +24,8 @@ from methods.world import World
 ALONE = World()
 
 
-def draws(total: int, rows: slice | None = None, seed: int = 3) -> Draws:
-    return Draws(seed, total, rows or slice(0, total), torch.device("cpu"))
+def draws(total: int, rows: slice | None = None, seed: int = 3) -> RandomStream:
+    return RandomStream(seed, total, rows or slice(0, total), torch.device("cpu"))
 
 
 def unit(z: Tensor) -> Tensor:
@@ -54,17 +62,17 @@ def test_fewer_negatives_make_an_easier_task() -> None:
 
 def test_partners_found_counts_views_whose_partner_is_nearest() -> None:
     one = torch.eye(4)
-    assert float(partners_found(one, one * 3, ALONE)) == 1
-    assert float(partners_found(one, one.roll(1, 0), ALONE)) == 0
+    assert float(contrastive_accuracy(one, one * 3, ALONE)) == 1
+    assert float(contrastive_accuracy(one, one.roll(1, 0), ALONE)) == 0
     half = one.clone()
     half[[0, 1]] = half[[1, 0]]
-    assert float(partners_found(one, half, ALONE)) == 0.5
+    assert float(contrastive_accuracy(one, half, ALONE)) == 0.5
 
 
 def test_keys_found() -> None:
     query = torch.eye(3)
-    assert float(keys_found(query, query, -query)) == 1
-    assert float(keys_found(query, -query, query)) == 0
+    assert float(key_accuracy(query, query, -query)) == 1
+    assert float(key_accuracy(query, -query, query)) == 0
 
 
 def test_matching_is_cross_entropy_of_the_own_key() -> None:
@@ -73,12 +81,12 @@ def test_matching_is_cross_entropy_of_the_own_key() -> None:
     for i in range(5):
         scores = [float(query[i] @ key[j]) / 0.3 for j in range(5)]
         total += -scores[i] + math.log(sum(math.exp(s) for s in scores))
-    assert math.isclose(float(matching(query, key, 0.3, ALONE)), total / 5, rel_tol=1e-9)
+    assert math.isclose(float(in_batch_info_nce(query, key, 0.3, ALONE)), total / 5, rel_tol=1e-9)
 
 
 def test_shared_noise_is_the_same_on_every_worker() -> None:
-    whole = shared_noise(100, 20, draws(8))
-    assert torch.equal(shared_noise(100, 20, draws(8, slice(4, 8))), whole)
+    whole = sample_negative_indices(100, 20, draws(8))
+    assert torch.equal(sample_negative_indices(100, 20, draws(8, slice(4, 8))), whole)
     assert whole.min() >= 0
     assert whole.max() < 100
 
@@ -86,9 +94,9 @@ def test_shared_noise_is_the_same_on_every_worker() -> None:
 def test_rows_start_at_the_first_embedding() -> None:
     bank = MemoryBank(6, 3)
     before, z, later = bank.bank.clone(), torch.randn(3, 3), torch.randn(2, 3)
-    meet(bank, torch.tensor([2, 4, 2]), z, ALONE)
+    initialise_bank(bank, torch.tensor([2, 4, 2]), z, ALONE)
     torch.testing.assert_close(bank.bank[[2, 4]], unit(z[:2]))
-    meet(bank, torch.tensor([4, 5]), later, ALONE)
+    initialise_bank(bank, torch.tensor([4, 5]), later, ALONE)
     torch.testing.assert_close(bank.bank[[4, 5]], unit(torch.stack([z[1], later[1]])))
     assert torch.equal(bank.bank[[0, 1, 3]], before[[0, 1, 3]])
 
@@ -97,7 +105,7 @@ def test_remember_takes_the_first_of_twins_and_leaves_the_others() -> None:
     bank = MemoryBank(6, 3)
     before = bank.bank.clone()
     z = torch.randn(3, 3)
-    remember(bank, torch.tensor([2, 4, 2]), z, 0.5, ALONE)
+    update_bank(bank, torch.tensor([2, 4, 2]), z, 0.5, ALONE)
     torch.testing.assert_close(bank.bank[2], unit((0.5 * before[2] + 0.5 * unit(z)[0])[None])[0])
     torch.testing.assert_close(bank.bank[4], unit((0.5 * before[4] + 0.5 * unit(z)[1])[None])[0])
     assert torch.equal(bank.bank[[0, 1, 3, 5]], before[[0, 1, 3, 5]])

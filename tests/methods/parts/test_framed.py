@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from methods import CATALOGUE
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.contracts import Context
 from methods.data.records import ArrayImages, TrainData
 from methods.parts.augment import augmentation
@@ -123,7 +123,7 @@ def test_bytes_and_floats_alike_and_no_other_image_matters() -> None:
 @pytest.mark.parametrize("recipe", ["identity", "weak", "strokes"])
 def test_in_training_the_augmentation_frames_and_the_encoder_does_not(recipe: str) -> None:
     images = (drawing(16) * 255).to(torch.uint8).expand(4, 1, 16, 16)
-    first, again = (Draws(7, 4, slice(None), torch.device("cpu")) for _ in range(2))
+    first, again = (RandomStream(7, 4, slice(None), torch.device("cpu")) for _ in range(2))
     plain, framing = augmentation(recipe, flip=False), augmentation(recipe, flip=False, paper=DARK)
     assert torch.equal(framing(images, first), plain(framed(images / 255, DARK), again))
     encoder = framed_conv4(DARK).train()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.contracts import TrainingError
 from methods.parts.averaged import averaged
 from methods.parts.encoders import EncoderSpec, build_encoder
@@ -24,8 +24,8 @@ from methods.parts.patches import (
 )
 
 
-def draws(n: int) -> Draws:
-    return Draws(1, n, slice(0, n), torch.device("cpu"))
+def draws(n: int) -> RandomStream:
+    return RandomStream(1, n, slice(0, n), torch.device("cpu"))
 
 
 def coordinates(n: int, side: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.batch import Episodes
-from methods.data.records import ArrayImages, ImageSet, Labelled
+from methods.data.records import ArrayImages, ImageSet, LabelledSubset
 from methods.parts.encoders import Encoder
 from methods.protocols import (
     PROTOCOLS,
@@ -53,13 +53,13 @@ class Mean(Encoder):
         return self.drop(self.maps(images)["colours"].flatten(1))
 
 
-def half_and_half(data: ImageSet) -> tuple[Labelled, Labelled]:
+def half_and_half(data: ImageSet) -> tuple[LabelledSubset, LabelledSubset]:
     even, odd = np.arange(0, len(data), 2), np.arange(1, len(data), 2)
-    return Labelled(data, even, data.label[even]), Labelled(data, odd, data.label[odd])
+    return LabelledSubset(data, even, data.label[even]), LabelledSubset(data, odd, data.label[odd])
 
 
 @pytest.fixture
-def parts(make_images) -> tuple[Labelled, Labelled]:
+def parts(make_images) -> tuple[LabelledSubset, LabelledSubset]:
     return half_and_half(make_images(5, 24, noise=70))
 
 
@@ -191,7 +191,7 @@ def test_probes_score_and_hand_back_their_classifier(probe: Linear | Knn, asked:
 def test_cross_validation_never_asks_what_it_was_fitted_on(trained: Trained, make_images) -> None:
     """Labels drawn at random can be learned by heart by one neighbour, and by nothing honest."""
     fit = half_and_half(make_images(5, 48))[0]
-    random = Labelled(fit.data, fit.index, np.random.default_rng(0).permutation(fit.label))
+    random = LabelledSubset(fit.data, fit.index, np.random.default_rng(0).permutation(fit.label))
     assert Knn(k=1).score(trained, random, random, 0).value == 1.0
     assert Knn(k=1).score(trained, random, None, 0).value < 0.4
 
@@ -212,17 +212,17 @@ def test_folds_are_stratified_seeded_and_hold_out_each_row_once(parts) -> None:
 def test_fewer_folds_where_a_class_has_fewer_labels(parts) -> None:
     fit = parts[0]
     few = np.concatenate([np.flatnonzero(fit.label == k)[: 3 if k == 2 else 12] for k in range(5)])
-    assert len(folds(Labelled(fit.data, fit.index[few], fit.label[few]), 0)) == 3
+    assert len(folds(LabelledSubset(fit.data, fit.index[few], fit.label[few]), 0)) == 3
     one = np.concatenate([np.flatnonzero(fit.label == k)[: 1 if k == 2 else 12] for k in range(5)])
     with pytest.raises(UserError, match="at least 2 labels of every class, class class 2 has 1; raise the label budget"):
-        folds(Labelled(fit.data, fit.index[one], fit.label[one]), 0)
+        folds(LabelledSubset(fit.data, fit.index[one], fit.label[one]), 0)
 
 
 def test_one_class_is_one_clear_line(trained: Trained, parts) -> None:
     fit = parts[0]
     rows = np.flatnonzero(fit.label == 0)
     with pytest.raises(UserError, match="labels of at least 2 classes, got 12 labels of one"):
-        Linear().score(trained, Labelled(fit.data, fit.index[rows], fit.label[rows]), None, 0)
+        Linear().score(trained, LabelledSubset(fit.data, fit.index[rows], fit.label[rows]), None, 0)
 
 
 @pytest.mark.parametrize(("n", "limit"), [(250, 1.0), (10_000, 8.0)])
@@ -290,7 +290,7 @@ def test_few_shot_is_at_chance_on_noise(trained: Trained) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (100, 16, 16, 3)).astype(np.uint8)
     label = np.repeat(np.arange(5), 20)
     data = ImageSet(ArrayImages(pixels), label, tuple("abcde"))
-    score = FewShot(queries=5, episodes=200).score(trained, Labelled(data, np.arange(100), label), None, 0)
+    score = FewShot(queries=5, episodes=200).score(trained, LabelledSubset(data, np.arange(100), label), None, 0)
     assert abs(score.value - 0.2) < 0.03
 
 
@@ -315,7 +315,7 @@ def test_nearest_centroid_is_its_definition(distance: str) -> None:
 
 def test_within_groups_takes_one_groups_classes(trained: Trained, make_images) -> None:
     data = make_images(8, 12)
-    everything = Labelled(data, np.arange(len(data)), data.label)
+    everything = LabelledSubset(data, np.arange(len(data)), data.label)
     score = FewShot(ways=4, queries=3, episodes=20, within_group=True).score(trained, everything, None, 0)
     assert "within groups" in score.metric
     with pytest.raises(UserError, match="group of 5 classes, got at most 4"):
@@ -332,7 +332,7 @@ def test_learners_answer_episodes_their_own_way(parts) -> None:
             self.f = Mean()
             self.seen: list[int] = []
 
-        def feeds(self) -> None: ...
+        def batch_spec(self) -> None: ...
         def loss(self, step: object) -> None: ...
         def optimizer(self) -> None: ...
 

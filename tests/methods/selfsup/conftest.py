@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from methods.batch import Batch, Draws, Step
+from methods.batch import Batch, RandomStream, Step
 from methods.contracts import Method
 from methods.data.records import ArrayImages, TrainData, channel_statistics
 from methods.parts.encoders import EncoderSpec
@@ -57,7 +57,7 @@ def training_of(
 def batch_of(data: TrainData, index: list[int], seed: int = 5) -> Batch:
     places = torch.tensor(index)
     tokens = None if data.tokens is None else torch.from_numpy(data.tokens)[places]
-    draws = Draws(seed, len(index), slice(0, len(index)), torch.device("cpu"))
+    draws = RandomStream(seed, len(index), slice(0, len(index)), torch.device("cpu"))
     return Batch(places, data.images.take(places), draws, torch.from_numpy(data.label)[places], tokens=tokens)
 
 

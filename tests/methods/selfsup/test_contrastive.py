@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from methods.batch import Batch, Step
 from methods.contracts import TrainingError
 from methods.data.records import TrainData
-from methods.parts.contrast import shared_noise
+from methods.parts.contrast import sample_negative_indices
 from methods.selfsup import cmc, instance_discrimination, moco, pirl, simclr
 from methods.selfsup.shared import two_views
 from methods.training import Training
@@ -101,9 +101,9 @@ def test_moco_loss_is_info_nce_against_the_queue(train: Make, make_data: Data, m
     keys = learner.queue.keys.clone().double()
     total = learner.loss(make_step(batch)).total
     q = unit(
-        learner.query(learner.augment(batch.images, make_batch(data, [3, 1, 4, 5]).draws.child("query"))).double().detach()
+        learner.query(learner.augment(batch.images, make_batch(data, [3, 1, 4, 5]).stream.fork("query"))).double().detach()
     )
-    k = unit(learner.key(learner.augment(batch.images, make_batch(data, [3, 1, 4, 5]).draws.child("key"))).double())
+    k = unit(learner.key(learner.augment(batch.images, make_batch(data, [3, 1, 4, 5]).stream.fork("key"))).double())
     expected = 0.0
     for i in range(4):
         scores = [float(q[i] @ k[i]) / 0.2, *(float(q[i] @ other) / 0.2 for other in keys)]
@@ -121,7 +121,7 @@ def test_moco_pushes_the_keys_of_the_batch_in_order(
     index = [7, 0, 2, 9, 11, 30, 4, 8]
     step = make_step(make_batch(data, index))
     learner.loss(step)
-    x = learner.augment(data.images.take(torch.tensor(index)), make_batch(data, index).draws.child("key"))
+    x = learner.augment(data.images.take(torch.tensor(index)), make_batch(data, index).stream.fork("key"))
     expected = F.normalize(learner.key(x), dim=1)
     learner.after_step(step)
     torch.testing.assert_close(learner.queue.keys[:8], expected, rtol=1e-4, atol=1e-5)
@@ -164,8 +164,8 @@ def test_instance_discrimination_nce_is_the_formula(
     bank = learner.bank.bank.clone().double()
     total = learner.loss(make_step(make_batch(data, index))).total
     fresh = make_batch(data, index)
-    v = unit(learner.head(learner.backbone(learner.augment(fresh.images, fresh.draws))).double().detach())
-    noise = bank[shared_noise(20, 7, fresh.draws.child("noise"))]
+    v = unit(learner.head(learner.backbone(learner.augment(fresh.images, fresh.stream))).double().detach())
+    noise = bank[sample_negative_indices(20, 7, fresh.stream.fork("noise"))]
     t, n, m = 0.07, 20, 7
     z = n * sum(math.exp(float(v[i] @ f) / t) for i in range(3) for f in noise) / (3 * m)
     assert float(learner.log_z) == pytest.approx(math.log(z), rel=1e-4)
@@ -197,7 +197,7 @@ def test_instance_discrimination_softmax_is_the_formula(
     learner.bank.met.fill_(True)
     total = learner.loss(make_step(make_batch(data, index))).total
     fresh = make_batch(data, index)
-    v = unit(learner.head(learner.backbone(learner.augment(fresh.images, fresh.draws))).double().detach())
+    v = unit(learner.head(learner.backbone(learner.augment(fresh.images, fresh.stream))).double().detach())
     expected = 0.0
     for i in range(3):
         scores = [float(v[i] @ f.double()) / 0.07 for f in learner.bank.bank]
@@ -239,8 +239,8 @@ def test_pirl_does_not_mind_the_order_of_the_patches_it_shows(train: Make, make_
     data = make_data()
     learner = train(pirl.METHOD, data).learner
     assert isinstance(learner, pirl.PIRL)
-    puzzle = learner.puzzle(data.images.take(torch.arange(3)), make_batch(data, [0, 1, 2]).draws)
-    again = learner.puzzle(data.images.take(torch.arange(3)), make_batch(data, [0, 1, 2]).draws)
+    puzzle = learner.puzzle(data.images.take(torch.arange(3)), make_batch(data, [0, 1, 2]).stream)
+    again = learner.puzzle(data.images.take(torch.arange(3)), make_batch(data, [0, 1, 2]).stream)
     assert torch.equal(puzzle, again)
     assert puzzle.shape == (3, 9, 3, 4, 4)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods.batch import Batch, Draws, Step
+from methods.batch import Batch, RandomStream, Step
 from methods.contracts import TrainingError
 from methods.data.budget import train_data
 from methods.data.captions import encode, tell_classes, vocabulary
@@ -64,7 +64,7 @@ def test_simclr_v2_distils_by_the_formula(
     learner.eval()
     total = learner.loss(make_step(make_batch(data, [0, 1, 2]))).total
     batch = make_batch(data, [0, 1, 2])
-    x = learner.augment(batch.images, batch.draws)
+    x = learner.augment(batch.images, batch.stream)
     expected = 0.0
     with torch.no_grad():
         for t, s in zip(learner.teacher(x).tolist(), learner.student(x).tolist(), strict=True):
@@ -158,7 +158,7 @@ def test_captions_that_are_labels_come_with_the_label_budget(
     told = tell_classes(captions, label, classes)
     data = train_data(ImageSet(images, label, classes, captions=tuple(captions), caption_labels=told), label)
     training = train(clip.METHOD, data)
-    assert getattr(training.learner.feeds(), feed) == training.learner.feeds().images == 16
+    assert getattr(training.learner.batch_spec(), feed) == training.learner.batch_spec().images == 16
     assert training.uses_labels == (feed == "labelled")
     assert math.isfinite(training.train_epoch().parts["loss"])
 
@@ -201,8 +201,8 @@ def test_clip_on_class_names_goes_on_bitwise_and_two_workers_draw_its_captions_b
     halves = []
     for rank in range(2):
         rows = slice(rank * 8, rank * 8 + 8)
-        draws = Draws(batch.draws.seed, 16, rows, torch.device("cpu"))
-        part = dataclasses.replace(batch, images=batch.images[rows], label=batch.labels()[rows], draws=draws)
+        draws = RandomStream(batch.stream.seed, 16, rows, torch.device("cpu"))
+        part = dataclasses.replace(batch, images=batch.images[rows], label=batch.labels()[rows], stream=draws)
         halves.append(learner._captions(part))
     assert torch.equal(torch.cat([half[0] for half in halves]), tokens)
     assert torch.equal(torch.cat([half[1] for half in halves]), same)

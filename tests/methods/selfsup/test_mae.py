@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.batch import Batch, Draws, Step
+from methods.batch import Batch, RandomStream, Step
 from methods.contracts import TrainingError
 from methods.data.records import TrainData
 from methods.parts.vit import patches
@@ -26,13 +26,13 @@ def learner(train: Make, make_data: Callable[..., TrainData]) -> mae.MAE:
     return found
 
 
-def draws(n: int) -> Draws:
-    return Draws(1, n, slice(0, n), torch.device("cpu"))
+def draws(n: int) -> RandomStream:
+    return RandomStream(1, n, slice(0, n), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("ratio", "visible"), [(0.75, 16), (0.5, 32), (0.0, 63), (0.99, 1)])
 def test_hide_keeps_the_asked_share(ratio: float, visible: int) -> None:
-    kept, restore = mae.hide(draws(5), 64, ratio)
+    kept, restore = mae.random_masking(draws(5), 64, ratio)
     assert kept.shape == (5, visible)
     for row, places in zip(kept.tolist(), restore.tolist(), strict=True):
         assert sorted(places) == list(range(64))
@@ -41,7 +41,7 @@ def test_hide_keeps_the_asked_share(ratio: float, visible: int) -> None:
 
 
 def test_every_patch_is_hidden_equally_often() -> None:
-    _, restore = mae.hide(draws(4000), 16, 0.75)
+    _, restore = mae.random_masking(draws(4000), 16, 0.75)
     rate = (restore >= 4).float().mean(0)
     assert (rate - 0.75).abs().max() < 5 * math.sqrt(0.75 * 0.25 / 4000)
 
@@ -63,18 +63,18 @@ def test_only_visible_patches_are_encoded(learner: mae.MAE, monkeypatch: pytest.
     seen: list[Tensor] = []
     encode = learner.backbone.encode
     monkeypatch.setattr(learner.backbone, "encode", lambda tokens: (seen.append(tokens), encode(tokens))[1])
-    learner.paint(torch.rand(4, 3, 16, 16), draws(4))
+    learner.reconstruct(torch.rand(4, 3, 16, 16), draws(4))
     assert seen[0].shape[1] == round(0.25 * 64)
 
 
 def test_what_is_hidden_cannot_be_seen(learner: mae.MAE) -> None:
     images = torch.rand(2, 3, 16, 16)
-    painted, hidden = learner.paint(images, draws(2))
+    painted, hidden = learner.reconstruct(images, draws(2))
     side = learner.backbone.patch
     mask = hidden.view(2, 1, *learner.backbone.grid).repeat_interleave(side, 2).repeat_interleave(side, 3)
     other = torch.where(mask, torch.rand_like(images), images)
-    torch.testing.assert_close(learner.paint(other, draws(2))[0], painted)
-    assert not torch.allclose(learner.paint(torch.where(mask, images, 1 - images), draws(2))[0], painted)
+    torch.testing.assert_close(learner.reconstruct(other, draws(2))[0], painted)
+    assert not torch.allclose(learner.reconstruct(torch.where(mask, images, 1 - images), draws(2))[0], painted)
 
 
 def test_loss_is_the_mean_squared_error_of_hidden_patches(
@@ -86,9 +86,9 @@ def test_loss_is_the_mean_squared_error_of_hidden_patches(
     data = make_data()
     total = learner.loss(make_step(make_batch(data, [0, 1, 2]))).total
     batch = make_batch(data, [0, 1, 2])
-    images = learner.augment(batch.images, batch.draws.child("view"))
+    images = learner.augment(batch.images, batch.stream.fork("view"))
     with torch.no_grad():
-        painted, hidden = learner.paint(images, batch.draws.child("mask"))
+        painted, hidden = learner.reconstruct(images, batch.stream.fork("mask"))
     wanted = mae.targets(images, learner.backbone.patch, True)
     errors = [
         sum((float(a) - float(b)) ** 2 for a, b in zip(painted[i, n], wanted[i, n], strict=True)) / wanted.shape[2]

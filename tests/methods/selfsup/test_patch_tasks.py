@@ -51,7 +51,7 @@ def test_jigsaw_is_solved_by_the_permutation_it_names(train: Make, make_data: Da
     assert isinstance(learner, jigsaw.Jigsaw)
     index = list(range(12))
     batch = make_batch(data, index)
-    patches, which = learner.puzzle(batch.images, batch.draws)
+    patches, which = learner.puzzle(batch.images, batch.stream)
     solved = patches[torch.arange(12)[:, None], learner.permutations[which].argsort(dim=1)]
     torch.testing.assert_close(mosaic(solved), batch.images.float() / 255)
     assert len(set(which.tolist())) > 3
@@ -65,7 +65,7 @@ def test_relative_patches_lie_where_their_label_says(train: Make, make_data: Dat
     assert (at.side, at.pitch, at.shift, at.block) == (8, 10, 0, 28)
     row = torch.arange(32, dtype=torch.uint8)
     places = torch.stack([row[:, None].expand(32, 32), row[None].expand(32, 32), row[None].expand(32, 32)])
-    block = learner.block(places.expand(5, 3, 32, 32), make_batch(data, list(range(5))).draws) * 255
+    block = learner.block(places.expand(5, 3, 32, 32), make_batch(data, list(range(5))).stream) * 255
     corner = block[:, :, :2, 0, 0].round()  # B 9 2
     middle = corner[:, relative_patch.MIDDLE]
     for number, place in enumerate(relative_patch.NEIGHBOURS):

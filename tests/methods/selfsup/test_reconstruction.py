@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods.batch import Batch, Draws, Step
+from methods.batch import Batch, RandomStream, Step
 from methods.contracts import TrainingError
 from methods.data.records import TrainData
 from methods.parts.augment import rgb_to_lab
@@ -28,8 +28,8 @@ Batches = Callable[..., Batch]
 Steps = Callable[..., Step]
 
 
-def draws(n: int) -> Draws:
-    return Draws(1, n, slice(0, n), torch.device("cpu"))
+def draws(n: int) -> RandomStream:
+    return RandomStream(1, n, slice(0, n), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("side", [8, 16, 28, 33])
@@ -56,7 +56,7 @@ def test_autoencoder_loss_is_the_squared_error(train: Make, make_data: Data, mak
     assert isinstance(learner, autoencoder.Autoencoder)
     total = learner.loss(make_step(make_batch(data, [0, 1, 2]))).total
     batch = make_batch(data, [0, 1, 2])
-    x = learner.augment(batch.images, batch.draws)
+    x = learner.augment(batch.images, batch.stream)
     difference = (learner.reconstruct(x) - x).flatten().tolist()
     assert total.item() == pytest.approx(sum(d * d for d in difference) / len(difference), rel=1e-4)
     assert learner.narrow.out_features == 8
@@ -92,8 +92,8 @@ def test_inpainting_looks_only_at_the_hidden_square(
     assert isinstance(learner, inpainting.Inpainting)
     total = learner.loss(make_step(make_batch(data, [0, 1, 2]))).total
     batch = make_batch(data, [0, 1, 2])
-    x = learner.augment(batch.images, batch.draws.child("view"))
-    holed, hidden = learner.holed(x, batch.draws.child("hole"))
+    x = learner.augment(batch.images, batch.stream.fork("view"))
+    holed, hidden = learner.holed(x, batch.stream.fork("hole"))
     assert not torch.equal(holed, x)
     painted = learner.decoder(learner.backbone(holed))
     expected = (painted - x)[hidden.expand_as(x)].square().mean()

@@ -60,4 +60,4 @@ def test_strength_scales_the_strong_branch_only_and_the_average_is_evaluated(har
         h.learner.model.head.weight.add_(1)
     h.learner.after_step(h.step(0))
     torch.testing.assert_close(h.learner.predictor().head.weight, before + 0.5)
-    assert h.learner.feeds().pool == 3 * h.learner.feeds().labelled
+    assert h.learner.batch_spec().pool == 3 * h.learner.batch_spec().labelled

@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.contracts import TrainingError
 from methods.data.records import ArrayImages, Split, TrainData, channel_statistics
 from methods.parts.encoders import EncoderSpec
@@ -41,9 +41,9 @@ def test_combinator_equals_the_formula_and_starts_as_the_identity() -> None:
 def test_noise_enters_every_normalisation_layer_and_leaves_with_the_context(harness: Any) -> None:
     h = harness(ladder, flat=False, size=16)
     model = h.learner.model.eval()
-    x, draws = torch.rand(4, 3, 16, 16), (Draws(0, 4, slice(0, 4), torch.device("cpu")),)
+    x, stream = torch.rand(4, 3, 16, 16), (RandomStream(0, 4, slice(0, 4), torch.device("cpu")),)
     clean, _ = h.learner.levels(x)
-    with noisy(model, 0.3, draws):
+    with noisy(model, 0.3, stream):
         dirty, _ = h.learner.levels(x)
         again, _ = h.learner.levels(x)
     after, _ = h.learner.levels(x)
@@ -61,9 +61,9 @@ def test_noise_comes_before_the_layers_own_scale(layer: nn.Module, shape: tuple[
     model = nn.Sequential(layer).eval()
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([0.0, 1.0, 5.0]))  # type: ignore[operator]
-    x, draws = torch.randn(shape), (Draws(0, 400, slice(0, 400), torch.device("cpu")),)
+    x, stream = torch.randn(shape), (RandomStream(0, 400, slice(0, 400), torch.device("cpu")),)
     plain = model(x)
-    with noisy(model, 0.3, draws):
+    with noisy(model, 0.3, stream):
         added = model(x) - plain
     added = added if isinstance(layer, nn.LayerNorm) else added.movedim(1, -1)
     for channel, scale in enumerate((0.0, 1.0, 5.0)):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.parts.mixup import mix_all
 from methods.semisup import mixmatch
 from methods.world import World
@@ -37,11 +37,11 @@ def test_algorithm_1_by_hand(harness: Any, loops: Any) -> None:
     x_set = [(x_hat[b], p[b]) for b in range(2)]  # 10
     u_set = [(u_hat[b][k], q[b]) for k in range(k_rounds) for b in range(2)]  # 11
     everything = x_set + u_set
-    order = torch.randperm(6, generator=labelled.draws.child("shuffle").generator).tolist()
+    order = torch.randperm(6, generator=labelled.stream.fork("shuffle").generator).tolist()
     w = [everything[i] for i in order]  # 12
-    shares = labelled.draws.child("lambda").beta(alpha).tolist()
+    shares = labelled.stream.fork("lambda").beta(alpha).tolist()
     for k in range(k_rounds):
-        shares += pool.draws.child(f"lambda {k}").beta(alpha).tolist()
+        shares += pool.stream.fork(f"lambda {k}").beta(alpha).tolist()
     mixed = []
     for i, (image, target) in enumerate(everything):  # 13 and 14
         nearer = max(shares[i], 1 - shares[i])
@@ -69,8 +69,8 @@ def test_algorithm_1_by_hand(harness: Any, loops: Any) -> None:
 
 def test_mixed_images_stay_nearer_to_their_own_group(harness: Any) -> None:
     groups = [(torch.zeros(4, 1, 2, 2), torch.zeros(4, 3)), (torch.ones(6, 1, 2, 2), torch.ones(6, 3))]
-    draws = [Draws(seed, n, slice(0, n), torch.device("cpu")) for seed, n in enumerate((4, 6))]
-    zeros, ones = mix_all(groups, draws, 0.75, draws[0].child("shuffle"), World())
+    draws = [RandomStream(seed, n, slice(0, n), torch.device("cpu")) for seed, n in enumerate((4, 6))]
+    zeros, ones = mix_all(groups, draws, 0.75, draws[0].fork("shuffle"), World())
     assert zeros[0].max() <= 0.5
     assert ones[0].min() >= 0.5
     assert torch.equal(zeros[0][:, 0, 0, 0], zeros[1][:, 0])

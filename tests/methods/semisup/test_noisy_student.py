@@ -44,12 +44,12 @@ def test_student_loss_equals_plain_loops(harness: Any, loops: Any, targets: str)
     )
 
     def noised(images: torch.Tensor, draws: Any) -> list[list[float]]:
-        return model.head(dropout(model.encoder(images), 0.25, draws.child("dropout"))).tolist()
+        return model.head(dropout(model.encoder(images), 0.25, draws.fork("dropout"))).tolist()
 
     labels = labelled.labels().tolist()
-    supervised = loops.mean([loops.cross_entropy(r, t) for r, t in zip(noised(x, labelled.draws), labels, strict=True)])
+    supervised = loops.mean([loops.cross_entropy(r, t) for r, t in zip(noised(x, labelled.stream), labels, strict=True)])
     terms = []
-    for row, q in zip(noised(u, pool.draws), pseudo, strict=True):
+    for row, q in zip(noised(u, pool.stream), pseudo, strict=True):
         target = q.index(max(q)) if targets == "hard" else q
         terms.append(loops.cross_entropy(row, target) if max(q) >= 0.5 else 0.0)
     assert 0 < sum(t > 0 for t in terms) < 12

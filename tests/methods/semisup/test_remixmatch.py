@@ -36,10 +36,10 @@ def test_loss_equals_plain_loops(harness: Any, loops: Any) -> None:
     everything = list(zip(x_hat, p, strict=True))
     for group in (*u_hat, u_weak):
         everything += list(zip(group, q, strict=True))
-    order = torch.randperm(14, generator=labelled.draws.child("shuffle").generator).tolist()
-    shares = labelled.draws.child("lambda").beta(0.75).tolist()
+    order = torch.randperm(14, generator=labelled.stream.fork("shuffle").generator).tolist()
+    shares = labelled.stream.fork("lambda").beta(0.75).tolist()
     for k in range(3):
-        shares += pool.draws.child(f"lambda {k}").beta(0.75).tolist()
+        shares += pool.stream.fork(f"lambda {k}").beta(0.75).tolist()
     terms = []
     for i, (image, target) in enumerate(everything):
         nearer = max(shares[i], 1 - shares[i])
@@ -49,7 +49,7 @@ def test_loss_equals_plain_loops(harness: Any, loops: Any) -> None:
             loops.cross_entropy(row, [nearer * a + (1 - nearer) * b for a, b in zip(target, other_target, strict=True)])
         )
     strong = loops.mean([loops.cross_entropy(row, t) for row, t in zip(loops.rows(model, u_hat[0]), q, strict=True)])
-    turns = pool.draws.child("turns").integers(4).tolist()
+    turns = pool.stream.fork("turns").integers(4).tolist()
     turned = torch.stack([torch.rot90(image, k, (1, 2)) for image, k in zip(u_hat[0], turns, strict=True)])
     turn_rows = h.learner.rotation_head(model.encoder(turned)).tolist()
     rotation = loops.mean([loops.cross_entropy(row, k) for row, k in zip(turn_rows, turns, strict=True)])

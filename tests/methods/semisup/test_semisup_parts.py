@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.batch import Draws
+from methods.batch import RandomStream
 from methods.data.records import ImageSet
 from methods.parts.alignment import WINDOW, Alignment, class_shares
 from methods.parts.dropout import dropout
@@ -110,12 +110,12 @@ def test_shuffled_is_the_permuted_concatenation_on_one_worker_and_its_rows_on_tw
 
 def test_dropout_drops_the_share_and_keeps_the_mean_and_does_not_depend_on_the_workers() -> None:
     z = torch.ones(64, 50)
-    one = dropout(z, 0.3, Draws(1, 64, slice(0, 64), CPU))
+    one = dropout(z, 0.3, RandomStream(1, 64, slice(0, 64), CPU))
     assert (one == 0).float().mean().item() == pytest.approx(0.3, abs=0.03)
     assert one.max().item() == pytest.approx(1 / 0.7)
-    halves = [dropout(z[:32], 0.3, Draws(1, 64, slice(32 * r, 32 * r + 32), CPU)) for r in (0, 1)]
+    halves = [dropout(z[:32], 0.3, RandomStream(1, 64, slice(32 * r, 32 * r + 32), CPU)) for r in (0, 1)]
     assert torch.equal(torch.cat(halves), one)
-    assert torch.equal(dropout(z, 0.0, Draws(1, 64, slice(0, 64), CPU)), z)
+    assert torch.equal(dropout(z, 0.0, RandomStream(1, 64, slice(0, 64), CPU)), z)
 
 
 def _classifier(width: int = 1) -> Classifier:

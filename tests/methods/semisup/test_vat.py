@@ -20,10 +20,10 @@ def test_the_direction_is_worse_than_fifty_random_ones(harness: Any, iterations:
     step = h.step()
     learner, pool = h.learner, step.from_pool()
     model = learner.model.eval()
-    images = learner.augment(pool.images, pool.draws)
+    images = learner.augment(pool.images, pool.stream)
     with torch.no_grad():
         logits = model(images)
-    d = adversarial_direction(model, images, logits, learner.scale, 1.0, iterations, (pool.draws,))
+    d = adversarial_direction(model, images, logits, learner.scale, 1.0, iterations, (pool.stream,))
     torch.testing.assert_close(d.flatten(1).norm(dim=1), torch.ones(len(images)))
     length = 2.0 * learner.scale
     with torch.no_grad():
@@ -38,12 +38,12 @@ def test_the_direction_is_worse_than_fifty_random_ones(harness: Any, iterations:
 def test_more_iterations_do_not_find_a_better_prediction(harness: Any) -> None:
     h = harness(vat, flat=False, size=16, batch_size=8, mu=1)
     pool, model = h.step().from_pool(), h.learner.model.eval()
-    images = h.learner.augment(pool.images, pool.draws)
+    images = h.learner.augment(pool.images, pool.stream)
     with torch.no_grad():
         logits = model(images)
     found = []
     for iterations in (0, 1, 4):
-        d = adversarial_direction(model, images, logits, h.learner.scale, 1.0, iterations, (pool.draws,))
+        d = adversarial_direction(model, images, logits, h.learner.scale, 1.0, iterations, (pool.stream,))
         with torch.no_grad():
             found.append(kl(logits, model(images + h.learner.scale * d)).mean().item())
     assert found[0] < found[1] < found[2]
@@ -55,7 +55,7 @@ def test_loss_equals_plain_loops(harness: Any, loops: Any) -> None:
     loss = h.loss(step)
     x, u = h.of("augment")
     model, images = h.learner.model, torch.cat([x, u])
-    draws = step.from_labelled().draws.child("direction"), step.from_pool().draws.child("direction")
+    draws = step.from_labelled().stream.fork("direction"), step.from_pool().stream.fork("direction")
     d = adversarial_direction(model, images, model(images), h.learner.scale, 1.0, 1, draws)
     clean, worst = loops.rows(model, images), loops.rows(model, images + 3.0 * h.learner.scale * d)
     label = step.from_labelled().labels().tolist()
