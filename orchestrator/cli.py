@@ -65,8 +65,8 @@ def resume(
 @app.command(epilog="Example: labelwise leaderboard runs/demo --json")
 def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False) -> None:
     """Prints the leaderboard of a run folder, finished or not, and what may be said of a winner."""
+    from orchestrator.engine.journal import History
     from orchestrator.folder import RunFolder
-    from orchestrator.journal import History
     from orchestrator.result import read_leaderboard
 
     frame = read_leaderboard(directory)
@@ -84,9 +84,9 @@ def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--j
 @app.command(epilog="Example: labelwise report runs/demo")
 def report(directory: DIRECTORY) -> None:
     """Writes report.html, leaderboard.csv and the Optuna storage of a run folder anew, from its journal."""
+    from orchestrator.engine.journal import History
     from orchestrator.finish import write_outputs
     from orchestrator.folder import RunFolder
-    from orchestrator.journal import History
     from orchestrator.prepare import load_split
 
     folder = RunFolder.open(directory)

@@ -24,19 +24,19 @@ from methods.parts.joined import JoinedEncoder
 from methods.parts.modes import threads
 from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Trained
+from orchestrator.engine.controller import Sweep
+from orchestrator.engine.journal import Chosen, History, Tested
+from orchestrator.engine.records import Job, SlotSetup, TestScore
+from orchestrator.engine.trial import examine, load_training, trained
 from orchestrator.folder import RunFolder, file_name
-from orchestrator.gallery import draw_gallery
-from orchestrator.journal import Chosen, History, Tested
-from orchestrator.leaderboard import Finalist, finalists, leaderboard, verdict
 from orchestrator.oneshot import distance_of
-from orchestrator.records import Job, SlotSetup, TestScore
-from orchestrator.report import write_report
+from orchestrator.outputs.gallery import draw_gallery
+from orchestrator.outputs.leaderboard import Finalist, finalists, leaderboard, verdict
+from orchestrator.outputs.report import write_report
+from orchestrator.outputs.tensorboard import show_pictures
 from orchestrator.result import Result, knob_columns
-from orchestrator.search import Search
+from orchestrator.strategies.sampler import Search
 from orchestrator.study import Study
-from orchestrator.sweep import Sweep
-from orchestrator.tensorboard import show_pictures
-from orchestrator.trial import examine, load_training, trained
 
 
 def finish(

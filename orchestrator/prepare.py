@@ -16,9 +16,9 @@ from methods.parts.encoders import build_encoder
 from methods.parts.modes import threads
 from methods.protocols.few_shot import FewShot
 from methods.world import World
-from orchestrator.records import Job, SlotSetup
+from orchestrator.engine.records import Job, SlotSetup
+from orchestrator.engine.trial import training_of
 from orchestrator.study import Study
-from orchestrator.trial import training_of
 from search_spaces.domains import UserError
 from search_spaces.space import Space
 

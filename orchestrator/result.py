@@ -15,9 +15,9 @@ from torch import nn
 
 from methods.parts.encoders import Encoder, load_encoder
 from methods.parts.heads import load_predictor
+from orchestrator.engine.journal import History
 from orchestrator.folder import RunFolder
-from orchestrator.journal import History
-from orchestrator.leaderboard import COLUMNS, leaderboard
+from orchestrator.outputs.leaderboard import COLUMNS, leaderboard
 from orchestrator.study import Study, StudyError
 from search_spaces.domains import Value
 

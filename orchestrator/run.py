@@ -9,19 +9,19 @@ from pathlib import Path
 from cluster.connect import connect
 from cluster.plan import ResourcePlan, plan_resources
 from methods.data.records import Split
+from orchestrator.engine.controller import Sink, Sweep, run_sweep
+from orchestrator.engine.health import Stops
+from orchestrator.engine.journal import FORMAT, Extended, History, Journal, Started
+from orchestrator.engine.records import SlotSetup
+from orchestrator.engine.slot import ship_user_code
 from orchestrator.finish import finish
 from orchestrator.folder import RunFolder
-from orchestrator.journal import FORMAT, Extended, History, Journal, Started
+from orchestrator.outputs.sinks import default_sinks
 from orchestrator.prepare import check_weights, load_split, versions
-from orchestrator.records import SlotSetup
 from orchestrator.result import Result
-from orchestrator.rungs import Rungs
-from orchestrator.search import Search
-from orchestrator.sinks import default_sinks
-from orchestrator.slot import ship_user_code
-from orchestrator.stops import Stops
+from orchestrator.strategies.asha_stopping import Rungs
+from orchestrator.strategies.sampler import Search
 from orchestrator.study import Study, StudyError
-from orchestrator.sweep import Sink, Sweep, run_sweep
 
 
 class Interrupted(StudyError):

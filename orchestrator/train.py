@@ -13,15 +13,15 @@ from cluster.connect import connect
 from cluster.plan import ResourcePlan, plan_resources
 from methods.parts.modes import threads
 from methods.world import World
+from orchestrator.engine.records import Job, SlotSetup
+from orchestrator.engine.slot import Group
+from orchestrator.engine.trial import TrialRun, load_training, trained
 from orchestrator.finish import export
 from orchestrator.folder import RunFolder
 from orchestrator.prepare import check_weights, load_split
-from orchestrator.records import Job, SlotSetup
 from orchestrator.result import Result
 from orchestrator.run import slot_setup
-from orchestrator.slot import Group
 from orchestrator.study import Study, StudyError, load_study
-from orchestrator.trial import TrialRun, load_training, trained
 from search_spaces.space import Suggestion
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from cluster.connect import connect
 from methods import BatchSpec, Classifier, Context, Encoder, Learner, Loss, Method, Optimizer, SharedConfig, Step
 from orchestrator import Study, run
-from orchestrator.journal import Asked, Ended, Event, History
+from orchestrator.engine.journal import Asked, Ended, Event, History
 from search_spaces import Float, knob
 
 TRIALS, PATTERN_TRIALS = 20, 4

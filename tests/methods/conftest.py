@@ -19,7 +19,7 @@ from methods.contracts import Context, Learner, Loss
 from methods.data.records import Split, TrainData
 from methods.parts.augment import Augment, to_float
 from methods.parts.encoders import Encoder, EncoderSpec
-from methods.training import _Feeder
+from methods.training.loop import _Feeder
 from methods.world import World
 from search_spaces.domains import build
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from methods.batch import seed_of
-from orchestrator.journal import FORMAT, Event, History, Journal, Started
-from orchestrator.records import Job, Report, Rung
-from orchestrator.rungs import Rungs
-from orchestrator.search import Search
+from orchestrator.engine.controller import Sweep
+from orchestrator.engine.journal import FORMAT, Event, History, Journal, Started
+from orchestrator.engine.records import Job, Report, Rung
+from orchestrator.strategies.asha_stopping import Rungs
+from orchestrator.strategies.sampler import Search
 from orchestrator.study import Selection
-from orchestrator.sweep import Sweep
 from search_spaces.domains import Choice, Float, Int, When, knob
 from search_spaces.space import Space
 

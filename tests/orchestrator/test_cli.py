@@ -19,10 +19,10 @@ from cluster.machine import Node
 from methods.catalogue import CATALOGUE
 from orchestrator import cli as cli_module
 from orchestrator.describe import catalogue_json, markdown_table, span
+from orchestrator.engine.journal import FORMAT, Asked, Chosen, Ended, Extended, Journal, Scored, Started
+from orchestrator.engine.records import Job, Rung
 from orchestrator.folder import RunFolder
-from orchestrator.journal import FORMAT, Asked, Chosen, Ended, Extended, Journal, Scored, Started
-from orchestrator.leaderboard import COLUMNS
-from orchestrator.records import Job, Rung
+from orchestrator.outputs.leaderboard import COLUMNS
 from orchestrator.study import Study
 from search_spaces.domains import SWITCH, Choice, Float, Int
 

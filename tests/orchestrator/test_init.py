@@ -18,11 +18,11 @@ from methods.parts.joined import JoinedEncoder
 from methods.parts.pair import PairEncoder
 from methods.training import Training, TrainSettings
 from methods.world import World
+from orchestrator.engine.records import Job
+from orchestrator.engine.trial import training_of
 from orchestrator.folder import RunFolder
-from orchestrator.records import Job
 from orchestrator.run import run, slot_setup
 from orchestrator.study import Study
-from orchestrator.trial import training_of
 from search_spaces.domains import UserError, build
 
 SEMI = [name for name, m in CATALOGUE.items() if m.family in ("semisup", "baseline") or name == "simclr_v2"]

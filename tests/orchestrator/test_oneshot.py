@@ -33,16 +33,16 @@ from methods.protocols.contract import mean_interval
 from methods.world import World
 from orchestrator import Result, Study, resume, run
 from orchestrator import cli as cli_module
-from orchestrator.journal import History
-from orchestrator.leaderboard import paired
+from orchestrator.engine.controller import Sweep
+from orchestrator.engine.journal import History
+from orchestrator.engine.records import SlotSetup
+from orchestrator.engine.trial import TrialRun
 from orchestrator.oneshot import distance_of, one_shot
+from orchestrator.outputs.leaderboard import paired
 from orchestrator.predict import predict
 from orchestrator.prepare import load_split
-from orchestrator.records import SlotSetup
 from orchestrator.study import StudyError, load_study
-from orchestrator.sweep import Sweep
 from orchestrator.train import train
-from orchestrator.trial import TrialRun
 
 TASK = {"ways": 50, "shots": 1, "queries": 2, "episodes": 10, "cross_validate": True}  # three scripts have 50 characters
 STUDY: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""How a study runs: its course as a list of segments, and the journal that is its only state."""

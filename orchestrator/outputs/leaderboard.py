@@ -1,0 +1,251 @@
+"""What a journal amounts to: the leaderboard, the finalists, and what may honestly be said of the winner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from methods.data.records import Split
+from methods.protocols.contract import difference_of
+from orchestrator.engine.journal import History
+from orchestrator.engine.records import Rung, TestScore, Trial
+
+COLUMNS = (
+    "rank", "trial", "method", "status", "reason", "epochs", "seconds", "val", "test_mean", "test_sd", "test_n",
+)  # fmt: skip
+"""The stable part of ``leaderboard.csv``; one column a knob, ``method.knob``, follows."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A configuration that was retrained.
+
+    Attributes:
+        trial: the search's trial.
+        retrained: its trainings with fresh seeds that finished.
+        refits: its trainings on the whole budget that finished.
+        tests: test scores of the refits, or of the retrained where nothing was refitted.
+    """
+
+    trial: Trial
+    retrained: tuple[Trial, ...]
+    refits: tuple[Trial, ...]
+    tests: tuple[TestScore, ...]
+
+    @property
+    def val(self) -> float:
+        """Mean validation score over the fresh seeds; the search's own where none finished."""
+        values = [t.value for t in self.retrained if t.value is not None]
+        return float(np.mean(values)) if values else self.trial.value or 0.0
+
+    @property
+    def exported(self) -> Trial | None:
+        """The training to export and test first: every seed is as good as another, so the first."""
+        return next(iter(self.refits or self.retrained), None)
+
+    @property
+    def tested(self) -> tuple[Trial, ...]:
+        """The trainings that the test set is asked about."""
+        return self.refits or self.retrained
+
+    def test_values(self) -> list[float]:
+        return [score.value for score in self.tests]
+
+
+def finalists(history: History) -> list[Finalist]:
+    """The retrained configurations, best first by validation (ties: the faster)."""
+    found = []
+    for number in history.selected or []:
+        jobs = [t for t in history.trials.values() if t.job.trial == number and t.status == "finished"]
+        origin = next(t for t in jobs if t.job.purpose == "search")
+        retrained = tuple(t for t in jobs if t.job.purpose == "retrain")
+        refits = tuple(t for t in jobs if t.job.purpose == "refit")
+        keys = {t.job.key for t in refits or retrained}
+        found.append(Finalist(origin, retrained, refits, tuple(s for s in history.tests if s.key in keys)))
+    return sorted(found, key=lambda f: (-f.val, f.trial.seconds, f.trial.job.trial))
+
+
+def ranked(history: History) -> list[Trial]:
+    """The search's trials, best first: finalists by validation, then finished ones, then by how far they came."""
+    order = {f.trial.job.key: place for place, f in enumerate(finalists(history))}
+    group = {"finished": 0, "running": 1, "pruned": 1, "failed": 2}
+
+    def place(trial: Trial) -> tuple[float, ...]:
+        last = trial.rungs[-1].epoch if trial.rungs else 0
+        value = trial.value if trial.value is not None else -math.inf
+        return (order.get(trial.job.key, len(order)), group[trial.status], -last, -value, trial.job.trial)
+
+    return sorted(history.search(), key=place)
+
+
+def leaderboard(history: History, knobs: Sequence[str]) -> pd.DataFrame:
+    """One row a trial, best first; ``COLUMNS``, then ``method.knob``, empty where it does not apply.
+
+    Args:
+        knobs: ``method.knob`` of every knob of the study's methods, in order.
+    """
+    tests = {f.trial.job.key: f.test_values() for f in finalists(history)}
+    rows = []
+    for rank, trial in enumerate(ranked(history), start=1):
+        scores = tests.get(trial.job.key, [])
+        row: dict[str, object] = {
+            "rank": rank,
+            "trial": trial.job.trial,
+            "method": trial.job.method,
+            "status": trial.status,
+            "reason": trial.reason,
+            "epochs": trial.epochs,
+            "seconds": round(trial.seconds, 3),
+            "val": trial.value,
+            "test_mean": float(np.mean(scores)) if scores else None,
+            "test_sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+            "test_n": len(scores) if scores else None,
+        }
+        row.update({f"{trial.job.method}.{name}": value for name, value in trial.job.values.items()})
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *knobs])
+    frame["test_n"] = frame["test_n"].astype("Int64")
+    return frame
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean difference with its 95% interval. ``n`` units, ``what`` they are."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    what: str
+
+
+def paired(a: Rung, b: Rung) -> Interval | None:
+    """Mean difference a - b over the validation images or episodes that both answered; None where they share none."""
+    if not _pairs(a, b):
+        return None
+    return _paired([a], [b])
+
+
+def _pairs(a: Rung, b: Rung) -> bool:
+    return a.units is not None and b.units is not None and a.units.shape == b.units.shape and a.units.dtype == b.units.dtype
+
+
+def _paired(a: Sequence[Rung], b: Sequence[Rung]) -> Interval:
+    """Every unit's mean over the rungs, paired."""
+    mean_a, mean_b = (np.mean([r.units.astype(np.float64) for r in rungs if r.units is not None], axis=0) for rungs in (a, b))
+    yes_or_no = len(a) == 1 and a[0].units is not None and a[0].units.dtype == bool
+    found = difference_of(mean_a - mean_b, yes_or_no)
+    images = "images of another data set" if a[0].asked == "elsewhere" else "validation images"
+    what = "episodes" if a[0].asked in ("episodes", "turns") else images
+    # A frozen encoder's probe is cross-validated on the whole budget, so it has learnt from more labels than a method that
+    # was trained on one part: whoever reads the difference must know.
+    unequal = ", though the frozen encoder's probe had more labels" if a[0].asked != b[0].asked else ""
+    return Interval(found.mean, found.low, found.high, found.n, f"{what}, paired{unequal}")
+
+
+def compare(a: Finalist, b: Finalist) -> Interval:
+    """How far a's validation score lies above b's: paired per image or episode over all seeds where both answered the same,
+    else from the seeds' spread alone.
+    """
+    per_seed = [(x.rungs[-1], y.rungs[-1]) for x, y in zip(a.retrained, b.retrained, strict=False) if x.rungs and y.rungs]
+    both = [(x, y) for x, y in per_seed if _pairs(x, y)]
+    if both:
+        return _paired([x for x, _ in both], [y for _, y in both])
+    values_a = [t.value for t in a.retrained if t.value is not None]
+    values_b = [t.value for t in b.retrained if t.value is not None]
+    if len(values_a) < 2 or len(values_b) < 2:
+        return Interval(a.val - b.val, -math.inf, math.inf, min(len(values_a), len(values_b)), "seeds")
+    result = stats.ttest_ind(values_a, values_b, equal_var=False).confidence_interval(0.95)
+    return Interval(a.val - b.val, float(result.low), float(result.high), min(len(values_a), len(values_b)), "seeds")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of the winner, one sentence each."""
+
+    sentences: tuple[str, ...]
+
+
+def verdict(history: History, split: Split) -> Verdict:
+    """The honest reading of a finished study.
+
+    Args:
+        split: how its data was divided: where the test came from, if there was one, and whether groups validated in turn.
+    """
+    board = finalists(history)
+    if not board:
+        return Verdict(("No trial finished, so there is no winner; the reasons stand in the leaderboard.",))
+    best = board[0]
+    job = best.trial.job
+    turns = f", each the mean over {len(split.turns)} groups left out in turn" if split.turns else ""
+    said = [
+        f"Winner: {job.method} (trial {job.trial}), chosen by validation: {best.val:.1%} over {len(best.retrained)} seed(s)"
+        f"{turns}."
+    ]
+    tests = best.test_values()
+    if tests:
+        spread = f", sd {np.std(tests, ddof=1):.1%}" if len(tests) > 1 else ""
+        first = best.tests[0]
+        asked = "episodes" if best.trial.rungs and best.trial.rungs[-1].asked in ("episodes", "turns") else "images"
+        taken = "held out from your data" if split.holdout else "your test set"
+        said.append(
+            f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} seed(s), {first.n} {asked} ({taken}); "
+            f"95% interval of one model by the test set's size alone: {first.low:.1%} to {first.high:.1%}."
+        )
+    elif split.test is None:
+        said.append(
+            "No test was made (test: none). The validation score chose the winner, so for new classes it is optimistic."
+        )
+    if len(board) > 1:
+        gap = compare(best, board[1])
+        other = board[1].trial.job
+        name = f"{other.method} (trial {other.trial})"
+        if gap.low > 0:
+            said.append(f"It is ahead of the runner-up, {name}: {_told(gap)}.")
+        elif gap.high < 0:
+            # A frozen encoder is ranked by all labels of the budget, and the two compared on those that both answered.
+            said.append(f"On what both answered, the runner-up, {name}, is ahead: {_told(gap)}.")
+        else:
+            said.append(f"It is not distinguishable from the runner-up, {name}: {_told(gap)}.")
+    said.append(_against_defaults(history, best))
+    if best.refits:
+        what = "all groups" if split.turns else "the whole label budget, validation labels included"
+        said.append(f"The exported model was trained on {what}.")
+    elif split.new_classes:
+        said.append("The exported encoder was trained without the classes that validated.")
+    else:
+        said.append("The exported encoder was trained without validation labels; a probe on it may use the whole budget.")
+    if split.left_out:
+        which = f"first {split.left_out[0]}"
+        said.append(f"{len(split.left_out)} class(es) have too few images for the episodes and were not asked, {which}.")
+    drawn = ["which images were labelled"]
+    if split.new_classes:
+        drawn = ["which classes validated"] * (not split.turns) + ["which classes were held out"] * split.holdout
+    if drawn:
+        said.append(f"The spread over seeds does not include the luck of {' and '.join(drawn)}.")
+    return Verdict(tuple(said))
+
+
+def _told(gap: Interval) -> str:
+    span = f" [{gap.low:+.1%}, {gap.high:+.1%}]" if math.isfinite(gap.low) else " (too few for an interval)"
+    return f"{gap.mean:+.1%}{span} on {gap.n} {gap.what}"
+
+
+def _against_defaults(history: History, best: Finalist) -> str:
+    """The winner against its own method's defaults, which are that method's first trial."""
+    default = next(t for t in history.search() if t.job.method == best.trial.job.method)
+    if default.job.trial == best.trial.job.trial:
+        return "The winner is its method's default configuration: the search found none better."
+    gap = paired(best.trial.rungs[-1], default.rungs[-1]) if default.status == "finished" else None
+    if gap is None:
+        return "Its method's defaults were not scored on the same images."
+    if gap.low > 0:
+        return f"Against its method's defaults: {_told(gap)}."
+    if gap.high < 0:
+        return f"On what both answered, its method's defaults are ahead: {_told(gap)}."
+    return f"It is not distinguishable from its method's defaults: {_told(gap)}."

@@ -1,0 +1,1 @@
+"""What comes next: each strategy is a fixed function of seed and history."""

@@ -1,0 +1,228 @@
+"""A whole study with pretended slots: its course, and its resumption from every point at which it can be killed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.engine.journal import Extended, History, Journal
+from orchestrator.study import Selection
+
+
+def course(history: History) -> list[tuple[Any, ...]]:
+    """Everything that a study decided, without what it measured of itself."""
+    return [
+        (
+            *(t.job.key, t.job.trial, t.job.method, sorted(t.job.values.items()), t.job.seed, t.job.purpose),
+            *(t.status, t.reason, t.epochs, t.seconds),
+            [(r.epoch, r.value, None if r.units is None else r.units.tolist()) for r in t.rungs],
+            [e.epoch for e in history.curve(t.job.key)],
+        )
+        for t in history.trials.values()
+    ] + [(history.selected,)]
+
+
+def check(history: History, trials: int, selection: Selection, refits: frozenset[str]) -> None:
+    searched = history.search()
+    assert [t.job.trial for t in searched] == list(range(trials))
+    assert all(t.status != "running" for t in history.trials.values())
+    configurations = [(t.job.method, tuple(sorted(t.job.values.items()))) for t in searched]
+    assert len(set(configurations)) == trials
+    assert history.selected is not None
+    finished = sorted((t for t in searched if t.status == "finished"), key=lambda t: -(t.value or 0))
+    assert history.selected == [t.job.trial for t in finished[: selection.top]]
+    expected = []
+    for purpose in ("retrain", "refit"):
+        for number in history.selected:
+            if purpose == "retrain" or searched[number].job.method in refits:
+                seeds = selection.seeds if purpose == "retrain" else selection.refit_seeds or selection.seeds
+                expected += [f"{number:04d}-{purpose}-{i}" for i in range(seeds)]
+    assert sorted(t.job.key for t in history.trials.values() if t.job.purpose != "search") == sorted(expected)
+
+
+def test_the_whole_budget_may_be_trained_on_with_more_seeds(pretence: Callable[..., Any]) -> None:
+    study = pretence(trials=4, selection=Selection(top=1, seeds=1, refit_seeds=4), refits=frozenset({"one", "two"}))
+    history = study.play()
+    check(history, 4, study.selection, study.refits)
+    assert len([t for t in history.trials.values() if t.job.purpose == "refit"]) == 4
+
+
+def test_a_study_takes_its_course(pretence: Callable[..., Any]) -> None:
+    study = pretence(trials=12, selection=Selection(top=6, seeds=2), failing=0.25, seed=1)
+    history = study.play()
+    check(history, 12, study.selection, study.refits)
+    searched = history.search()
+    assert [t.job.method for t in searched[:2]] == ["one", "two"]
+    assert {t.status for t in searched} == {"finished", "pruned", "failed"}
+    for trial in history.trials.values():
+        if trial.status == "failed":
+            assert trial.reason == "diverged"
+            continue
+        assert trial.epochs == (3 if trial.status == "finished" else 1)
+        assert [r.epoch for r in trial.rungs] == {"finished": [1, 3], "pruned": [1]}[trial.status] * (
+            trial.job.purpose != "refit"
+        )
+        if trial.status == "pruned":
+            assert trial.job.purpose == "search"
+            assert trial.job.trial >= 2, "defaults train to the end"
+            assert trial.reason.startswith("below the best 1/2 of ")
+    retrained = [t for t in history.trials.values() if t.job.purpose == "retrain"]
+    assert {t.job.method for t in retrained} == {"one", "two"}
+    seeds = {t.job.key[-1]: t.job.seed for t in retrained}
+    assert all(t.job.seed == seeds[t.job.key[-1]] for t in history.trials.values() if t.job.purpose != "search")
+    assert len({*seeds.values(), *(t.job.seed for t in searched)}) == len(seeds) + 12
+    for trial in history.trials.values():
+        if trial.job.purpose != "search":
+            assert dict(trial.job.values) == dict(searched[trial.job.trial].job.values)
+
+
+def test_who_is_stopped_against_a_plain_loop(pretence: Callable[..., Any]) -> None:
+    """One slot, reduction 2: a trial is stopped when it lies below the median so far, unless it is a method's defaults."""
+    stopped = set()
+    for seed in range(12):
+        scores: list[float] = []
+        for trial in pretence(trials=5, seed=seed, failing=0.0).play().search():
+            scores.append(trial.rungs[0].value)
+            below = scores[-1] < statistics.median(scores)
+            assert trial.status == ("pruned" if below and trial.job.trial >= 2 else "finished"), trial.job.key
+            stopped |= {trial.job.trial} if trial.status == "pruned" else set()
+    assert stopped == {2, 3, 4}, "the seeds show each number stopped at least once"
+
+
+def test_search_checkpoints_go_and_finalists_stay(pretence: Callable[..., Any]) -> None:
+    study = pretence()
+    history = study.play()
+    left = {path.stem for path in study.folder.glob("*.pt")}
+    assert left == {t.job.key for t in history.trials.values() if t.job.purpose != "search" and t.status == "finished"}
+
+
+def test_the_journal_says_what_the_sweep_knows(pretence: Callable[..., Any]) -> None:
+    study = pretence()
+    assert course(study.play()) == course(History.read(study.journal))
+
+
+def test_the_same_seed_gives_the_same_course_and_another_does_not(pretence: Callable[..., Any]) -> None:
+    assert course(pretence().play()) == course(pretence().play())
+    assert course(pretence().play()) != course(pretence(seed=1).play())
+
+
+def test_a_finished_study_resumes_to_nothing(pretence: Callable[..., Any]) -> None:
+    study = pretence()
+    before = course(study.play())
+    size = study.journal.stat().st_size
+    assert course(study.play()) == before
+    assert study.journal.stat().st_size == size
+
+
+def test_a_lost_worker_fails_its_trial_alone(pretence: Callable[..., Any]) -> None:
+    study = pretence(failing=0.0)
+    history = study.play(lose="0001")
+    lost = history.trials["0001"]
+    assert (lost.status, "worker died" in lost.reason) == ("failed", True)
+    assert [t.job.key for t in history.search() if t.status == "failed"] == ["0001"]
+    check(history, 7, study.selection, study.refits)
+
+
+def test_a_study_whose_every_trial_fails_ends_without_a_winner(pretence: Callable[..., Any]) -> None:
+    history = pretence(failing=1.1).play()
+    assert history.selected == []
+    assert {t.status for t in history.search()} <= {"failed", "pruned"}
+    assert len(history.trials) == 7
+
+
+def test_reports_of_ended_trials_change_nothing(pretence: Callable[..., Any]) -> None:
+    study = pretence(failing=0.0)
+    journal = Journal(study.journal)
+    try:
+        sweep = study.sweep(journal)
+        job = sweep.next_job()
+        assert job is not None
+        sweep.lost(job.key)
+        size = study.journal.stat().st_size
+        sweep.lost(job.key)
+        from orchestrator.engine.records import Report
+
+        assert sweep.receive(Report(job.key, 1, "train", {}, 1.0, 32, "running"))
+        assert study.journal.stat().st_size == size
+        assert sweep.history.trials[job.key].status == "failed"
+    finally:
+        journal.close()
+
+
+def test_more_trials_reopen_the_selection(pretence: Callable[..., Any]) -> None:
+    study = pretence(trials=5)
+    before = study.play()
+    journal = Journal(study.journal)
+    journal.write(Extended(9))
+    journal.close()
+    after = study.play()
+    earlier = course(before)[:-1]
+    assert course(after)[: len(earlier)] == earlier
+    assert len(after.search()) == 9
+    assert len({tuple(sorted(t.job.values.items())) for t in after.search()}) == 9
+    best = sorted((t for t in after.search() if t.status == "finished"), key=lambda t: -(t.value or 0))
+    assert after.selected == [t.job.trial for t in best[:2]]
+    assert {t.job.trial for t in after.trials.values() if t.job.purpose == "retrain"} >= set(after.selected)
+
+
+def kill_points(study: Any) -> int:
+    study.play()
+    return len(study.journal.read_text().splitlines())
+
+
+def test_killed_at_every_write_it_resumes_to_the_same_course(pretence: Callable[..., Any], killed: type[BaseException]) -> None:
+    """With one slot a study that is killed and resumed, wherever, decides exactly what an undisturbed one does."""
+    small = {"trials": 6, "selection": Selection(top=1, seeds=2), "refits": frozenset({"one", "two"})}
+    undisturbed = pretence(**small)
+    writes = kill_points(undisturbed)
+    expected = course(History.read(undisturbed.journal))
+    assert writes > 40
+    for at in range(writes):
+        study = pretence(**small)
+        with pytest.raises(killed):
+            study.play(kill_at=at)
+        assert len(study.journal.read_text().splitlines()) == at
+        assert course(study.play()) == expected, f"killed at write {at}"
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kills=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    turns=st.lists(st.integers(0, 5), min_size=1, max_size=30),
+    slots=st.integers(2, 3),
+    failing=st.sampled_from([0.0, 0.3]),
+)
+def test_killed_again_and_again_with_many_slots_it_finishes_what_was_asked(
+    pretence: Callable[..., Any],
+    killed: type[BaseException],
+    kills: list[int],
+    turns: list[int],
+    slots: int,
+    failing: float,
+) -> None:
+    study = pretence(slots=slots, failing=failing)
+    step = iter(range(10**6))
+
+    def order(n: int) -> int:
+        return turns[next(step) % len(turns)]
+
+    for at in kills:
+        try:
+            study.play(kill_at=at, order=order)
+        except killed:
+            continue
+    check(study.play(order=order), 7, study.selection, study.refits)
+    check(History.read(study.journal), 7, study.selection, study.refits)
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(turns=st.lists(st.integers(0, 5), min_size=1, max_size=30), slots=st.integers(2, 4))
+def test_many_slots_in_any_order_finish_what_was_asked(pretence: Callable[..., Any], turns: list[int], slots: int) -> None:
+    study = pretence(slots=slots)
+    step = iter(range(10**6))
+    check(study.play(order=lambda n: turns[next(step) % len(turns)]), 7, study.selection, study.refits)
