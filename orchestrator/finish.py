@@ -24,9 +24,9 @@ from methods.parts.joined import JoinedEncoder
 from methods.parts.modes import threads
 from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Trained
-from orchestrator.engine.controller import Sweep
+from orchestrator.engine.controller import Controller
 from orchestrator.engine.journal import Chosen, History, Tested
-from orchestrator.engine.records import Job, SlotSetup, TestScore
+from orchestrator.engine.records import SlotSetup, TestScore, TrialSpec
 from orchestrator.engine.trial import examine, load_training, trained
 from orchestrator.folder import RunFolder, file_name
 from orchestrator.oneshot import distance_of
@@ -40,7 +40,7 @@ from orchestrator.study import Study
 
 
 def finish(
-    study: Study, split: Split, shared: SlotSetup, folder: RunFolder, sweep: Sweep, plan: ResourcePlan, remote: bool
+    study: Study, split: Split, shared: SlotSetup, folder: RunFolder, sweep: Controller, plan: ResourcePlan, remote: bool
 ) -> Result:
     """Chooses, tests, exports and reports. What a resumed study finds done is not done again.
 
@@ -51,7 +51,7 @@ def finish(
     board = finalists(history)
     if board and history.chosen is None:
         exported = board[0].exported or board[0].trial
-        sweep.tell(Chosen(board[0].trial.job.trial, exported.job.key))
+        sweep.tell(Chosen(board[0].trial.spec.trial, exported.spec.key))
     test_finalists(board, shared, split, sweep, plan, remote)
     write_outputs(study, split, folder, history)
     board = finalists(history)
@@ -68,33 +68,33 @@ def finish(
 
 
 def test_finalists(
-    board: list[Finalist], shared: SlotSetup, split: Split, sweep: Sweep, plan: ResourcePlan, remote: bool
+    board: list[Finalist], shared: SlotSetup, split: Split, sweep: Controller, plan: ResourcePlan, remote: bool
 ) -> None:
     """Asks the test set, where there is one, about every finalist's models, each once."""
     if split.test is None:
         return
     known = {score.key for score in sweep.history.tests}
-    wanted = [t for f in board for t in f.tested if t.job.key not in known and t.checkpoint is not None]
+    wanted = [t for f in board for t in f.tested if t.spec.key not in known and t.checkpoint is not None]
     if not wanted:
         return
     if not remote:
         # The slots are done, so the machine is free, and this process is warm: a new one would cost seconds.
         for trial in wanted:
             assert trial.checkpoint is not None
-            sweep.tell(Tested(_test(shared, split.test, trial.job, trial.checkpoint)))
+            sweep.tell(Tested(_test(shared, split.test, trial.spec, trial.checkpoint)))
         return
     # A model is tested by one process, whatever number of workers trained it.
     request = plan.worker_resources
     task = ray.remote(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0))(_test)
     setup, test = ray.put(shared), ray.put(split.test)
-    for score in ray.get([task.remote(setup, test, t.job, t.checkpoint) for t in wanted]):
+    for score in ray.get([task.remote(setup, test, t.spec, t.checkpoint) for t in wanted]):
         sweep.tell(Tested(score))
 
 
-def _test(setup: SlotSetup, test: LabelledSubset, job: Job, checkpoint: str) -> TestScore:
+def _test(setup: SlotSetup, test: LabelledSubset, spec: TrialSpec, checkpoint: str) -> TestScore:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    score = examine(setup, job, checkpoint, test, device)
-    return TestScore(job.key, job.trial, score.value, score.n, score.low, score.high)
+    score = examine(setup, spec, checkpoint, test, device)
+    return TestScore(spec.key, spec.trial, score.value, score.n, score.low, score.high)
 
 
 def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: History) -> bool:
@@ -102,11 +102,11 @@ def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: Histo
     if history.chosen is None or split.test is None:
         return False
     trial = history.trials[history.chosen.key]
-    place = folder.gallery(trial.job.key)
+    place = folder.gallery(trial.spec.key)
     # Where no retraining finished, the choice is a trial of the search, whose weights are gone.
     if place.exists() or trial.checkpoint is None or not Path(trial.checkpoint).is_file():
         return False
-    encoder = load_training(shared, trial.job, trial.checkpoint, torch.device("cpu")).learner.encoder()
+    encoder = load_training(shared, trial.spec, trial.checkpoint, torch.device("cpu")).learner.encoder()
     place.parent.mkdir(exist_ok=True)
     drawings = draw_gallery(encoder, split.test, shared.seed)
     temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".gallery."))
@@ -166,11 +166,11 @@ def export(model: Trained, shared: SlotSetup, folder: Path) -> None:
 
 def joined(best: Finalist, shared: SlotSetup) -> Trained:
     """The winner's trainings of all seeds as one encoder that is compared by the distance it was trained by."""
-    paths = [(t.job, t.checkpoint) for t in best.tested if t.checkpoint is not None]
-    models = [trained(load_training(shared, job, path, torch.device("cpu"))) for job, path in paths]
+    paths = [(t.spec, t.checkpoint) for t in best.tested if t.checkpoint is not None]
+    models = [trained(load_training(shared, spec, path, torch.device("cpu"))) for spec, path in paths]
     if len(models) == 1 or not models[0].encoder.name:
         return models[0]
-    unit = distance_of(best.trial.job.values) == "cosine"
+    unit = distance_of(best.trial.spec.values) == "cosine"
     return Trained(JoinedEncoder([model.encoder for model in models], unit))
 
 
@@ -180,15 +180,17 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool
     assert source is not None
     assert source.checkpoint is not None
     temporary = Path(tempfile.mkdtemp(dir=folder.path, prefix=".best."))
-    model = joined(best, shared) if join else trained(load_training(shared, source.job, source.checkpoint, torch.device("cpu")))
+    model = (
+        joined(best, shared) if join else trained(load_training(shared, source.spec, source.checkpoint, torch.device("cpu")))
+    )
     export(model, shared, temporary)
     shutil.copyfile(source.checkpoint, temporary / "checkpoint.pt")
-    job = source.job
-    config = {"method": job.method, **dict(job.values)}
+    spec = source.spec
+    config = {"method": spec.method, **dict(spec.values)}
     write_text(temporary / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     scores = {
-        "trial": job.trial,
-        "seed": job.seed,
+        "trial": spec.trial,
+        "seed": spec.seed,
         "validation": best.val,
         "validation_per_seed": [t.value for t in best.retrained],
         "test": [asdict(score) for score in best.tests],

@@ -16,7 +16,7 @@ from methods.parts.encoders import build_encoder
 from methods.parts.modes import threads
 from methods.protocols.few_shot import FewShot
 from methods.world import World
-from orchestrator.engine.records import Job, SlotSetup
+from orchestrator.engine.records import SlotSetup, TrialSpec
 from orchestrator.engine.trial import training_of
 from orchestrator.study import Study
 from search_spaces.domains import UserError
@@ -104,6 +104,6 @@ def seconds_per_epoch(setup: SlotSetup, space: Space) -> dict[str, float]:
     found = {}
     with threads(setup.threads):
         for name in space.methods:
-            job = Job(key=name, trial=0, method=name, values=space.defaults(name).values, seed=setup.seed)
-            found[name] = training_of(setup, job, World(device=device)).seconds_per_epoch()
+            spec = TrialSpec(key=name, trial=0, method=name, values=space.defaults(name).values, seed=setup.seed)
+            found[name] = training_of(setup, spec, World(device=device)).seconds_per_epoch()
     return found

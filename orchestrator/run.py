@@ -9,8 +9,8 @@ from pathlib import Path
 from cluster.connect import connect
 from cluster.plan import ResourcePlan, plan_resources
 from methods.data.records import Split
-from orchestrator.engine.controller import Sink, Sweep, run_sweep
-from orchestrator.engine.health import Stops
+from orchestrator.engine.controller import Controller, Sink, run_slots
+from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.journal import FORMAT, Extended, History, Journal, Started
 from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.slot import ship_user_code
@@ -19,7 +19,7 @@ from orchestrator.folder import RunFolder
 from orchestrator.outputs.sinks import default_sinks
 from orchestrator.prepare import check_weights, load_split, versions
 from orchestrator.result import Result
-from orchestrator.strategies.asha_stopping import Rungs
+from orchestrator.strategies.asha_stopping import AshaStopping
 from orchestrator.strategies.sampler import Search
 from orchestrator.study import Study, StudyError
 
@@ -109,9 +109,9 @@ def _carry_out(
     # After a cross-validation every method is trained once more, for all groups; few-shot parts are otherwise never joined.
     few_shot = study.task == "few_shot"
     refits = frozenset(n for n, m in shared.methods.items() if (bool(split.turns) if few_shot else m.reads_labels(split.train)))
-    sweep = Sweep(
+    sweep = Controller(
         search=search,
-        rungs=Rungs(study.rungs(), study.reduction),
+        rungs=AshaStopping(study.rungs(), study.reduction),
         selection=study.selection,
         refits=refits if study.selection.refit else frozenset(),
         journal=journal,
@@ -119,11 +119,11 @@ def _carry_out(
         ahead=plan.slots + 1,
         seed=study.seed,
         sinks=sinks,
-        stops=Stops(study.stop, {name: method.min_epochs for name, method in shared.methods.items()}),
+        stops=HealthLimits(study.stop, {name: method.min_epochs for name, method in shared.methods.items()}),
     )
     try:
         ship_user_code(shared.methods.values(), shared.objective)
-        run_sweep(sweep, shared, plan)
+        run_slots(sweep, shared, plan)
         if not sweep.over:
             raise Interrupted(f"stopped before the end; go on with 'labelwise resume {folder.path}'")
         return finish(study, split, shared, folder, sweep, plan, remote)

@@ -13,7 +13,7 @@ from cluster.connect import connect
 from cluster.plan import ResourcePlan, plan_resources
 from methods.parts.modes import threads
 from methods.world import World
-from orchestrator.engine.records import Job, SlotSetup
+from orchestrator.engine.records import SlotSetup, TrialSpec
 from orchestrator.engine.slot import Group
 from orchestrator.engine.trial import TrialRun, load_training, trained
 from orchestrator.finish import export
@@ -42,14 +42,14 @@ def train(source: str, best: bool, workers: int, out: Path, address: str | None 
     if chosen is None:
         space = study.space(split.fewest_images())
         chosen = space.defaults(space.methods[0])
-    job = Job("train", 0, chosen.method, chosen.values, study.seed, "refit")
+    spec = TrialSpec("train", 0, chosen.method, chosen.values, study.seed, "refit")
     with connect(address or study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=workers, slots=1)
         temporary = Path(tempfile.mkdtemp(dir=_made(out.parent), prefix=f".{out.name}."))
         try:
             setup = slot_setup(study, split, RunFolder(temporary), plan)
             with threads(setup.threads):
-                _export(setup, _train(setup, job, plan), job, temporary)
+                _export(setup, _train(setup, spec, plan), spec, temporary)
             shutil.rmtree(temporary / "trials")
             os.chmod(temporary, 0o755)
             os.rename(temporary, out)
@@ -77,18 +77,18 @@ def _configuration(source: str, best: bool) -> tuple[Study, Suggestion | None]:
     return load_study(source), None
 
 
-def _train(setup: SlotSetup, job: Job, plan: ResourcePlan) -> str:
+def _train(setup: SlotSetup, spec: TrialSpec, plan: ResourcePlan) -> str:
     """Trains to the top rung; returns the checkpoint's path."""
     runner = Group(setup, plan) if plan.workers_per_trial > 1 else TrialRun(setup, World(device=_device()))
     try:
-        runner.begin(job)
+        runner.begin(spec)
         while (report := runner.advance()).status == "running":
             print(f"epoch {report.epoch} of {setup.rungs[-1]}: loss {report.parts.get('loss', float('nan')):.4f}", flush=True)
     finally:
         if isinstance(runner, Group):
             runner.close()
     if report.status == "failed" or report.checkpoint is None:
-        raise StudyError(f"the training of {job.method} failed: {report.reason}")
+        raise StudyError(f"the training of {spec.method} failed: {report.reason}")
     return report.checkpoint
 
 
@@ -96,5 +96,5 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _export(setup: SlotSetup, checkpoint: str, job: Job, folder: Path) -> None:
-    export(trained(load_training(setup, job, checkpoint, torch.device("cpu"))), setup, folder)
+def _export(setup: SlotSetup, checkpoint: str, spec: TrialSpec, folder: Path) -> None:
+    export(trained(load_training(setup, spec, checkpoint, torch.device("cpu"))), setup, folder)

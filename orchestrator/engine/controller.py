@@ -1,4 +1,4 @@
-"""The course of a study: which job comes next, who stops early, who is retrained. Every event is journaled before it counts.
+"""The course of a study: which spec comes next, who stops early, who is retrained. Every event is journaled before it counts.
 
 ``Sweep`` knows no Ray; ``run_sweep`` drives it by Ray Tune, through the searcher and scheduler below, which only pass on.
 """
@@ -18,11 +18,11 @@ from ray.tune.search import Searcher
 
 from cluster.plan import ResourcePlan
 from methods.batch import seed_of
-from orchestrator.engine.health import Stops
+from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.journal import Asked, Checkpoint, Ended, Event, History, Journal, Scored, Selected, Trained
-from orchestrator.engine.records import Job, Purpose, Report, SlotSetup, Status, Trial
+from orchestrator.engine.records import Purpose, Report, SlotSetup, Status, Trial, TrialSpec
 from orchestrator.engine.slot import Slot, decode_report, encode_job
-from orchestrator.strategies.asha_stopping import Rungs
+from orchestrator.strategies.asha_stopping import AshaStopping
 from orchestrator.strategies.sampler import Search
 from orchestrator.study import Selection
 from search_spaces.space import Suggestion
@@ -31,7 +31,7 @@ Sink = Callable[[Event, History], None]
 """Told of every event after it is journaled: the live table, TensorBoard."""
 
 
-class Sweep:
+class Controller:
     """A study under way.
 
     Args:
@@ -48,7 +48,7 @@ class Sweep:
     def __init__(
         self,
         search: Search,
-        rungs: Rungs,
+        rungs: AshaStopping,
         selection: Selection,
         refits: frozenset[str],
         journal: Journal,
@@ -56,12 +56,12 @@ class Sweep:
         ahead: int,
         seed: int,
         sinks: Sequence[Sink] = (),
-        stops: Stops | None = None,
+        stops: HealthLimits | None = None,
     ) -> None:
         self.search, self.rungs, self.selection, self.refits = search, rungs, selection, refits
         self.journal, self.history, self.ahead, self.seed, self.sinks = journal, history, ahead, seed, sinks
-        self.stops = stops or Stops({}, {})
-        self._ready: deque[Job] = deque()
+        self.stops = stops or HealthLimits({}, {})
+        self._ready: deque[TrialSpec] = deque()
         self._running: set[str] = set()
         self._continue()
         self._fill()
@@ -76,21 +76,21 @@ class Sweep:
     def _continue(self) -> None:
         """Takes up a history: ended trials teach the search, unfinished jobs are ready from their checkpoints."""
         for trial in self.history.trials.values():
-            job = trial.job
-            if job.purpose == "search":
+            spec = trial.spec
+            if spec.purpose == "search":
                 for rung in trial.rungs:
-                    self.rungs.judge(job.key, rung.epoch, rung.value, exempt=True)
+                    self.rungs.judge(spec.key, rung.epoch, rung.value, exempt=True)
                 # In the order asked, ended or not: the sampler weighs trials by their order.
                 if trial.status == "running":
-                    self.search.enter(job.key, Suggestion(job.method, job.values))
+                    self.search.enter(spec.key, Suggestion(spec.method, spec.values))
                     for rung in trial.rungs:
-                        self.search.report(job.key, rung.epoch, rung.value)
+                        self.search.report(spec.key, rung.epoch, rung.value)
                 else:
                     self.search.replay([trial])
             if trial.status != "running":
                 continue
             checkpoint = trial.checkpoint if trial.checkpoint and Path(trial.checkpoint).is_file() else None
-            self._ready.append(Job(job.key, job.trial, job.method, job.values, job.seed, job.purpose, checkpoint))
+            self._ready.append(TrialSpec(spec.key, spec.trial, spec.method, spec.values, spec.seed, spec.purpose, checkpoint))
 
     def _fill(self) -> None:
         """Asks for new jobs until enough are at hand. Called at ends only, so that what is asked never depends on timing."""
@@ -99,24 +99,24 @@ class Sweep:
             key = f"{number:04d}"
             suggestion = self.search.ask(key)
             seed = seed_of(self.seed, "trial", number)
-            self._add(Job(key, number, suggestion.method, suggestion.values, seed))
+            self._add(TrialSpec(key, number, suggestion.method, suggestion.values, seed))
         if not self._ready and not self._running:
             if self.history.selected is None:
                 self._select()
             self._retrain()
 
-    def _add(self, job: Job) -> None:
-        self.tell(Asked(job))
-        self._ready.append(job)
+    def _add(self, spec: TrialSpec) -> None:
+        self.tell(Asked(spec))
+        self._ready.append(spec)
 
     def _select(self) -> None:
         finished = [t for t in self.history.search() if t.status == "finished" and t.value is not None]
-        finished.sort(key=lambda t: (-(t.value or 0.0), t.seconds, t.job.trial))
-        self.tell(Selected([t.job.trial for t in finished[: self.selection.top]]))
+        finished.sort(key=lambda t: (-(t.value or 0.0), t.seconds, t.spec.trial))
+        self.tell(Selected([t.spec.trial for t in finished[: self.selection.top]]))
 
     def _retrain(self) -> None:
         """The finalists' jobs that are not yet asked: fresh seeds on the same labels, then the whole budget."""
-        by_number = {t.job.trial: t.job for t in self.history.search()}
+        by_number = {t.spec.trial: t.spec for t in self.history.search()}
         purposes: tuple[Purpose, ...] = ("retrain", "refit")
         for purpose in purposes:
             for number in self.history.selected or []:
@@ -127,15 +127,15 @@ class Sweep:
                     key = f"{number:04d}-{purpose}-{repeat}"
                     if key not in self.history.trials:
                         seed = seed_of(self.seed, "retrain", repeat)
-                        self._add(Job(key, number, origin.method, origin.values, seed, purpose))
+                        self._add(TrialSpec(key, number, origin.method, origin.values, seed, purpose))
 
-    def next_job(self) -> Job | None:
-        """The next job to start, or None while all wait for an end."""
+    def next_job(self) -> TrialSpec | None:
+        """The next spec to start, or None while all wait for an end."""
         if not self._ready:
             return None
-        job = self._ready.popleft()
-        self._running.add(job.key)
-        return job
+        spec = self._ready.popleft()
+        self._running.add(spec.key)
+        return spec
 
     @property
     def over(self) -> bool:
@@ -155,10 +155,10 @@ class Sweep:
         if report.rung is not None:
             self.tell(Scored(report.key, report.rung))
             reason = self._judge(trial, report)
-        if trial.job.purpose == "search" and not self._is_default(trial):
+        if trial.spec.purpose == "search" and not self._is_default(trial):
             # After a resume the journal may know later epochs, which are trained again.
             curve = [event for event in self.history.curve(report.key) if event.epoch <= report.epoch]
-            reason = reason or self.stops.judge(trial.job.method, curve)
+            reason = reason or self.stops.judge(trial.spec.method, curve)
         if report.checkpoint is not None:
             self.tell(Checkpoint(report.key, report.epoch, report.checkpoint))
         if report.status == "finished":
@@ -168,7 +168,7 @@ class Sweep:
         return report.status == "finished" or bool(reason)
 
     def _judge(self, trial: Trial, report: Report) -> str:
-        if trial.job.purpose != "search":
+        if trial.spec.purpose != "search":
             return ""
         assert report.rung is not None
         self.search.report(report.key, report.epoch, report.rung.value)
@@ -176,10 +176,10 @@ class Sweep:
 
     def _is_default(self, trial: Trial) -> bool:
         """Whether the trial is a method's defaults, which always train to the end."""
-        return trial.job.trial < len(self.search.space.methods)
+        return trial.spec.trial < len(self.search.space.methods)
 
     def lost(self, key: str) -> None:
-        """A worker died under the job."""
+        """A worker died under the spec."""
         if key in self._running:
             self._end(key, "failed", "its worker died (out of memory, or killed); see the Ray logs")
 
@@ -187,7 +187,7 @@ class Sweep:
         trial = self.history.trials[key]
         self._running.discard(key)
         self.tell(Ended(key, status, reason))
-        if trial.job.purpose == "search":
+        if trial.spec.purpose == "search":
             self.search.tell(key, status, trial.value)
             if trial.checkpoint is not None:
                 # Finalists are retrained from the start, so a search trial's weights are of no more use.
@@ -205,7 +205,7 @@ class _Unsaved:
 class _Searcher(_Unsaved, Searcher):
     """Tune's searcher interface over a sweep."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Controller) -> None:
         super().__init__(metric=None, mode=None)
         self.sweep = sweep
         self.keys: dict[str, str] = {}
@@ -214,11 +214,11 @@ class _Searcher(_Unsaved, Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        job = self.sweep.next_job()
-        if job is None:
+        spec = self.sweep.next_job()
+        if spec is None:
             return Searcher.FINISHED if self.sweep.over else None
-        self.keys[trial_id] = job.key
-        return encode_job(job)
+        self.keys[trial_id] = spec.key
+        return encode_job(spec)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error:
@@ -234,7 +234,7 @@ class _Searcher(_Unsaved, Searcher):
 class _Scheduler(_Unsaved, FIFOScheduler):
     """Tune's scheduler interface over a sweep."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Controller) -> None:
         super().__init__()
         self.sweep = sweep
 
@@ -252,7 +252,7 @@ class _Scheduler(_Unsaved, FIFOScheduler):
             self.sweep.receive(report)
 
 
-def run_sweep(sweep: Sweep, shared: SlotSetup, plan: ResourcePlan) -> None:
+def run_slots(sweep: Controller, shared: SlotSetup, plan: ResourcePlan) -> None:
     """Runs the sweep's jobs in the plan's warm slots until it is over. Returns early on an interrupt; the journal goes on."""
     if sweep.over:
         return

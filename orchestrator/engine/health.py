@@ -13,7 +13,7 @@ still remember their start (at the usual momentum of .1 by half a percent), and 
 """
 
 
-class Stops:
+class HealthLimits:
     """Who ends early because its training is ill.
 
     Args:

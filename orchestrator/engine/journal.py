@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from orchestrator.engine.records import Job, Rung, Status, TestScore, Trial
+from orchestrator.engine.records import Rung, Status, TestScore, Trial, TrialSpec
 from search_spaces.domains import UserError
 
 FORMAT = 2
@@ -47,7 +47,7 @@ class Extended:
 @dataclass(frozen=True)
 class Asked:
     event: ClassVar[str] = "asked"
-    job: Job
+    spec: TrialSpec
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _decode(line: bytes) -> Event:
     body: dict[str, Any] = json.loads(line)
     kind = _EVENTS[body.pop("event")]
     if kind is Asked:
-        return Asked(Job(**body["job"]))
+        return Asked(TrialSpec(**body["spec"]))
     if kind is Scored:
         rung = body["rung"]
         if rung["units"] is not None:
@@ -232,7 +232,7 @@ class History:
                 # More trials reopen the selection; what was tested stays on record until it is tested anew.
                 self.trials_wanted, self.selected, self.chosen, self.tests = event.trials, None, None, []
             case Asked():
-                self.trials[event.job.key] = Trial(event.job)
+                self.trials[event.spec.key] = Trial(event.spec)
             case Trained():
                 trial = self.trials[event.key]
                 trial.epochs, trial.seconds = event.epoch, event.seconds
@@ -254,7 +254,7 @@ class History:
 
     def search(self) -> list[Trial]:
         """The search's trials in the order asked."""
-        return [t for t in self.trials.values() if t.job.purpose == "search"]
+        return [t for t in self.trials.values() if t.spec.purpose == "search"]
 
     def curve(self, key: str) -> list[Trained]:
         """A job's epochs in order; an epoch trained again after a resume counts once, as trained last."""

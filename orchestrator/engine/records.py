@@ -20,7 +20,7 @@ Purpose = Literal["search", "retrain", "refit"]
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialSpec:
     """One training for a slot.
 
     Attributes:
@@ -51,7 +51,7 @@ class Rung:
         value: what the search maximises.
         n: images (or episodes) scored.
         low, high: 95% interval of the score's value.
-        asked: which labels were scored: the ``validation`` part, the whole ``budget`` (cross-validated), ``episodes``, the
+        scored_on: which labels were scored: the ``validation`` part, the whole ``budget`` (cross-validated), ``episodes``, the
             episodes of all ``turns`` of a cross-validation by group, or images ``elsewhere``, of another data set.
         units: what each unit that every method answers contributes, so that two trials pair: bool [m], the validation images
             in order, answered rightly or not; or float32 [m], the episodes' accuracies. None where scores are not means.
@@ -63,7 +63,7 @@ class Rung:
     n: int
     low: float
     high: float
-    asked: Literal["validation", "budget", "episodes", "turns", "elsewhere"]
+    scored_on: Literal["validation", "budget", "episodes", "turns", "elsewhere"]
     units: np.ndarray | None
     seconds: float
 
@@ -139,7 +139,7 @@ class Trial:
     """A job's history as the journal tells it.
 
     Attributes:
-        job: what was asked.
+        spec: what was asked.
         status: running until it ended.
         reason: why it failed or was stopped.
         rungs: its scores, by ascending epoch.
@@ -148,7 +148,7 @@ class Trial:
         checkpoint: the newest one, or None.
     """
 
-    job: Job
+    spec: TrialSpec
     status: Status = "running"
     reason: str = ""
     rungs: list[Rung] = field(default_factory=list)

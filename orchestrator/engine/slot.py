@@ -25,10 +25,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster.plan import ResourcePlan
 from methods.contracts import Method
 from methods.world import World
-from orchestrator.engine.records import Job, Report, SlotSetup
+from orchestrator.engine.records import Report, SlotSetup, TrialSpec
 from orchestrator.engine.trial import TrialRun
 
-JOB, REPORT = "job", "report"
+SPEC, REPORT = "spec", "report"
 
 OURS = ("cluster", "methods", "orchestrator", "search_spaces")
 """Packages that every worker has."""
@@ -45,13 +45,13 @@ def ship_user_code(methods: Iterable[Method], objective: object) -> None:
             ray.cloudpickle.register_pickle_by_value(module)
 
 
-def encode_job(job: Job) -> dict[str, str]:
-    """A job as Tune's trial config."""
-    return {JOB: json.dumps(asdict(job))}
+def encode_job(spec: TrialSpec) -> dict[str, str]:
+    """A spec as Tune's trial config."""
+    return {SPEC: json.dumps(asdict(spec))}
 
 
-def decode_job(config: dict[str, Any]) -> Job:
-    return Job(**json.loads(config[JOB]))
+def decode_job(config: dict[str, Any]) -> TrialSpec:
+    return TrialSpec(**json.loads(config[SPEC]))
 
 
 def decode_report(result: dict[str, Any]) -> Report | None:
@@ -94,7 +94,7 @@ def _device() -> torch.device:
 @dataclass(frozen=True)
 class _Command:
     kind: Literal["begin", "advance", "stop"]
-    job: Job | None = None
+    spec: TrialSpec | None = None
 
 
 class _Mailbox:
@@ -145,8 +145,8 @@ def _work(config: dict[str, Any]) -> None:
         if command.kind == "stop":
             return
         if command.kind == "begin":
-            assert command.job is not None
-            run.begin(command.job)
+            assert command.spec is not None
+            run.begin(command.spec)
             ray.get(mailbox.reply.remote(number, None))
         else:
             report = run.advance()
@@ -193,8 +193,8 @@ class Group:
                 # The slot is of no more use: this exception makes Tune replace it.
                 raise RuntimeError("the worker group of this slot ended") from self._broken
 
-    def begin(self, job: Job) -> None:
-        self._call(_Command("begin", job))
+    def begin(self, spec: TrialSpec) -> None:
+        self._call(_Command("begin", spec))
 
     def advance(self) -> Report:
         spoken = [r for r in self._call(_Command("advance")) if r is not None]

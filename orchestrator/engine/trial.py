@@ -1,4 +1,4 @@
-"""A trial inside a worker: trains one job epoch by epoch, scores it at its rungs and writes its checkpoints. Knows no Ray."""
+"""A trial inside a worker: trains one spec epoch by epoch, scores it at its rungs and writes its checkpoints. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from methods.parts.modes import evaluating, threads
 from methods.protocols.contract import Score, Trained, mean_score
 from methods.training import EpochReport, Training, TrainSettings
 from methods.world import World
-from orchestrator.engine.records import Job, Report, Rung, SlotSetup
+from orchestrator.engine.records import Report, Rung, SlotSetup, TrialSpec
 from orchestrator.folder import file_name
 from search_spaces.domains import UserError, build
 
@@ -34,23 +34,23 @@ THUMBNAIL = 96
 """Pixels to which higher images are reduced in a picture, so that a report stays small."""
 
 
-def settings_of(setup: SlotSetup, job: Job, method: Method) -> TrainSettings:
+def settings_of(setup: SlotSetup, spec: TrialSpec, method: Method) -> TrainSettings:
     return TrainSettings(
         epochs=setup.rungs[-1],
         encoder=setup.encoder_for(method),
-        seed=job.seed,
+        seed=spec.seed,
         epoch_images=setup.epoch_images,
         precision=setup.precision,
     )
 
 
-def training_of(setup: SlotSetup, job: Job, world: World, turn: int = 0) -> Training:
-    """The job's training before its first step. Raises UserError where data, method and settings do not fit."""
-    method = setup.methods[job.method]
-    config = build(method.config, dict(job.values), job.method)
-    split = setup.split if job.purpose == "refit" else setup.split.judged()[turn]
-    data = whole_budget(setup) if job.purpose == "refit" else split.train
-    return Training(method, config, data, settings_of(setup, job, method), world, held_back(split, data))
+def training_of(setup: SlotSetup, spec: TrialSpec, world: World, turn: int = 0) -> Training:
+    """The spec's training before its first step. Raises UserError where data, method and settings do not fit."""
+    method = setup.methods[spec.method]
+    config = build(method.config, dict(spec.values), spec.method)
+    split = setup.split if spec.purpose == "refit" else setup.split.judged()[turn]
+    data = whole_budget(setup) if spec.purpose == "refit" else split.train
+    return Training(method, config, data, settings_of(setup, spec, method), world, held_back(split, data))
 
 
 def held_back(split: Split, data: TrainData) -> IntArray | None:
@@ -88,11 +88,11 @@ def trained(training: Training) -> Trained:
 
 
 class Lockstep:
-    """A job's trainings, an epoch at a time: one for each turn of a cross-validation, in all other cases a single one."""
+    """A spec's trainings, an epoch at a time: one for each turn of a cross-validation, in all other cases a single one."""
 
-    def __init__(self, setup: SlotSetup, job: Job, world: World) -> None:
-        turns = 1 if job.purpose == "refit" else len(setup.split.judged())
-        self.trainings = [training_of(setup, job, world, turn) for turn in range(turns)]
+    def __init__(self, setup: SlotSetup, spec: TrialSpec, world: World) -> None:
+        turns = 1 if spec.purpose == "refit" else len(setup.split.judged())
+        self.trainings = [training_of(setup, spec, world, turn) for turn in range(turns)]
         self.first = self.trainings[0]
 
     def train_epoch(self) -> EpochReport:
@@ -129,7 +129,7 @@ class TrialRun:
     def __init__(self, setup: SlotSetup, world: World) -> None:
         self.setup, self.world = setup, world
         torch.set_num_threads(setup.threads)
-        self._job: Job | None = None
+        self._job: TrialSpec | None = None
         self._training: Lockstep | None = None
         self._seconds = 0.0
         self._failed = ""
@@ -140,9 +140,9 @@ class TrialRun:
         assert self._job is not None
         return Path(self.setup.folder) / "trials" / self._job.key
 
-    def begin(self, job: Job) -> None:
-        """Takes a job, from its checkpoint where it has one."""
-        self._job, self._training, self._seconds, self._failed, self._owed = job, None, 0.0, "", None
+    def begin(self, spec: TrialSpec) -> None:
+        """Takes a spec, from its checkpoint where it has one."""
+        self._job, self._training, self._seconds, self._failed, self._owed = spec, None, 0.0, "", None
         self._guard(self._build)
 
     def _build(self) -> None:
@@ -180,20 +180,20 @@ class TrialRun:
     def _advance(self) -> Report:
         assert self._job is not None
         assert self._training is not None
-        job, training = self._job, self._training
+        spec, training = self._job, self._training
         epoch, self._owed = self._owed or training.train_epoch(), None
         self._seconds += epoch.seconds
         if not epoch.finite:
             raise UserError(f"diverged: the loss was not a number in epoch {epoch.epoch}; a lower lr may help")
         last = epoch.epoch == training.first.settings.epochs
         judged = epoch.epoch in self.setup.rungs and epoch.epoch >= training.first.method.min_epochs
-        refit = job.purpose == "refit"
+        refit = spec.purpose == "refit"
         rung = self._score() if (judged or last) and not refit and self.world.rank == 0 else None
         if last and self.world.rank == 0 and self._shows():
             self._draw()
         checkpoint = self._save(epoch) if (judged or last) and self.world.rank == 0 else None
         return Report(
-            key=job.key,
+            key=spec.key,
             epoch=epoch.epoch,
             stage=epoch.stage,
             parts=dict(epoch.parts),
@@ -210,15 +210,15 @@ class TrialRun:
         assert self._training is not None
         started = time.perf_counter()
         with torch.random.fork_rng():
-            score, asked = validate(self.setup, self._training.trainings)
+            score, scored_on = validate(self.setup, self._training.trainings)
         objective = cast(Callable[[Score], float] | None, self.setup.objective)
         value = float(objective(score)) if objective else score.value
         if value != value:
             raise UserError("the score is not a number; the objective must return a finite number")
         seconds = time.perf_counter() - started
         # An objective of the user's own is no mean over units, so it cannot be paired.
-        units = None if objective else comparable(score, asked, self.setup.split.validation.index)
-        return Rung(self._training.first.epoch, value, score.n, score.low, score.high, asked, units, seconds)
+        units = None if objective else comparable(score, scored_on, self.setup.split.validation.index)
+        return Rung(self._training.first.epoch, value, score.n, score.low, score.high, scored_on, units, seconds)
 
     def _shows(self) -> bool:
         """Pictures are drawn for each method's defaults and for each finalist's first retraining."""
@@ -288,16 +288,16 @@ def comparable(score: Score, asked: str, validation: IntArray) -> np.ndarray | N
     return units[order].astype(np.float32) if score.correct is None else score.correct[order]
 
 
-def examine(setup: SlotSetup, job: Job, path: str, test: LabelledSubset, device: torch.device) -> Score:
+def examine(setup: SlotSetup, spec: TrialSpec, path: str, test: LabelledSubset, device: torch.device) -> Score:
     """The test score of the model in ``path``; a probe on it may use every label of the budget."""
     split, few_shot = setup.split, setup.protocol.name == "few_shot"
     with threads(setup.threads):
-        training = load_training(setup, job, path, device)
-        fit = split.labelled if few_shot or (training.uses_labels and job.purpose != "refit") else split.budget()
+        training = load_training(setup, spec, path, device)
+        fit = split.labelled if few_shot or (training.uses_labels and spec.purpose != "refit") else split.budget()
         return setup.protocol.score(trained(training), fit, test, setup.seed)
 
 
-def load_training(setup: SlotSetup, job: Job, path: str, device: torch.device) -> Training:
-    training = training_of(setup, job, World(device=device))
+def load_training(setup: SlotSetup, spec: TrialSpec, path: str, device: torch.device) -> Training:
+    training = training_of(setup, spec, World(device=device))
     training.load(torch.load(path, map_location=device, weights_only=True)["training"])
     return training

@@ -61,24 +61,24 @@ def finalists(history: History) -> list[Finalist]:
     """The retrained configurations, best first by validation (ties: the faster)."""
     found = []
     for number in history.selected or []:
-        jobs = [t for t in history.trials.values() if t.job.trial == number and t.status == "finished"]
-        origin = next(t for t in jobs if t.job.purpose == "search")
-        retrained = tuple(t for t in jobs if t.job.purpose == "retrain")
-        refits = tuple(t for t in jobs if t.job.purpose == "refit")
-        keys = {t.job.key for t in refits or retrained}
+        jobs = [t for t in history.trials.values() if t.spec.trial == number and t.status == "finished"]
+        origin = next(t for t in jobs if t.spec.purpose == "search")
+        retrained = tuple(t for t in jobs if t.spec.purpose == "retrain")
+        refits = tuple(t for t in jobs if t.spec.purpose == "refit")
+        keys = {t.spec.key for t in refits or retrained}
         found.append(Finalist(origin, retrained, refits, tuple(s for s in history.tests if s.key in keys)))
-    return sorted(found, key=lambda f: (-f.val, f.trial.seconds, f.trial.job.trial))
+    return sorted(found, key=lambda f: (-f.val, f.trial.seconds, f.trial.spec.trial))
 
 
 def ranked(history: History) -> list[Trial]:
     """The search's trials, best first: finalists by validation, then finished ones, then by how far they came."""
-    order = {f.trial.job.key: place for place, f in enumerate(finalists(history))}
+    order = {f.trial.spec.key: place for place, f in enumerate(finalists(history))}
     group = {"finished": 0, "running": 1, "pruned": 1, "failed": 2}
 
     def place(trial: Trial) -> tuple[float, ...]:
         last = trial.rungs[-1].epoch if trial.rungs else 0
         value = trial.value if trial.value is not None else -math.inf
-        return (order.get(trial.job.key, len(order)), group[trial.status], -last, -value, trial.job.trial)
+        return (order.get(trial.spec.key, len(order)), group[trial.status], -last, -value, trial.spec.trial)
 
     return sorted(history.search(), key=place)
 
@@ -89,14 +89,14 @@ def leaderboard(history: History, knobs: Sequence[str]) -> pd.DataFrame:
     Args:
         knobs: ``method.knob`` of every knob of the study's methods, in order.
     """
-    tests = {f.trial.job.key: f.test_values() for f in finalists(history)}
+    tests = {f.trial.spec.key: f.test_values() for f in finalists(history)}
     rows = []
     for rank, trial in enumerate(ranked(history), start=1):
-        scores = tests.get(trial.job.key, [])
+        scores = tests.get(trial.spec.key, [])
         row: dict[str, object] = {
             "rank": rank,
-            "trial": trial.job.trial,
-            "method": trial.job.method,
+            "trial": trial.spec.trial,
+            "method": trial.spec.method,
             "status": trial.status,
             "reason": trial.reason,
             "epochs": trial.epochs,
@@ -106,7 +106,7 @@ def leaderboard(history: History, knobs: Sequence[str]) -> pd.DataFrame:
             "test_sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
             "test_n": len(scores) if scores else None,
         }
-        row.update({f"{trial.job.method}.{name}": value for name, value in trial.job.values.items()})
+        row.update({f"{trial.spec.method}.{name}": value for name, value in trial.spec.values.items()})
         rows.append(row)
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *knobs])
     frame["test_n"] = frame["test_n"].astype("Int64")
@@ -140,11 +140,11 @@ def _paired(a: Sequence[Rung], b: Sequence[Rung]) -> Interval:
     mean_a, mean_b = (np.mean([r.units.astype(np.float64) for r in rungs if r.units is not None], axis=0) for rungs in (a, b))
     yes_or_no = len(a) == 1 and a[0].units is not None and a[0].units.dtype == bool
     found = difference_of(mean_a - mean_b, yes_or_no)
-    images = "images of another data set" if a[0].asked == "elsewhere" else "validation images"
-    what = "episodes" if a[0].asked in ("episodes", "turns") else images
+    images = "images of another data set" if a[0].scored_on == "elsewhere" else "validation images"
+    what = "episodes" if a[0].scored_on in ("episodes", "turns") else images
     # A frozen encoder's probe is cross-validated on the whole budget, so it has learnt from more labels than a method that
     # was trained on one part: whoever reads the difference must know.
-    unequal = ", though the frozen encoder's probe had more labels" if a[0].asked != b[0].asked else ""
+    unequal = ", though the frozen encoder's probe had more labels" if a[0].scored_on != b[0].scored_on else ""
     return Interval(found.mean, found.low, found.high, found.n, f"{what}, paired{unequal}")
 
 
@@ -181,17 +181,17 @@ def verdict(history: History, split: Split) -> Verdict:
     if not board:
         return Verdict(("No trial finished, so there is no winner; the reasons stand in the leaderboard.",))
     best = board[0]
-    job = best.trial.job
+    spec = best.trial.spec
     turns = f", each the mean over {len(split.turns)} groups left out in turn" if split.turns else ""
     said = [
-        f"Winner: {job.method} (trial {job.trial}), chosen by validation: {best.val:.1%} over {len(best.retrained)} seed(s)"
+        f"Winner: {spec.method} (trial {spec.trial}), chosen by validation: {best.val:.1%} over {len(best.retrained)} seed(s)"
         f"{turns}."
     ]
     tests = best.test_values()
     if tests:
         spread = f", sd {np.std(tests, ddof=1):.1%}" if len(tests) > 1 else ""
         first = best.tests[0]
-        asked = "episodes" if best.trial.rungs and best.trial.rungs[-1].asked in ("episodes", "turns") else "images"
+        asked = "episodes" if best.trial.rungs and best.trial.rungs[-1].scored_on in ("episodes", "turns") else "images"
         taken = "held out from your data" if split.holdout else "your test set"
         said.append(
             f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} seed(s), {first.n} {asked} ({taken}); "
@@ -203,7 +203,7 @@ def verdict(history: History, split: Split) -> Verdict:
         )
     if len(board) > 1:
         gap = compare(best, board[1])
-        other = board[1].trial.job
+        other = board[1].trial.spec
         name = f"{other.method} (trial {other.trial})"
         if gap.low > 0:
             said.append(f"It is ahead of the runner-up, {name}: {_told(gap)}.")
@@ -238,8 +238,8 @@ def _told(gap: Interval) -> str:
 
 def _against_defaults(history: History, best: Finalist) -> str:
     """The winner against its own method's defaults, which are that method's first trial."""
-    default = next(t for t in history.search() if t.job.method == best.trial.job.method)
-    if default.job.trial == best.trial.job.trial:
+    default = next(t for t in history.search() if t.spec.method == best.trial.spec.method)
+    if default.spec.trial == best.trial.spec.trial:
         return "The winner is its method's default configuration: the search found none better."
     gap = paired(best.trial.rungs[-1], default.rungs[-1]) if default.status == "finished" else None
     if gap is None:

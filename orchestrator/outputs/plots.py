@@ -60,7 +60,7 @@ def methods_figure(history: History, board: list[Finalist], methods: list[str]) 
     by_method: dict[str, list[Trial]] = defaultdict(list)
     for trial in history.search():
         if trial.value is not None:
-            by_method[trial.job.method].append(trial)
+            by_method[trial.spec.method].append(trial)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -69,7 +69,7 @@ def methods_figure(history: History, board: list[Finalist], methods: list[str]) 
                 full = "full" if trial.status == "finished" else "none"
                 axes.plot([_value(trial)], [row], "o", color=paint[name], fillstyle=full, alpha=0.8, markersize=6)
         for finalist in board:
-            row = methods.index(finalist.trial.job.method)
+            row = methods.index(finalist.trial.spec.method)
             for score in finalist.tests:
                 axes.plot(score.value, row + 0.25, marker="D", color="black", markersize=4, linestyle="none")
         axes.set_yticks(range(len(methods)), methods)
@@ -87,8 +87,8 @@ def curves_figure(history: History, methods: list[str]) -> str:
     def draw(figure: Figure) -> None:
         by_epoch, by_seconds, loss = figure.subplots(1, 3)
         for trial in history.search():
-            colour = paint[trial.job.method]
-            events = history.curve(trial.job.key)
+            colour = paint[trial.spec.method]
+            events = history.curve(trial.spec.key)
             seconds = {event.epoch: event.seconds for event in events}
             epochs = [rung.epoch for rung in trial.rungs]
             values = [rung.value for rung in trial.rungs]
@@ -110,14 +110,14 @@ def curves_figure(history: History, methods: list[str]) -> str:
 
 def told_signals(history: History) -> list[str]:
     """The health signals that any trial of the search told."""
-    told = {name for trial in history.search() for event in history.curve(trial.job.key) for name in event.parts}
+    told = {name for trial in history.search() for event in history.curve(trial.spec.key) for name in event.parts}
     return [name for name in SIGNALS if name in told]
 
 
 def health_figure(history: History, methods: list[str], limits: Mapping[str, Limit]) -> str | None:
     """Every health signal against epochs, a line a trial of the search, limits dashed; None where no trial told any."""
     paint = colours(methods)
-    curves = {trial.job.key: history.curve(trial.job.key) for trial in history.search()}
+    curves = {trial.spec.key: history.curve(trial.spec.key) for trial in history.search()}
     shown = told_signals(history)
     if not shown:
         return None
@@ -131,10 +131,10 @@ def health_figure(history: History, methods: list[str], limits: Mapping[str, Lim
         used = set()
         for axes, name in zip(grid.flat, shown, strict=False):
             for trial in history.search():
-                points = [(e.epoch, e.parts[name]) for e in curves[trial.job.key] if name in e.parts]
+                points = [(e.epoch, e.parts[name]) for e in curves[trial.spec.key] if name in e.parts]
                 if points:
-                    axes.plot(*zip(*points, strict=True), ".-", color=paint[trial.job.method], alpha=0.7, linewidth=1)
-                    used.add(trial.job.method)
+                    axes.plot(*zip(*points, strict=True), ".-", color=paint[trial.spec.method], alpha=0.7, linewidth=1)
+                    used.add(trial.spec.method)
             limit = limits.get(name)
             for bound in (limit.below, limit.above) if limit is not None else ():
                 if bound is not None:
@@ -151,8 +151,8 @@ def health_figure(history: History, methods: list[str], limits: Mapping[str, Lim
 
 def knob_figure(history: History, method: str, declared: Mapping[str, Knob]) -> str | None:
     """How a method's score goes with each of its knobs, at the trials' last rung; None with fewer than 3 scored trials."""
-    trials = [t for t in history.search() if t.job.method == method and t.value is not None]
-    varied = [k for k in declared if len({t.job.values[k] for t in trials if k in t.job.values}) > 1]
+    trials = [t for t in history.search() if t.spec.method == method and t.value is not None]
+    varied = [k for k in declared if len({t.spec.values[k] for t in trials if k in t.spec.values}) > 1]
     if len(trials) < 3 or not varied:
         return None
     columns = min(len(varied), 4)
@@ -163,7 +163,7 @@ def knob_figure(history: History, method: str, declared: Mapping[str, Knob]) -> 
         for axes in grid.flat[len(varied) :]:
             axes.set_visible(False)
         for axes, name in zip(grid.flat, varied, strict=False):
-            _scatter(axes, declared[name], [t for t in trials if name in t.job.values])
+            _scatter(axes, declared[name], [t for t in trials if name in t.spec.values])
         for axes in grid[:, 0]:
             axes.set_ylabel("validation")
 
@@ -173,11 +173,11 @@ def knob_figure(history: History, method: str, declared: Mapping[str, Knob]) -> 
 def _scatter(axes: Axes, item: Knob, trials: list[Trial], colour: Colour = _COLOURS[0]) -> None:
     categorical = isinstance(item.search or item.legal, Choice)
     for trial in trials:
-        x = trial.job.values[item.name]
+        x = trial.spec.values[item.name]
         full = "full" if trial.status == "finished" else "none"
         axes.plot([str(x) if categorical else x], [_value(trial)], "o", color=colour, fillstyle=full, markersize=5)
     if not categorical:
-        _three_ticks(axes, [float(t.job.values[item.name]) for t in trials], (item.search or item.legal).scale == "log")
+        _three_ticks(axes, [float(t.spec.values[item.name]) for t in trials], (item.search or item.legal).scale == "log")
     axes.set_xlabel(item.name)
     _tidy(axes)
 
@@ -198,14 +198,14 @@ def central_figure(history: History, knobs: Mapping[str, Mapping[str, Knob]]) ->
     paint = colours(methods)
     points: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
     for method in methods:
-        trials = [t for t in history.search() if t.job.method == method and t.value is not None]
+        trials = [t for t in history.search() if t.spec.method == method and t.value is not None]
         if len(trials) < 2:
             continue
         mean = float(np.mean([t.value for t in trials if t.value is not None]))
         for trial in trials:
             for name in CENTRAL:
-                if name in trial.job.values and trial.value is not None:
-                    points[name].append((method, float(trial.job.values[name]), trial.value - mean))
+                if name in trial.spec.values and trial.value is not None:
+                    points[name].append((method, float(trial.spec.values[name]), trial.value - mean))
     shown = [name for name in CENTRAL if len({x for _, x, _ in points[name]}) > 1]
     if not shown:
         return None

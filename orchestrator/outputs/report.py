@@ -108,7 +108,7 @@ def _finalist(finalist: Finalist, board: list[Finalist]) -> FinalistRow:
 
 
 def _values(trial: Trial) -> str:
-    shown = (f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.job.values.items())
+    shown = (f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.spec.values.items())
     return ", ".join(shown)
 
 
@@ -117,11 +117,11 @@ def pictures(folder: RunFolder, history: History) -> list[Picture]:
     shown: list[Picture] = []
     seen: set[str] = set()
     for trial in ranked(history):
-        files = sorted((folder.trials / trial.job.key).glob("*.png"))
-        if trial.job.method in seen or not files:
+        files = sorted((folder.trials / trial.spec.key).glob("*.png"))
+        if trial.spec.method in seen or not files:
             continue
-        seen.add(trial.job.method)
-        shown.extend(Picture(f"{trial.job.method}: {file.stem}", _uri(file)) for file in files)
+        seen.add(trial.spec.method)
+        shown.extend(Picture(f"{trial.spec.method}: {file.stem}", _uri(file)) for file in files)
     return shown
 
 

@@ -54,7 +54,7 @@ class TensorBoardSink:
     def __call__(self, event: Event, history: History) -> None:
         match event:
             case Asked():
-                self._start(history.trials[event.job.key])
+                self._start(history.trials[event.spec.key])
             case Trained():
                 writer = self._writer(event.key)
                 for name, value in event.parts.items():
@@ -80,16 +80,16 @@ class TensorBoardSink:
         self._writers.pop(key).close()
 
     def _start(self, trial: Trial) -> None:
-        job = trial.job
-        values = {"method": job.method, **{f"{job.method}.{k}": v for k, v in job.values.items()}}
-        self._writer(job.key).add_summary(hparams_pb(values, trial_id=job.key, start_time_secs=time.time()))
+        spec = trial.spec
+        values = {"method": spec.method, **{f"{spec.method}.{k}": v for k, v in spec.values.items()}}
+        self._writer(spec.key).add_summary(hparams_pb(values, trial_id=spec.key, start_time_secs=time.time()))
 
     def _end(self, trial: Trial) -> None:
-        writer = self._writer(trial.job.key)
-        _add_pictures(writer, "pictures", trial, self.folder.trials / trial.job.key)
+        writer = self._writer(trial.spec.key)
+        _add_pictures(writer, "pictures", trial, self.folder.trials / trial.spec.key)
         status = api_pb2.STATUS_FAILURE if trial.status == "failed" else api_pb2.STATUS_SUCCESS
         writer.add_summary(_session_end(status))
-        self._close(trial.job.key)
+        self._close(trial.spec.key)
 
     def close(self) -> None:
         for key in list(self._writers):
@@ -98,14 +98,14 @@ class TensorBoardSink:
 
 def show_pictures(folder: RunFolder, trial: Trial, kind: str, place: Path) -> None:
     """Adds the PNG files in ``place`` to what TensorBoard shows of an ended trial, under ``kind/METHOD/``."""
-    writer = FileWriter(str(folder.tensorboard / trial.job.key))
+    writer = FileWriter(str(folder.tensorboard / trial.spec.key))
     _add_pictures(writer, kind, trial, place)
     writer.close()
 
 
 def _add_pictures(writer: FileWriter, kind: str, trial: Trial, place: Path) -> None:
     for picture in sorted(place.glob("*.png")):
-        writer.add_summary(_picture(f"{kind}/{trial.job.method}/{picture.stem}", picture.read_bytes()), trial.epochs)
+        writer.add_summary(_picture(f"{kind}/{trial.spec.method}/{picture.stem}", picture.read_bytes()), trial.epochs)
 
 
 def _experiment(study: Study) -> Summary:

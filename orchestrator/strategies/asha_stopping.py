@@ -13,7 +13,7 @@ from collections import defaultdict
 import numpy as np
 
 
-class Rungs:
+class AshaStopping:
     """Who goes on at which epoch.
 
     Args:

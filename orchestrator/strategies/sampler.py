@@ -124,21 +124,21 @@ class Search:
     def replay(self, trials: Iterable[Trial]) -> None:
         """Learns what a journal tells of ended trials of this study."""
         for trial in trials:
-            suggestion = Suggestion(trial.job.method, trial.job.values)
+            suggestion = Suggestion(trial.spec.method, trial.spec.values)
             self._study.add_trial(self.frozen(trial))
             self._seen.add(_identity(suggestion))
             self._tried[suggestion.method] += 1
 
     def seed_from(self, trials: Iterable[Trial]) -> int:
         """Learns from another study's ended trials on methods that both search; returns how many."""
-        useful = [t for t in trials if t.job.method in self.space.configs and t.status in ("finished", "pruned") and t.rungs]
+        useful = [t for t in trials if t.spec.method in self.space.configs and t.status in ("finished", "pruned") and t.rungs]
         for trial in useful:
             self._study.add_trial(self.frozen(trial))
         return len(useful)
 
     def frozen(self, trial: Trial) -> FrozenTrial:
         """An ended trial as Optuna stores it."""
-        parameters, distributions = self.space.parameters(Suggestion(trial.job.method, trial.job.values))
+        parameters, distributions = self.space.parameters(Suggestion(trial.spec.method, trial.spec.values))
         state = _STATES[trial.status]
         return create_trial(
             state=state,
@@ -146,7 +146,7 @@ class Search:
             params=parameters,
             distributions=distributions,
             intermediate_values={rung.epoch: rung.value for rung in trial.rungs},
-            user_attrs={"key": trial.job.key, "reason": trial.reason, "seconds": trial.seconds},
+            user_attrs={"key": trial.spec.key, "reason": trial.reason, "seconds": trial.seconds},
         )
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from methods.batch import seed_of
-from orchestrator.engine.controller import Sweep
+from orchestrator.engine.controller import Controller
 from orchestrator.engine.journal import FORMAT, Event, History, Journal, Started
-from orchestrator.engine.records import Job, Report, Rung
-from orchestrator.strategies.asha_stopping import Rungs
+from orchestrator.engine.records import Report, Rung, TrialSpec
+from orchestrator.strategies.asha_stopping import AshaStopping
 from orchestrator.strategies.sampler import Search
 from orchestrator.study import Selection
 from search_spaces.domains import Choice, Float, Int, When, knob
@@ -59,19 +59,19 @@ class PretendSlot:
 
     def __init__(self, folder: Path, rungs: tuple[int, ...], failing: float, study: int) -> None:
         self.folder, self.rungs, self.failing, self.study = folder, rungs, failing, study
-        self.job: Job | None = None
+        self.spec: TrialSpec | None = None
 
-    def begin(self, job: Job) -> None:
-        self.job = job
+    def begin(self, job: TrialSpec) -> None:
+        self.spec = job
         self.epoch = int(Path(job.checkpoint).read_text()) if job.checkpoint else 0
         self.owed = job.checkpoint is not None
 
     def draw(self, *parts: object) -> float:
-        assert self.job is not None
-        return seed_of(self.study, self.job.method, sorted(self.job.values.items()), *parts) / 2**63
+        assert self.spec is not None
+        return seed_of(self.study, self.spec.method, sorted(self.spec.values.items()), *parts) / 2**63
 
     def advance(self) -> Report:
-        job = self.job
+        job = self.spec
         assert job is not None
         assert self.owed or self.epoch < self.rungs[-1], "nothing left to train"
         self.epoch, self.owed = self.epoch + (not self.owed), False
@@ -110,15 +110,15 @@ class Pretence:
     def journal(self) -> Path:
         return self.folder / "journal.jsonl"
 
-    def sweep(self, journal: Journal) -> Sweep:
+    def sweep(self, journal: Journal) -> Controller:
         history = History.read(self.journal)
         if history.started is None:
             started = Started(FORMAT, self.trials, {"labelwise": "0"})
             journal.write(started)
             history.add(started)
-        return Sweep(
+        return Controller(
             search=Search(Space({"one": One, "two": Two}), self.seed, self.startup),
-            rungs=Rungs(self.epochs, self.reduction),
+            rungs=AshaStopping(self.epochs, self.reduction),
             selection=self.selection,
             refits=self.refits,
             journal=journal,
@@ -139,8 +139,8 @@ class Pretence:
                     busy.append(idle.pop())
                     busy[-1].begin(job)
                 slot = busy[order(len(busy)) % len(busy)]
-                assert slot.job is not None
-                if slot.job.key == lose:
+                assert slot.spec is not None
+                if slot.spec.key == lose:
                     sweep.lost(lose)
                     ended = True
                 else:

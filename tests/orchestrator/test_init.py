@@ -18,7 +18,7 @@ from methods.parts.joined import JoinedEncoder
 from methods.parts.pair import PairEncoder
 from methods.training import Training, TrainSettings
 from methods.world import World
-from orchestrator.engine.records import Job
+from orchestrator.engine.records import TrialSpec
 from orchestrator.engine.trial import training_of
 from orchestrator.folder import RunFolder
 from orchestrator.run import run, slot_setup
@@ -63,7 +63,7 @@ def start(name: str, run: RunFolder, data: Split, **values: object) -> Training:
     study = Study(data="digits", methods=[name], init=str(run.path), epochs=1, epoch_images=48, reduction=1)
     plan = ResourcePlan(1, 1.0, 0.0, 1, 1, 1.0, 0.0, 1)
     setup = slot_setup(study, data, RunFolder(run.path.parent / "next"), plan)
-    return training_of(setup, Job("0", 0, name, {"batch_size": 16, **values}, 5), World())
+    return training_of(setup, TrialSpec("0", 0, name, {"batch_size": 16, **values}, 5), World())
 
 
 @pytest.mark.parametrize("name", SEMI)

@@ -33,7 +33,7 @@ from methods.protocols.contract import mean_interval
 from methods.world import World
 from orchestrator import Result, Study, resume, run
 from orchestrator import cli as cli_module
-from orchestrator.engine.controller import Sweep
+from orchestrator.engine.controller import Controller
 from orchestrator.engine.journal import History
 from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.trial import TrialRun
@@ -62,7 +62,7 @@ STUDY: dict[str, Any] = {
 }
 
 
-def in_this_process(sweep: Sweep, shared: SlotSetup, plan: object) -> None:
+def in_this_process(sweep: Controller, shared: SlotSetup, plan: object) -> None:
     slot = TrialRun(shared, World())
     while (job := sweep.next_job()) is not None:
         slot.begin(job)
@@ -75,7 +75,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     for module in ("run", "dry", "train"):
         __import__(f"orchestrator.{module}")
         patch.setattr(sys.modules[f"orchestrator.{module}"], "connect", lambda address: connection)
-    patch.setattr(sys.modules["orchestrator.run"], "run_sweep", in_this_process)
+    patch.setattr(sys.modules["orchestrator.run"], "run_slots", in_this_process)
     patch.setattr(
         sys.modules["orchestrator.prepare"],
         "load",
@@ -110,14 +110,14 @@ def write(data: ImageSet, position: int, path: Path) -> None:
 
 def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result) -> None:
     history = History.read(finished.folder / "journal.jsonl")
-    assert sorted(t.job.key for t in history.trials.values() if t.job.purpose != "search") == [
+    assert sorted(t.spec.key for t in history.trials.values() if t.spec.purpose != "search") == [
         f"{history.selected[0]:04d}-{purpose}-{seed}"  # type: ignore[index]
         for purpose in ("refit", "retrain")
         for seed in range(2)
     ]
     for trial in history.trials.values():
-        asked = [(r.asked, r.n) for r in trial.rungs]
-        assert asked == ([] if trial.job.purpose == "refit" else [("turns", 30)])
+        asked = [(r.scored_on, r.n) for r in trial.rungs]
+        assert asked == ([] if trial.spec.purpose == "refit" else [("turns", 30)])
     assert history.tests == []
     best = finished.best
     assert best is not None
@@ -126,7 +126,7 @@ def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result)
     assert scores["test"] == []
     assert scores["trained_on_validation_labels"]
     assert best.test.n == 0
-    refits = [t.checkpoint for t in history.trials.values() if t.job.purpose == "refit"]
+    refits = [t.checkpoint for t in history.trials.values() if t.spec.purpose == "refit"]
     weights = [torch.load(str(path), weights_only=True)["training"]["learner"] for path in refits]
     exported = best.load_encoder().state_dict()
     for k in range(2):
@@ -317,10 +317,10 @@ def test_methods_without_labels_answer_the_same_episodes(tmp_path: Path, monkeyp
     given = {**STUDY, "data": alphabets(tmp_path / "d", 3, 4, 4), "few_shot": task, "methods": ["simclr", "prototypical"]}
     result = run(Study(**{**given, "search": {"*.batch_size": 16}}), tmp_path / "out")
     trials = [t for t in History.read(result.folder / "journal.jsonl").search() if t.status == "finished"]
-    assert {t.job.method for t in trials} == {"simclr", "prototypical"}
+    assert {t.spec.method for t in trials} == {"simclr", "prototypical"}
     for trial in trials:
         (rung,) = trial.rungs
-        assert (rung.asked, rung.n) == ("turns", 24)
+        assert (rung.scored_on, rung.n) == ("turns", 24)
         assert rung.units is not None
         assert 0 < rung.value < 1
     assert paired(trials[0].rungs[0], trials[1].rungs[0]) is not None

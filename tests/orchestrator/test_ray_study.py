@@ -120,7 +120,7 @@ def test_optuna_reads_the_storage(finished: tuple[Study, Result]) -> None:
     stored = optuna.load_study(study_name="whole", storage=f"sqlite:///{result.folder / 'optuna.db'}")
     assert len(stored.trials) == study.trials
     assert all(t.state.is_finished() for t in stored.trials)
-    values = {t.job.trial: t.value for t in histories(result).search() if t.status == "finished"}
+    values = {t.spec.trial: t.value for t in histories(result).search() if t.status == "finished"}
     complete = [t for t in stored.trials if t.state == optuna.trial.TrialState.COMPLETE]
     assert {int(t.user_attrs["key"]): t.value for t in complete} == values
 
@@ -133,7 +133,7 @@ def test_tensorboard_reads_one_experiment_with_every_knob(finished: tuple[Study,
     named = {info.name for info in experiment.hparam_infos}
     assert named == {"method"} | {f"{m}.{k}" for m, knobs in study.space().knobs.items() for k in knobs}
     for trial in histories(result).search():
-        events = EventAccumulator(str(result.folder / "tensorboard" / trial.job.key)).Reload()
+        events = EventAccumulator(str(result.folder / "tensorboard" / trial.spec.key)).Reload()
         losses = [e.value for e in events.Scalars("train/loss")]
         assert len(losses) == trial.epochs
         assert [e.value for e in events.Scalars("val/score")] == pytest.approx([r.value for r in trial.rungs], abs=1e-6)
@@ -144,7 +144,14 @@ def outcome(result: Result) -> list[tuple[object, ...]]:
     """Everything of a study that must repeat: configurations, scores per rung, ends, test scores."""
     history = histories(result)
     trials = [
-        (t.job.key, t.job.method, tuple(t.job.values.items()), t.job.seed, t.status, tuple((r.epoch, r.value) for r in t.rungs))
+        (
+            t.spec.key,
+            t.spec.method,
+            tuple(t.spec.values.items()),
+            t.spec.seed,
+            t.status,
+            tuple((r.epoch, r.value) for r in t.rungs),
+        )
         for t in history.trials.values()
     ]
     return [*trials, *((s.key, s.value) for s in history.tests)]
@@ -158,11 +165,11 @@ def test_the_same_study_twice_gives_the_same_trials_and_scores(finished: tuple[S
 def test_more_trials_continue_the_search(tmp_path: Path) -> None:
     study = Study(**SMALL, methods=["supervised"], trials=2, epochs=1)
     result = run(study, tmp_path / "more")
-    before = [t.job.values for t in histories(result).search()]
+    before = [t.spec.values for t in histories(result).search()]
     result = resume(result.folder, trials=4)
     history = histories(result)
-    assert [t.job.values for t in history.search()][:2] == before
-    assert len({tuple(t.job.values.items()) for t in history.search()}) == 4
+    assert [t.spec.values for t in history.search()][:2] == before
+    assert len({tuple(t.spec.values.items()) for t in history.search()}) == 4
     assert all(t.status != "running" for t in history.trials.values())
     assert len(result.leaderboard()) == 4
 
@@ -272,7 +279,7 @@ def test_a_killed_driver_resumes_to_exactly_the_requested_trials(tmp_path: Path)
     history = histories(result)
     search = history.search()
     assert len(search) == 7
-    assert len({(t.job.method, tuple(t.job.values.items())) for t in search}) == 7
+    assert len({(t.spec.method, tuple(t.spec.values.items())) for t in search}) == 7
     assert not any(t.status == "running" for t in history.trials.values())
     assert result.best is not None
     assert len(result.leaderboard()) == 7

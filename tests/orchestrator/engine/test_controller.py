@@ -18,10 +18,10 @@ def course(history: History) -> list[tuple[Any, ...]]:
     """Everything that a study decided, without what it measured of itself."""
     return [
         (
-            *(t.job.key, t.job.trial, t.job.method, sorted(t.job.values.items()), t.job.seed, t.job.purpose),
+            *(t.spec.key, t.spec.trial, t.spec.method, sorted(t.spec.values.items()), t.spec.seed, t.spec.purpose),
             *(t.status, t.reason, t.epochs, t.seconds),
             [(r.epoch, r.value, None if r.units is None else r.units.tolist()) for r in t.rungs],
-            [e.epoch for e in history.curve(t.job.key)],
+            [e.epoch for e in history.curve(t.spec.key)],
         )
         for t in history.trials.values()
     ] + [(history.selected,)]
@@ -29,27 +29,27 @@ def course(history: History) -> list[tuple[Any, ...]]:
 
 def check(history: History, trials: int, selection: Selection, refits: frozenset[str]) -> None:
     searched = history.search()
-    assert [t.job.trial for t in searched] == list(range(trials))
+    assert [t.spec.trial for t in searched] == list(range(trials))
     assert all(t.status != "running" for t in history.trials.values())
-    configurations = [(t.job.method, tuple(sorted(t.job.values.items()))) for t in searched]
+    configurations = [(t.spec.method, tuple(sorted(t.spec.values.items()))) for t in searched]
     assert len(set(configurations)) == trials
     assert history.selected is not None
     finished = sorted((t for t in searched if t.status == "finished"), key=lambda t: -(t.value or 0))
-    assert history.selected == [t.job.trial for t in finished[: selection.top]]
+    assert history.selected == [t.spec.trial for t in finished[: selection.top]]
     expected = []
     for purpose in ("retrain", "refit"):
         for number in history.selected:
-            if purpose == "retrain" or searched[number].job.method in refits:
+            if purpose == "retrain" or searched[number].spec.method in refits:
                 seeds = selection.seeds if purpose == "retrain" else selection.refit_seeds or selection.seeds
                 expected += [f"{number:04d}-{purpose}-{i}" for i in range(seeds)]
-    assert sorted(t.job.key for t in history.trials.values() if t.job.purpose != "search") == sorted(expected)
+    assert sorted(t.spec.key for t in history.trials.values() if t.spec.purpose != "search") == sorted(expected)
 
 
 def test_the_whole_budget_may_be_trained_on_with_more_seeds(pretence: Callable[..., Any]) -> None:
     study = pretence(trials=4, selection=Selection(top=1, seeds=1, refit_seeds=4), refits=frozenset({"one", "two"}))
     history = study.play()
     check(history, 4, study.selection, study.refits)
-    assert len([t for t in history.trials.values() if t.job.purpose == "refit"]) == 4
+    assert len([t for t in history.trials.values() if t.spec.purpose == "refit"]) == 4
 
 
 def test_a_study_takes_its_course(pretence: Callable[..., Any]) -> None:
@@ -57,7 +57,7 @@ def test_a_study_takes_its_course(pretence: Callable[..., Any]) -> None:
     history = study.play()
     check(history, 12, study.selection, study.refits)
     searched = history.search()
-    assert [t.job.method for t in searched[:2]] == ["one", "two"]
+    assert [t.spec.method for t in searched[:2]] == ["one", "two"]
     assert {t.status for t in searched} == {"finished", "pruned", "failed"}
     for trial in history.trials.values():
         if trial.status == "failed":
@@ -65,20 +65,20 @@ def test_a_study_takes_its_course(pretence: Callable[..., Any]) -> None:
             continue
         assert trial.epochs == (3 if trial.status == "finished" else 1)
         assert [r.epoch for r in trial.rungs] == {"finished": [1, 3], "pruned": [1]}[trial.status] * (
-            trial.job.purpose != "refit"
+            trial.spec.purpose != "refit"
         )
         if trial.status == "pruned":
-            assert trial.job.purpose == "search"
-            assert trial.job.trial >= 2, "defaults train to the end"
+            assert trial.spec.purpose == "search"
+            assert trial.spec.trial >= 2, "defaults train to the end"
             assert trial.reason.startswith("below the best 1/2 of ")
-    retrained = [t for t in history.trials.values() if t.job.purpose == "retrain"]
-    assert {t.job.method for t in retrained} == {"one", "two"}
-    seeds = {t.job.key[-1]: t.job.seed for t in retrained}
-    assert all(t.job.seed == seeds[t.job.key[-1]] for t in history.trials.values() if t.job.purpose != "search")
-    assert len({*seeds.values(), *(t.job.seed for t in searched)}) == len(seeds) + 12
+    retrained = [t for t in history.trials.values() if t.spec.purpose == "retrain"]
+    assert {t.spec.method for t in retrained} == {"one", "two"}
+    seeds = {t.spec.key[-1]: t.spec.seed for t in retrained}
+    assert all(t.spec.seed == seeds[t.spec.key[-1]] for t in history.trials.values() if t.spec.purpose != "search")
+    assert len({*seeds.values(), *(t.spec.seed for t in searched)}) == len(seeds) + 12
     for trial in history.trials.values():
-        if trial.job.purpose != "search":
-            assert dict(trial.job.values) == dict(searched[trial.job.trial].job.values)
+        if trial.spec.purpose != "search":
+            assert dict(trial.spec.values) == dict(searched[trial.spec.trial].spec.values)
 
 
 def test_who_is_stopped_against_a_plain_loop(pretence: Callable[..., Any]) -> None:
@@ -89,8 +89,8 @@ def test_who_is_stopped_against_a_plain_loop(pretence: Callable[..., Any]) -> No
         for trial in pretence(trials=5, seed=seed, failing=0.0).play().search():
             scores.append(trial.rungs[0].value)
             below = scores[-1] < statistics.median(scores)
-            assert trial.status == ("pruned" if below and trial.job.trial >= 2 else "finished"), trial.job.key
-            stopped |= {trial.job.trial} if trial.status == "pruned" else set()
+            assert trial.status == ("pruned" if below and trial.spec.trial >= 2 else "finished"), trial.spec.key
+            stopped |= {trial.spec.trial} if trial.status == "pruned" else set()
     assert stopped == {2, 3, 4}, "the seeds show each number stopped at least once"
 
 
@@ -98,7 +98,7 @@ def test_search_checkpoints_go_and_finalists_stay(pretence: Callable[..., Any]) 
     study = pretence()
     history = study.play()
     left = {path.stem for path in study.folder.glob("*.pt")}
-    assert left == {t.job.key for t in history.trials.values() if t.job.purpose != "search" and t.status == "finished"}
+    assert left == {t.spec.key for t in history.trials.values() if t.spec.purpose != "search" and t.status == "finished"}
 
 
 def test_the_journal_says_what_the_sweep_knows(pretence: Callable[..., Any]) -> None:
@@ -124,7 +124,7 @@ def test_a_lost_worker_fails_its_trial_alone(pretence: Callable[..., Any]) -> No
     history = study.play(lose="0001")
     lost = history.trials["0001"]
     assert (lost.status, "worker died" in lost.reason) == ("failed", True)
-    assert [t.job.key for t in history.search() if t.status == "failed"] == ["0001"]
+    assert [t.spec.key for t in history.search() if t.status == "failed"] == ["0001"]
     check(history, 7, study.selection, study.refits)
 
 
@@ -164,10 +164,10 @@ def test_more_trials_reopen_the_selection(pretence: Callable[..., Any]) -> None:
     earlier = course(before)[:-1]
     assert course(after)[: len(earlier)] == earlier
     assert len(after.search()) == 9
-    assert len({tuple(sorted(t.job.values.items())) for t in after.search()}) == 9
+    assert len({tuple(sorted(t.spec.values.items())) for t in after.search()}) == 9
     best = sorted((t for t in after.search() if t.status == "finished"), key=lambda t: -(t.value or 0))
-    assert after.selected == [t.job.trial for t in best[:2]]
-    assert {t.job.trial for t in after.trials.values() if t.job.purpose == "retrain"} >= set(after.selected)
+    assert after.selected == [t.spec.trial for t in best[:2]]
+    assert {t.spec.trial for t in after.trials.values() if t.spec.purpose == "retrain"} >= set(after.selected)
 
 
 def kill_points(study: Any) -> int:

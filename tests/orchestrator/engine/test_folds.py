@@ -18,7 +18,7 @@ from methods.parts.encoders import EncoderSpec
 from methods.protocols import protocol
 from methods.training import Training, TrainSettings
 from methods.world import World
-from orchestrator.engine.records import Job, Report, SlotSetup
+from orchestrator.engine.records import Report, SlotSetup, TrialSpec
 from orchestrator.engine.trial import TrialRun, examine, load_training, trained
 from orchestrator.finish import export
 from search_spaces.domains import build
@@ -55,12 +55,12 @@ def setup(tmp_path: Path) -> SlotSetup:
     )
 
 
-def job(method: str = "prototypical", key: str = "9", checkpoint: str | None = None, purpose: Any = "search") -> Job:
+def job(method: str = "prototypical", key: str = "9", checkpoint: str | None = None, purpose: Any = "search") -> TrialSpec:
     knobs = {"batch_size": 16} if method == "cosine_classifier" else KNOBS
-    return Job(key, 9, method, knobs, 5, purpose, checkpoint)
+    return TrialSpec(key, 9, method, knobs, 5, purpose, checkpoint)
 
 
-def drive(setup: SlotSetup, work: Job, until: int = 99) -> list[Report]:
+def drive(setup: SlotSetup, work: TrialSpec, until: int = 99) -> list[Report]:
     run = TrialRun(setup, World())
     run.begin(work)
     reports = [run.advance()]
@@ -102,7 +102,7 @@ def test_a_score_is_the_mean_over_turns_trained_each_on_its_own(setup: SlotSetup
     assert [r.value for r in rungs] == pytest.approx(np.mean(alone, axis=0).tolist(), abs=1e-12)
     assert [r.parts["loss"] for r in reports] == pytest.approx(np.mean(losses, axis=0).tolist(), rel=1e-6)
     assert len({tuple(values) for values in alone}) > 1, "the turns differ"
-    assert {(r.n, r.asked) for r in rungs} == {(60, "turns")}
+    assert {(r.n, r.scored_on) for r in rungs} == {(60, "turns")}
     assert all(r.low < r.value < r.high for r in rungs)
 
 

@@ -18,15 +18,15 @@ from methods.data.records import Split
 from methods.parts.encoders import Encoder, EncoderSpec
 from methods.protocols import protocol
 from methods.world import World
-from orchestrator.engine.controller import Sweep
-from orchestrator.engine.health import SETTLED, Stops
+from orchestrator.engine.controller import Controller
+from orchestrator.engine.health import SETTLED, HealthLimits
 from orchestrator.engine.journal import FORMAT, History, Journal, Started, Trained
-from orchestrator.engine.records import Job, Report, Rung, SlotSetup
+from orchestrator.engine.records import Report, Rung, SlotSetup, TrialSpec
 from orchestrator.engine.trial import TrialRun, held_back, whole_budget
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.plots import health_figure
 from orchestrator.outputs.tensorboard import TensorBoardSink
-from orchestrator.strategies.asha_stopping import Rungs
+from orchestrator.strategies.asha_stopping import AshaStopping
 from orchestrator.strategies.sampler import Search
 from orchestrator.study import COLLAPSE, Limit, Selection, Study
 from search_spaces.space import Space
@@ -37,7 +37,7 @@ def curve(*values: float | None, steps: int = SETTLED, name: str = "embedding_sd
     return [Trained("0", epoch, 1.0, part, steps=steps) for epoch, part in enumerate(parts, start=1)]
 
 
-LOW = Stops({"embedding_sd": Limit(below=0.05)}, {"late": 3})
+LOW = HealthLimits({"embedding_sd": Limit(below=0.05)}, {"late": 3})
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_signal_stops_after_so_many_epochs_in_a_row(values: tuple[float | None
 
 def test_the_reason_names_signal_value_and_limit() -> None:
     assert LOW.judge("any", curve(0.01, 0.0123)) == "stopped: embedding_sd was 0.0123, below 0.05 in 2 epochs in a row"
-    above = Stops({"teacher_distance": Limit(above=2, epochs=1)}, {})
+    above = HealthLimits({"teacher_distance": Limit(above=2, epochs=1)}, {})
     assert above.judge("any", curve(2.5, name="teacher_distance")) == "stopped: teacher_distance was 2.5, above 2"
     assert above.judge("any", curve(2.0, name="teacher_distance")) == ""
 
@@ -72,7 +72,7 @@ def test_nothing_counts_before_a_methods_first_epoch_or_before_statistics_have_s
 
 
 def test_without_limits_nobody_stops() -> None:
-    assert Stops({}, {}).judge("any", curve(0.0, 0.0, 0.0)) == ""
+    assert HealthLimits({}, {}).judge("any", curve(0.0, 0.0, 0.0)) == ""
 
 
 # A study whose first method collapses
@@ -84,11 +84,11 @@ class IllSlot:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def begin(self, job: Job) -> None:
-        self.job, self.epoch = job, 1 if job.checkpoint else 0
+    def begin(self, job: TrialSpec) -> None:
+        self.spec, self.epoch = job, 1 if job.checkpoint else 0
 
     def advance(self) -> Report:
-        job = self.job
+        job = self.spec
         self.epoch += 1
         sd = 0.01 if job.method == "one" and self.epoch >= 2 else 0.4
         rung = Rung(2, 0.5, 10, 0.4, 0.6, "validation", None, 0.1) if self.epoch == 2 else None
@@ -112,9 +112,9 @@ def play(folder: Path, configs: dict[str, type], kill_at: int | None, journal_cl
             started = Started(FORMAT, 6, {})
             journal.write(started)
             history.add(started)
-        search, rungs = Search(Space(configs), 0, 2), Rungs((2, 4), 1)
-        stops = Stops(COLLAPSE, {})
-        sweep = Sweep(search, rungs, Selection(top=1, seeds=1), frozenset(), journal, history, 2, 0, sinks, stops)
+        search, rungs = Search(Space(configs), 0, 2), AshaStopping((2, 4), 1)
+        stops = HealthLimits(COLLAPSE, {})
+        sweep = Controller(search, rungs, Selection(top=1, seeds=1), frozenset(), journal, history, 2, 0, sinks, stops)
         slot = IllSlot(folder)
         while (job := sweep.next_job()) is not None:
             slot.begin(job)
@@ -138,7 +138,7 @@ class Dying(Journal):
 
 
 def course(history: History) -> list[Any]:
-    return [(t.job.key, t.status, t.reason, t.epochs, [r.epoch for r in t.rungs]) for t in history.trials.values()]
+    return [(t.spec.key, t.status, t.reason, t.epochs, [r.epoch for r in t.rungs]) for t in history.trials.values()]
 
 
 @pytest.fixture
@@ -149,15 +149,15 @@ def _no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_no_sync")
 def test_an_ill_trial_ends_with_its_reason_and_keeps_its_score(tmp_path: Path, configs: dict[str, type]) -> None:
     history = play(tmp_path, configs, None, Dying)
-    ill = [t for t in history.search() if t.job.method == "one" and t.job.trial >= 2]
+    ill = [t for t in history.search() if t.spec.method == "one" and t.spec.trial >= 2]
     well = [t for t in history.trials.values() if t not in ill]
     assert ill
     for trial in ill:
         assert (trial.status, trial.epochs, trial.value) == ("pruned", 3, 0.5)
         assert trial.reason == "stopped: embedding_sd was 0.01, below 0.05 in 2 epochs in a row"
     assert all((t.status, t.epochs) == ("finished", 4) for t in well), "defaults and retrainings are never stopped"
-    assert "one" in {t.job.method for t in well}, "so one of them was as ill"
-    assert history.selected == [max(t.job.trial for t in well)]
+    assert "one" in {t.spec.method for t in well}, "so one of them was as ill"
+    assert history.selected == [max(t.spec.trial for t in well)]
     assert course(History.read(tmp_path / "journal.jsonl")) == course(history)
 
 
@@ -243,10 +243,10 @@ def test_a_collapsed_training_is_stopped_by_a_studys_default(make_split: Callabl
         threads=1,
     )
     run = TrialRun(setup, World())
-    run.begin(Job("0000", 0, "constant", {}, 0))
+    run.begin(TrialSpec("0000", 0, "constant", {}, 0))
     reports = [run.advance(), run.advance()]
     events = [Trained(r.key, r.epoch, 0.0, dict(r.parts), steps=r.steps) for r in reports]
-    stops = Stops(Study(data="digits", methods=["simclr"]).stop, {})
+    stops = HealthLimits(Study(data="digits", methods=["simclr"]).stop, {})
     assert stops.judge("constant", events[:1]) == ""
     assert stops.judge("constant", events).startswith("stopped: projection_sd was ")
 

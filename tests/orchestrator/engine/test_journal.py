@@ -35,7 +35,7 @@ from orchestrator.engine.journal import (
     Trained,
     read_journal,
 )
-from orchestrator.engine.records import Job, Rung
+from orchestrator.engine.records import Rung, TrialSpec
 from search_spaces.domains import UserError
 
 
@@ -62,12 +62,14 @@ def rung(epoch: int = 1, value: float = 0.5, correct: np.ndarray | None = None) 
     return Rung(epoch, value, n, 0.1, 0.9, "validation", correct, 1.5)
 
 
-JOB = Job("0000", 0, "simclr", {"lr": 0.1, "batch_size": 64, "loss": "a\nb – ü", "normalise": True}, 2**62, "search", None)
+SPEC = TrialSpec(
+    "0000", 0, "simclr", {"lr": 0.1, "batch_size": 64, "loss": "a\nb – ü", "normalise": True}, 2**62, "search", None
+)
 STARTED = Started(FORMAT, 8, {"torch": "2.9"})
 EVENTS: list[Event] = [
     STARTED,
-    Asked(JOB),
-    Asked(Job("0001-refit-0", 1, "mae", {}, 3, "refit", "/somewhere/checkpoint.pt")),
+    Asked(SPEC),
+    Asked(TrialSpec("0001-refit-0", 1, "mae", {}, 3, "refit", "/somewhere/checkpoint.pt")),
     Trained("0000", 1, 3.25, {"loss": 0.1 + 0.2, "odd": math.nan}),
     Trained("0000", 2, 3.5, {"mask_rate": 0.5}, [3, 0, 9], 120),
     Scored("0000", rung(correct=np.array([True, False, True] * 7))),
@@ -117,7 +119,7 @@ def test_bits_are_packed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_torn_last_line_is_dropped_and_cut_off_before_writing_on(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "journal.jsonl"
-    write(path, STARTED, Extended(9), Asked(JOB))
+    write(path, STARTED, Extended(9), Asked(SPEC))
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     assert [type(e) for e in read_journal(path)] == [Started, Extended]
@@ -162,7 +164,7 @@ def test_a_whole_journal_is_not_touched_by_opening(tmp_path: Path) -> None:
 )
 def test_a_damaged_line_in_the_middle_is_refused_with_its_number(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "journal.jsonl"
-    write(path, STARTED, Asked(JOB))
+    write(path, STARTED, Asked(SPEC))
     path.write_bytes(path.read_bytes() + line + b"\n" + b'{"event":"extended","trials":9}\n')
     with pytest.raises(JournalError, match=r"journal\.jsonl is damaged at line 3: ") as caught:
         History.read(path)
@@ -223,11 +225,11 @@ def test_a_writer_in_another_process_is_refused_too(tmp_path: Path) -> None:
 
 def test_a_history_adds_up() -> None:
     history = History(None, 0, {}, {}, None, None, [])
-    other = Job("0001", 1, "mae", {}, 1)
-    refit = Job("0000-refit-0", 0, "simclr", {}, 1, "refit")
+    other = TrialSpec("0001", 1, "mae", {}, 1)
+    refit = TrialSpec("0000-refit-0", 0, "simclr", {}, 1, "refit")
     for event in (
         STARTED,
-        Asked(JOB),
+        Asked(SPEC),
         Asked(other),
         Trained("0000", 1, 2.0, {"loss": 1.0}),
         Scored("0000", rung(1, 0.4)),
@@ -252,7 +254,7 @@ def test_a_history_adds_up() -> None:
     assert [e.parts["loss"] for e in history.curve("0000")] == [1.0, 0.5, 0.25]
     second = history.trials["0001"]
     assert (second.status, second.reason, second.value, second.checkpoint) == ("failed", "diverged", None, None)
-    assert [t.job.key for t in history.search()] == ["0000", "0001"]
+    assert [t.spec.key for t in history.search()] == ["0000", "0001"]
     assert history.trials["0000-refit-0"].status == "running"
     assert history.curve("0000-refit-0") == []
     assert (history.selected, history.chosen, len(history.tests)) == ([0], Chosen(0, "0000-refit-0"), 1)
@@ -264,7 +266,7 @@ def test_a_history_adds_up() -> None:
 def test_epochs_trained_again_after_a_resume_count_once() -> None:
     history = History(None, 0, {}, {}, None, None, [])
     for event in (
-        Asked(JOB),
+        Asked(SPEC),
         Trained("0000", 1, 1.0, {"loss": 1.0}),
         Scored("0000", rung(1, 0.4)),
         Trained("0000", 2, 2.0, {"loss": 2.0}),
@@ -284,6 +286,6 @@ def test_what_a_sweep_writes_is_read_as_it_was(pretence: Callable[..., Any]) -> 
     study = pretence()
     live, read = study.play(), History.read(study.journal)
     for key, trial in live.trials.items():
-        assert same(trial.job, read.trials[key].job)
+        assert same(trial.spec, read.trials[key].spec)
         assert len(trial.rungs) == len(read.trials[key].rungs)
         assert all(same(a, b) for a, b in zip(trial.rungs, read.trials[key].rungs, strict=True))

@@ -22,7 +22,7 @@ from methods.parts.encoders import Encoder, EncoderSpec
 from methods.protocols import protocol
 from methods.protocols.contract import Protocol, Score, Trained, accuracy
 from methods.world import World
-from orchestrator.engine.records import Job, Report, SlotSetup
+from orchestrator.engine.records import Report, SlotSetup, TrialSpec
 from orchestrator.engine.trial import TrialRun, examine, load_training, whole_budget
 
 QUICK: dict[str, Any] = {"batch_size": 16}
@@ -90,11 +90,11 @@ def setup(make_split: Callable[..., Split], tmp_path: Path) -> SlotSetup:
     )
 
 
-def job(method: str, key: str = "9", checkpoint: str | None = None, purpose: Any = "search", **values: Any) -> Job:
-    return Job(key, 9, method, {**({} if method == "broken" else QUICK), **values}, 5, purpose, checkpoint)
+def job(method: str, key: str = "9", checkpoint: str | None = None, purpose: Any = "search", **values: Any) -> TrialSpec:
+    return TrialSpec(key, 9, method, {**({} if method == "broken" else QUICK), **values}, 5, purpose, checkpoint)
 
 
-def drive(run: TrialRun, work: Job, until: int = 99) -> list[Report]:
+def drive(run: TrialRun, work: TrialSpec, until: int = 99) -> list[Report]:
     run.begin(work)
     reports: list[Report] = []
     while not reports or (reports[-1].status == "running" and reports[-1].epoch < until):
@@ -114,7 +114,7 @@ def told(reports: list[Report]) -> list[tuple[Any, ...]]:
                 r.rung.n,
                 r.rung.low,
                 r.rung.high,
-                r.rung.asked,
+                r.rung.scored_on,
                 np.asarray(r.rung.units).tolist(),
             ),
         )
@@ -216,14 +216,14 @@ def test_what_is_scored_and_saved(setup: SlotSetup) -> None:
     one, _, last = drive(run, job("supervised"))
     assert one.rung is not None
     assert last.rung is not None
-    assert (one.rung.asked, one.rung.n) == ("validation", 16)
+    assert (one.rung.scored_on, one.rung.n) == ("validation", 16)
     assert last.rung.units is not None
     assert last.rung.value == pytest.approx(last.rung.units.mean())
     assert one.checkpoint == last.checkpoint
     assert not list(Path(setup.folder).rglob("*.tmp"))
     probe = drive(run, job("simclr"))[-1].rung
     assert probe is not None
-    assert (probe.asked, probe.n) == ("budget", 36)
+    assert (probe.scored_on, probe.n) == ("budget", 36)
     assert probe.units is not None
     assert len(probe.units) == len(last.rung.units) == 16, "both keep their answers to the validation images, and pair"
 
@@ -250,7 +250,7 @@ def test_captions_that_are_labels_count_as_labels(setup: SlotSetup) -> None:
         own = dataclasses.replace(setup, split=parts, methods={"clip": CATALOGUE["clip"]})
         (*_, last) = drive(TrialRun(own, World()), job("clip"))
         assert last.rung is not None
-        assert (last.rung.asked, last.rung.n) == ("validation", len(parts.validation))
+        assert (last.rung.scored_on, last.rung.n) == ("validation", len(parts.validation))
         seen, final = parts.train.tokens, whole_budget(own).tokens
         assert (seen is None) == (final is None) == (not captions)
         if seen is not None and final is not None:
@@ -285,6 +285,6 @@ def test_images_of_another_data_set_pair_whole(setup: SlotSetup, method: str) ->
     run.begin(job(method))
     report = run.advance()
     assert report.rung is not None, report.reason
-    assert report.rung.asked == "elsewhere"
+    assert report.rung.scored_on == "elsewhere"
     assert report.rung.units is not None
     assert report.rung.units.tolist() == (np.arange(12) % 3 == 0).tolist()

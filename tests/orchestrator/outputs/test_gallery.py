@@ -22,7 +22,7 @@ from methods.parts.patches import mosaic
 from methods.protocols import protocol
 from methods.world import World
 from orchestrator.engine.journal import Asked, Checkpoint, Chosen, Ended, History
-from orchestrator.engine.records import Job, SlotSetup
+from orchestrator.engine.records import SlotSetup, TrialSpec
 from orchestrator.engine.trial import PICTURES, THUMBNAIL, TrialRun
 from orchestrator.finish import draw_best
 from orchestrator.folder import RunFolder, file_name
@@ -150,14 +150,14 @@ def finished(make_split: Callable[..., Split], tmp_path: Path) -> tuple[SlotSetu
         folder=str(tmp_path),
         threads=1,
     )
-    job = Job("0000-retrain-0", 0, "supervised", {"batch_size": 16}, 0, "retrain")
+    job = TrialSpec("0000-retrain-0", 0, "supervised", {"batch_size": 16}, 0, "retrain")
     run = TrialRun(setup, World())
     run.begin(job)
     told = run.advance()
     assert told.checkpoint is not None
     history = History(None, 1, {}, {}, None, None, [])
     for event in (
-        Asked(Job("0000", 0, "supervised", {"batch_size": 16}, 0)),
+        Asked(TrialSpec("0000", 0, "supervised", {"batch_size": 16}, 0)),
         Ended("0000", "finished", ""),
         Asked(job),
         Checkpoint(job.key, 1, told.checkpoint),

@@ -17,13 +17,13 @@ from methods.data.records import ArrayImages, ImageSet, LabelledSubset, Split
 from orchestrator.engine import journal as events
 from orchestrator.engine import records
 from orchestrator.engine.journal import Asked, Ended, Event, Extended, History, Scored, Selected, Trained
-from orchestrator.engine.records import Job, Rung, Status
+from orchestrator.engine.records import Rung, Status, TrialSpec
 from orchestrator.outputs.leaderboard import COLUMNS, compare, finalists, leaderboard, paired, ranked, verdict
 
 
-def rung(value: float, epoch: int = 3, correct: list[bool] | None = None, asked: Any = "validation") -> Rung:
+def rung(value: float, epoch: int = 3, correct: list[bool] | None = None, scored_on: Any = "validation") -> Rung:
     bits = None if correct is None else np.array(correct)
-    return Rung(epoch, value, 10 if correct is None else len(correct), 0, 1, asked, bits, 0.1)
+    return Rung(epoch, value, 10 if correct is None else len(correct), 0, 1, scored_on, bits, 0.1)
 
 
 def trial(
@@ -37,7 +37,7 @@ def trial(
     **values: Any,
 ) -> list[Event]:
     key = f"{number:04d}" + ("" if purpose == "search" else f"-{purpose}-{repeat}")
-    found: list[Event] = [Asked(Job(key, number, method, values, 0, purpose))]
+    found: list[Event] = [Asked(TrialSpec(key, number, method, values, 0, purpose))]
     for one in scores:
         found += [Trained(key, one.epoch, seconds, {}), Scored(key, one)]
     if purpose == "refit":
@@ -86,30 +86,30 @@ def whole_study() -> History:
 
 def test_finalists_come_by_their_retrainings_then_by_speed() -> None:
     one, two = finalists(whole_study())
-    assert (one.trial.job.trial, two.trial.job.trial) == (1, 3)
+    assert (one.trial.spec.trial, two.trial.spec.trial) == (1, 3)
     assert one.val == pytest.approx(0.78)
     assert two.val == pytest.approx(0.71)
     assert one.test_values() == [0.75, 0.79]
     assert two.test_values() == [0.71]
-    assert [t.job.key for t in one.retrained] == ["0001-retrain-0"]
+    assert [t.spec.key for t in one.retrained] == ["0001-retrain-0"]
     assert one.exported is not None
     assert two.exported is not None
-    assert (one.exported.job.key, two.exported.job.key) == ("0001-refit-0", "0003-retrain-0")
-    assert [t.job.key for t in one.tested] == ["0001-refit-0", "0001-refit-1"]
+    assert (one.exported.spec.key, two.exported.spec.key) == ("0001-refit-0", "0003-retrain-0")
+    assert [t.spec.key for t in one.tested] == ["0001-refit-0", "0001-refit-1"]
     tied = history(trial(0, scores=(rung(0.5),), seconds=9), trial(1, scores=(rung(0.5),), seconds=1), Selected([0, 1]))
-    assert [f.trial.job.trial for f in finalists(tied)] == [1, 0]
+    assert [f.trial.spec.trial for f in finalists(tied)] == [1, 0]
     assert finalists(tied)[0].exported is None
     assert finalists(tied)[0].val == 0.5
 
 
 def test_ranks() -> None:
     """Finalists, then the finished by score, then the stopped by how far they came and by score, the failed last."""
-    assert [t.job.trial for t in ranked(whole_study())] == [1, 3, 7, 0, 6, 5, 4, 8, 2]
+    assert [t.spec.trial for t in ranked(whole_study())] == [1, 3, 7, 0, 6, 5, 4, 8, 2]
 
 
 def test_before_the_end_the_finished_come_first() -> None:
     some = history(trial(0, scores=(rung(0.5),)), trial(1, "two", "failed"), trial(2, "two", scores=(rung(0.6),)))
-    assert [t.job.trial for t in ranked(some)] == [2, 0, 1]
+    assert [t.spec.trial for t in ranked(some)] == [2, 0, 1]
     assert len(leaderboard(history(), [])) == 0
 
 
@@ -162,7 +162,7 @@ def test_paired_against_a_plain_loop(both: list[tuple[bool, bool]]) -> None:
 
 
 def test_episodes_pair_by_their_accuracies() -> None:
-    a, b = (rung(0, correct=[True] * 4, asked="episodes") for _ in range(2))
+    a, b = (rung(0, correct=[True] * 4, scored_on="episodes") for _ in range(2))
     a, b = (
         dataclasses.replace(r, units=np.array(v, np.float32)) for r, v in ((a, [0.5, 0.75, 1, 0.5]), (b, [0.25, 0.5, 1, 0.5]))
     )
@@ -175,7 +175,7 @@ def test_episodes_pair_by_their_accuracies() -> None:
 
 def test_a_frozen_encoder_and_a_label_trained_method_pair_on_the_images_that_both_answered() -> None:
     bits = [True, False, True]
-    assert paired(rung(0, correct=bits), rung(0, correct=bits, asked="budget")) is not None
+    assert paired(rung(0, correct=bits), rung(0, correct=bits, scored_on="budget")) is not None
 
 
 def test_what_cannot_be_paired_is_not() -> None:
@@ -216,7 +216,7 @@ def test_what_answered_other_images_is_compared_by_its_seeds() -> None:
         trial(0, scores=(rung(0.8),)),
         trial(1, "two", scores=(rung(0.6),)),
         Selected([0, 1]),
-        *(trial(0, scores=(rung(v, asked="budget"),), purpose="retrain", repeat=i) for i, v in enumerate(ours)),
+        *(trial(0, scores=(rung(v, scored_on="budget"),), purpose="retrain", repeat=i) for i, v in enumerate(ours)),
         *(trial(1, "two", scores=(rung(v),), purpose="retrain", repeat=i) for i, v in enumerate(theirs)),
     )
     gap = compare(*finalists(some))

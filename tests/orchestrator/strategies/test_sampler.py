@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from methods.batch import seed_of
-from orchestrator.engine.records import Job, Rung, Status, Trial
+from orchestrator.engine.records import Rung, Status, Trial, TrialSpec
 from orchestrator.strategies.sampler import Search
 from search_spaces.domains import Choice, Float
 from search_spaces.space import Space, Suggestion
@@ -37,7 +37,7 @@ def end(search: Search, key: str, suggestion: Suggestion, status: Status | None 
     """Plays a trial to its end and gives the record that a journal would hold."""
     status = status or fate(suggestion)
     epochs = {"finished": (1, 3), "pruned": (1,), "failed": ()}[status]
-    trial = Trial(Job(key, int(key), suggestion.method, suggestion.values, 0), status)
+    trial = Trial(TrialSpec(key, int(key), suggestion.method, suggestion.values, 0), status)
     for epoch in epochs:
         value = goodness(suggestion, epoch)
         search.report(key, epoch, value)
@@ -147,9 +147,9 @@ def test_a_replayed_search_goes_on_like_the_live_one(configs: dict[str, type], d
 def test_earlier_studies_inform_the_search_and_do_not_take_the_defaults_place(configs: dict[str, type]) -> None:
     _, records = run(make(configs, seed=3), 14)
     useful = [r for r in records if r.status != "failed"]
-    foreign = Trial(Job("x", 0, "three", {"a": 1}, 0), "finished", rungs=useful[0].rungs)
+    foreign = Trial(TrialSpec("x", 0, "three", {"a": 1}, 0), "finished", rungs=useful[0].rungs)
     fresh, seeded = make(configs), make(configs)
-    assert seeded.seed_from([*records, foreign, Trial(Job("y", 1, "one", {}, 0))]) == len(useful)
+    assert seeded.seed_from([*records, foreign, Trial(TrialSpec("y", 1, "one", {}, 0))]) == len(useful)
     states = [t.state for t in seeded._study.trials]
     assert states.count(TrialState.COMPLETE) == sum(r.status == "finished" for r in useful)
     assert [seeded.ask(str(i)).method for i in range(2)] == ["one", "two"]
@@ -159,7 +159,7 @@ def test_earlier_studies_inform_the_search_and_do_not_take_the_defaults_place(co
 
 def test_earlier_values_outside_this_studys_range_are_left_out(configs: dict[str, type]) -> None:
     record = Trial(
-        Job("0", 0, "two", {"ratio": 0.3, "batch": 64}, 0),
+        TrialSpec("0", 0, "two", {"ratio": 0.3, "batch": 64}, 0),
         "finished",
         rungs=[Rung(1, 0.5, 10, 0, 1, "validation", None, 0)],
     )
@@ -175,10 +175,10 @@ def test_frozen_trials_are_what_optunas_own_tools_read(configs: dict[str, type])
     study.add_trials([search.frozen(r) for r in records])
     assert [t.state.is_finished() for t in study.trials] == [True] * 8
     best = max((r for r in records if r.status == "finished"), key=lambda r: r.value or 0)
-    assert study.best_trial.user_attrs["key"] == best.job.key
+    assert study.best_trial.user_attrs["key"] == best.spec.key
     assert study.best_value == best.value
     for record, stored in zip(records, study.trials, strict=True):
-        assert stored.params["method"] == record.job.method
+        assert stored.params["method"] == record.spec.method
         assert stored.intermediate_values == {r.epoch: r.value for r in record.rungs}
 
 
