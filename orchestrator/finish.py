@@ -25,7 +25,8 @@ from methods.parts.modes import threads
 from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Trained
 from orchestrator.engine.controller import Controller
-from orchestrator.engine.journal import Chosen, History, Tested
+from orchestrator.engine.events import Chosen, Tested
+from orchestrator.engine.history import History
 from orchestrator.engine.records import SlotSetup, TestScore, TrialSpec
 from orchestrator.engine.trial import examine, load_training, trained
 from orchestrator.folder import RunFolder, file_name

@@ -1,25 +1,38 @@
-"""From a study to its data, and what computes: the part before any process starts."""
+"""From a study to all that is fixed before any process starts: its data divided, its space, and what decides its course."""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
-from dataclasses import replace
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import torch
 
-from methods.batch import EpisodeShape
-from methods.data import budget, episodic
-from methods.data.records import LabelledSubset, Source, Split
+from cluster.plan import ResourcePlan
+from cluster.storage import Storage
+from methods.contracts import Method
+from methods.data.episodic import NO_TEST
+from methods.data.records import Source, Split
 from methods.data.sources import load
 from methods.parts.encoders import build_encoder
 from methods.parts.modes import threads
-from methods.protocols.few_shot import FewShot
+from methods.protocols.contract import Protocol
+from methods.tasks.contract import Task
+from methods.training.clock import Fidelity
 from methods.world import World
-from orchestrator.engine.records import SlotSetup, TrialSpec
+from orchestrator.budgets.contract import Ledger, Resources
+from orchestrator.engine.controller import Course
+from orchestrator.engine.health import HealthLimits
+from orchestrator.engine.records import SlotSetup, Trial, TrialSpec
+from orchestrator.engine.selection import Finals, trainings_after
 from orchestrator.engine.trial import training_of
-from orchestrator.study import Study
-from search_spaces.domains import UserError
+from orchestrator.strategies.contract import Problem
+from orchestrator.strategies.sampler import Sampler
+from orchestrator.study import Study, StudyError
 from search_spaces.space import Space
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "learn2learn", "tensorboard", "numpy", "scikit-learn")
@@ -31,71 +44,161 @@ def versions() -> dict[str, str]:
     return {**found, "python": platform.python_version(), "machine": platform.machine()}
 
 
-def load_split(study: Study) -> Split:
-    """Loads and divides the study's data. Raises UserError in one line where it cannot be read or used."""
-    source = load(study.data, size=study.size, on_bad_image=study.on_bad_image)
-    test: float | Source | None = None
-    if isinstance(study.test, float):
-        test = study.test
-    elif study.test not in (None, episodic.NO_TEST):
-        channels, height, width = source.train.images.shape
-        test = load(study.test, size=(height, width), channels=channels, on_bad_image=study.on_bad_image)
-    if study.task == "classification":
-        return budget.split(
-            source,
-            labels=study.labels,
-            test=test,
-            validation=study.validation,
-            imbalance=study.imbalance,
-            mismatch=study.mismatch,
-            seed=study.seed,
-        )
-    return _few_shot_split(study, source, test)
+@dataclass(frozen=True)
+class Prepared:
+    """A study with its data divided.
 
-
-def check_weights(study: Study, split: Split) -> None:
-    """Tries the starting weights on the data, as this machine has them.
-
-    Raises:
-        UserError: they cannot be had or do not fit; in one line, before every trial finds out.
+    Attributes:
+        study: as it was given.
+        task: what is to be learned and how it is judged.
+        protocol: how a trained method is scored.
+        methods: by name.
+        split: the data, divided by the task.
+        space: what is searched.
+        began: seconds since 1970 at which its command began.
     """
+
+    study: Study
+    task: Task
+    protocol: Protocol
+    methods: Mapping[str, Method]
+    split: Split
+    space: Space
+    began: float
+
+    @property
+    def top(self) -> Fidelity:
+        """The highest rung."""
+        return self.study.rungs()[-1]
+
+    @property
+    def refits(self) -> frozenset[str]:
+        """Names of the methods that are also trained on the whole budget."""
+        if not self.study.selection.refit:
+            return frozenset()
+        return frozenset(name for name, method in self.methods.items() if self.task.refits(self.split, method))
+
+    def setup(self, storage: Storage, plan: ResourcePlan) -> SlotSetup:
+        """What the slots share; without the test labels."""
+        study = self.study
+        encoder, vit_encoder = study.encoders()
+        return SlotSetup(
+            split=dataclasses.replace(self.split, test=None),
+            methods=self.methods,
+            encoder=encoder,
+            vit_encoder=vit_encoder,
+            protocol=self.protocol,
+            objective=study.objective,
+            top=self.top,
+            epoch_images=study.epoch_images,
+            precision=study.precision,
+            seed=study.seed,
+            task=self.task,
+            storage=storage,
+            threads=plan.threads_per_worker,
+        )
+
+    def course(self, plan: ResourcePlan, trials: int | None, earlier: Iterable[Trial] = ()) -> Course:
+        """What decides the study's course; ``trials`` as the history wants them, ``earlier`` ones seed the search."""
+        return course_of(self.study, self.space, self.refits, resources_of(plan), trials, earlier)
+
+
+def prepare(study: Study, began: float | None = None, weights: bool = True) -> Prepared:
+    """Loads and divides the study's data, and tries its starting weights.
+
+    Args:
+        study: what to prepare.
+        began: when the command began; None for now.
+        weights: whether anything is still to be trained.
+    Raises:
+        UserError: data or weights cannot be read or used, in one line, before anything is left behind.
+    """
+    began = time.time() if began is None else began
+    study.check_objective()
+    protocol, task = study.scoring(), study.problem()
+    source = load(study.data, size=study.size, on_bad_image=study.on_bad_image)
+    split = task.divide(source, _test_of(study, source), protocol, study.seed)
+    if weights:
+        _check_weights(study, split)
+    return Prepared(study, task, protocol, study.catalogue(), split, study.space(split.fewest_images()), began)
+
+
+def _test_of(study: Study, source: Source) -> float | Source | str | None:
+    """Test images of the training images' shape, a share, ``none``, or None for what the task does by itself."""
+    if study.test is None or study.test == NO_TEST or isinstance(study.test, float):
+        return study.test
+    channels, height, width = source.train.images.shape
+    return load(study.test, size=(height, width), channels=channels, on_bad_image=study.on_bad_image)
+
+
+def _check_weights(study: Study, split: Split) -> None:
+    """Tries the starting weights on the data, as this machine has them. Raises UserError before every trial finds out."""
     for need, spec in zip(("any", "vit"), study.encoders(), strict=True):
         if spec.init != "none" and any(method.encoder == need for method in study.catalogue().values()):
             with torch.random.fork_rng():
                 build_encoder(spec, split.train.images.shape, split.train.mean, split.train.std)
 
 
-def _few_shot_split(study: Study, source: Source, test: float | Source | None) -> Split:
-    """The division by class, in which every part that is asked holds the study's episodes."""
-    task, scoring = study.few_shot, study.scoring()
-    of = scoring if isinstance(scoring, FewShot) else task
-    shape = EpisodeShape(1, of.ways, of.shots, of.queries, of.within_group)
-    split = episodic.split_few_shot(
-        source,
-        test=episodic.NO_TEST if study.test == episodic.NO_TEST else test if isinstance(test, Source) else None,
-        test_groups=task.test_groups,
-        by=task.hold_out,
-        test_share=test if isinstance(test, float) else episodic.SHARE,
-        validation_share=task.validation,
-        cross_validate=shape if task.cross_validate else None,
-        rotations=task.rotations,
-        seed=study.seed,
-    )
-    if isinstance(scoring, FewShot):
-        # Found out now, and not when the first trial has been trained.
-        parts = [*(("validation", each.validation) for each in split.judged()), *([("test", split.test)] if split.test else [])]
-        left_out = [name for what, part in parts for name in _check_episodes(what, part, shape)]
-        return replace(split, left_out=tuple(left_out))
-    return split
+def resources_of(plan: ResourcePlan) -> Resources:
+    """What trains at a time, as budgets count it."""
+    workers = plan.workers_per_trial
+    return Resources(plan.slots, float(plan.threads_per_worker * workers), plan.gpus_per_worker * workers)
 
 
-def _check_episodes(name: str, part: LabelledSubset, shape: EpisodeShape) -> list[str]:
-    """Names of the part's classes that are too small for the episodes."""
-    try:
-        sampler = episodic.EpisodeSampler(part.label, part.groups(), shape, 0)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
-    return [part.data.classes[k] for k in sampler.left_out]
+def course_of(
+    study: Study,
+    space: Space,
+    refits: frozenset[str],
+    resources: Resources,
+    trials: int | None,
+    earlier: Iterable[Trial] = (),
+) -> Course:
+    """What decides the course of a study, from its settings alone.
+
+    Args:
+        space: what is searched.
+        refits: names of the methods that are also trained on the whole budget.
+        resources: what trains at a time.
+        trials: that the search starts; None where other budgets end it.
+        earlier: trials of other studies, from which this one's sampler learns before its own.
+    """
+    first = {name: method.min_epochs for name, method in study.catalogue().items()}
+    ledger = Ledger(study.budgets(trials), resources, partial(trainings_after, study.selection, refits))
+    sampler = Sampler(space, study.seed)
+    sampler.seed_from(earlier)
+    problem = Problem(study.seed, space.methods, study.rungs(), first, sampler, ledger)
+    finals = Finals(study.selection, refits, study.seed, ledger)
+    return Course(problem, study.chosen_strategy(), finals, ledger, HealthLimits(study.stop, first))
+
+
+def check_budgets(prepared: Prepared, setup: SlotSetup, plan: ResourcePlan) -> None:
+    """Raises UserError where a budget does not even bear one training of each method's defaults, with what was measured."""
+    top, resources = prepared.top, resources_of(plan)
+    budgets = prepared.study.budgets(prepared.study.trials)
+    for budget in budgets:
+        budget.check(resources, top)
+    # What is counted is known beforehand; seconds are measured, where a budget counts them.
+    known = top.unit == "seconds" or not any(budget.timed for budget in budgets)
+    seconds = dict.fromkeys(prepared.methods, 0.0) if known and top.unit != "seconds" else full_seconds(prepared, setup)
+    epochs = top.amount if top.unit == "epochs" else 0
+    defaults = [Trial(TrialSpec(name, 0, name, {}, 0), epochs=epochs, seconds=each) for name, each in seconds.items()]
+    for budget in budgets:
+        need = sum(budget.cost(trial, 1.0, resources) for trial in defaults)
+        if need > budget.amount:
+            how = " (measured here from a few steps each)" if budget.timed and not known else ""
+            raise StudyError(
+                f"budget.{budget.name} must bear one training of each method's defaults, which take {need:.3g}{how}, got"
+                f" {budget.amount:g}; raise it, lower the top rung or name fewer methods"
+            )
+
+
+def full_seconds(prepared: Prepared, setup: SlotSetup) -> dict[str, float]:
+    """Seconds that a full training of each method's defaults takes in one slot, measured here from a few steps each."""
+    folds, workers = len(prepared.task.divisions(prepared.split)), prepared.study.workers
+    if setup.top.unit == "seconds":
+        return dict.fromkeys(prepared.methods, setup.top.amount * folds)
+    each = seconds_per_epoch(setup, prepared.space)
+    return {name: seconds * setup.top.amount * folds / workers for name, seconds in each.items()}
 
 
 def seconds_per_epoch(setup: SlotSetup, space: Space) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from methods.parts.encoders import Encoder, load_encoder
 from methods.parts.heads import load_predictor
-from orchestrator.engine.journal import History
+from orchestrator.engine.history import History
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.leaderboard import COLUMNS, leaderboard
 from orchestrator.study import Study, StudyError
@@ -107,7 +107,7 @@ def knob_columns(study: Study) -> list[str]:
 def read_leaderboard(directory: str | Path, study: Study | None = None) -> pd.DataFrame:
     """The leaderboard of a run folder, finished or not: as its journal stands now."""
     folder = RunFolder.open(directory)
-    history = History.read(folder.journal)
+    history = History(read_journal(folder.storage))
     columns = knob_columns(study) if study is not None else _columns_of(folder)
     return leaderboard(history, columns)
 

@@ -14,8 +14,8 @@ from cluster.plan import ResourcePlan, plan_resources
 from methods.parts.modes import threads
 from methods.world import World
 from orchestrator.engine.records import SlotSetup, TrialSpec
-from orchestrator.engine.slot import Group
-from orchestrator.engine.trial import TrialRun, load_training, trained
+from orchestrator.engine.train_group import Group
+from orchestrator.engine.trial import SegmentRun, load_training, trained
 from orchestrator.finish import export
 from orchestrator.folder import RunFolder
 from orchestrator.prepare import check_weights, load_split
@@ -79,7 +79,7 @@ def _configuration(source: str, best: bool) -> tuple[Study, Suggestion | None]:
 
 def _train(setup: SlotSetup, spec: TrialSpec, plan: ResourcePlan) -> str:
     """Trains to the top rung; returns the checkpoint's path."""
-    runner = Group(setup, plan) if plan.workers_per_trial > 1 else TrialRun(setup, World(device=_device()))
+    runner = Group(setup, plan) if plan.workers_per_trial > 1 else SegmentRun(setup, World(device=_device()))
     try:
         runner.begin(spec)
         while (report := runner.advance()).status == "running":

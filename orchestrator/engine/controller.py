@@ -1,278 +1,288 @@
-"""The course of a study: which spec comes next, who stops early, who is retrained. Every event is journaled before it counts.
+"""The course of a study: a list of segments that the strategy, and after it the selection, choose from the history.
 
-``Sweep`` knows no Ray; ``run_sweep`` drives it by Ray Tune, through the searcher and scheduler below, which only pass on.
+Every decision and every outcome is journaled before it counts. ``Controller`` knows no Ray and no storage; it is driven by
+``engine.tune`` in warm slots, by ``orchestrator.testing.simulate`` without training.
 """
 
 from __future__ import annotations
 
-import os
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-from ray import tune
-from ray.tune.execution.placement_groups import PlacementGroupFactory
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
-
-from cluster.plan import ResourcePlan
 from methods.batch import seed_of
+from orchestrator.budgets.contract import Ledger
+from orchestrator.engine.events import (
+    Ended,
+    Event,
+    Reached,
+    Scored,
+    SearchEnded,
+    SegmentStarted,
+    Selected,
+    Trained,
+    TrialStarted,
+)
 from orchestrator.engine.health import HealthLimits
-from orchestrator.engine.journal import Asked, Checkpoint, Ended, Event, History, Journal, Scored, Selected, Trained
-from orchestrator.engine.records import Purpose, Report, SlotSetup, Status, Trial, TrialSpec
-from orchestrator.engine.slot import Slot, decode_report, encode_job
-from orchestrator.strategies.asha_stopping import AshaStopping
-from orchestrator.strategies.sampler import Search
-from orchestrator.study import Selection
-from search_spaces.space import Suggestion
+from orchestrator.engine.history import History
+from orchestrator.engine.records import Assignment, Configuration, Report, Segment, Status, Trial, TrialSpec
+from orchestrator.engine.selection import Finals
+from orchestrator.strategies.contract import Continue, Decision, Done, Fork, Problem, Start, Stop, Strategy, Wait
+from search_spaces.domains import UserError
 
 Sink = Callable[[Event, History], None]
 """Told of every event after it is journaled: the live table, TensorBoard."""
+
+
+class StrategyError(UserError):
+    """A strategy of the user's own that breaks its contract."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What decides a study's course, fixed before it begins.
+
+    Attributes:
+        problem, strategy: what is searched, and how.
+        finals: the selection after the search.
+        ledger: what may be spent.
+        health: who is stopped by a health signal.
+    """
+
+    problem: Problem
+    strategy: Strategy
+    finals: Finals
+    ledger: Ledger
+    health: HealthLimits
 
 
 class Controller:
     """A study under way.
 
     Args:
-        search, rungs: what is tried, and who goes on.
-        selection: how many finalists, with how many seeds.
-        refits: names of the methods that are also trained on the whole budget.
-        journal, history: where events go, and what they add up to; a history with trials is continued.
-        ahead: jobs kept asked at any time: the slots and one more, so that no slot waits.
-        seed: of the study.
+        course: what decides.
+        history: what has happened; segments that were under way are taken up again.
+        ahead: segments kept decided at any time: the slots and one more, so that no slot waits.
+        write: journals events, all or none.
+        forget: deletes a checkpoint that nothing needs any more.
         sinks: told of every event.
-        stops: who ends early because its training is ill; None for nobody.
+        clock: seconds since 1970.
     """
 
     def __init__(
         self,
-        search: Search,
-        rungs: AshaStopping,
-        selection: Selection,
-        refits: frozenset[str],
-        journal: Journal,
+        course: Course,
         history: History,
         ahead: int,
-        seed: int,
+        write: Callable[..., None],
+        forget: Callable[[str], None],
         sinks: Sequence[Sink] = (),
-        stops: HealthLimits | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self.search, self.rungs, self.selection, self.refits = search, rungs, selection, refits
-        self.journal, self.history, self.ahead, self.seed, self.sinks = journal, history, ahead, seed, sinks
-        self.stops = stops or HealthLimits({}, {})
-        self._ready: deque[TrialSpec] = deque()
-        self._running: set[str] = set()
-        self._continue()
+        self.course, self.history, self.ahead = course, history, ahead
+        self._write, self._forget, self._sinks, self._clock = write, forget, sinks, clock
+        self._queue: deque[Segment] = deque(t.segment for t in history.open() if t.segment is not None)
+        self._running: dict[str, Segment] = {}
         self._fill()
 
-    def tell(self, event: Event) -> None:
-        """Journals an event, then lets it count."""
-        self.journal.write(event)
-        self.history.add(event)
-        for sink in self.sinks:
-            sink(event, self.history)
-
-    def _continue(self) -> None:
-        """Takes up a history: ended trials teach the search, unfinished jobs are ready from their checkpoints."""
-        for trial in self.history.trials.values():
-            spec = trial.spec
-            if spec.purpose == "search":
-                for rung in trial.rungs:
-                    self.rungs.judge(spec.key, rung.epoch, rung.value, exempt=True)
-                # In the order asked, ended or not: the sampler weighs trials by their order.
-                if trial.status == "running":
-                    self.search.enter(spec.key, Suggestion(spec.method, spec.values))
-                    for rung in trial.rungs:
-                        self.search.report(spec.key, rung.epoch, rung.value)
-                else:
-                    self.search.replay([trial])
-            if trial.status != "running":
-                continue
-            checkpoint = trial.checkpoint if trial.checkpoint and Path(trial.checkpoint).is_file() else None
-            self._ready.append(TrialSpec(spec.key, spec.trial, spec.method, spec.values, spec.seed, spec.purpose, checkpoint))
-
-    def _fill(self) -> None:
-        """Asks for new jobs until enough are at hand. Called at ends only, so that what is asked never depends on timing."""
-        while len(self._ready) + len(self._running) < self.ahead and len(self.history.search()) < self.history.trials_wanted:
-            number = len(self.history.search())
-            key = f"{number:04d}"
-            suggestion = self.search.ask(key)
-            seed = seed_of(self.seed, "trial", number)
-            self._add(TrialSpec(key, number, suggestion.method, suggestion.values, seed))
-        if not self._ready and not self._running:
-            if self.history.selected is None:
-                self._select()
-            self._retrain()
-
-    def _add(self, spec: TrialSpec) -> None:
-        self.tell(Asked(spec))
-        self._ready.append(spec)
-
-    def _select(self) -> None:
-        finished = [t for t in self.history.search() if t.status == "finished" and t.value is not None]
-        finished.sort(key=lambda t: (-(t.value or 0.0), t.seconds, t.spec.trial))
-        self.tell(Selected([t.spec.trial for t in finished[: self.selection.top]]))
-
-    def _retrain(self) -> None:
-        """The finalists' jobs that are not yet asked: fresh seeds on the same labels, then the whole budget."""
-        by_number = {t.spec.trial: t.spec for t in self.history.search()}
-        purposes: tuple[Purpose, ...] = ("retrain", "refit")
-        for purpose in purposes:
-            for number in self.history.selected or []:
-                origin = by_number[number]
-                if purpose == "refit" and origin.method not in self.refits:
-                    continue
-                for repeat in range(self.selection.repeats(purpose)):
-                    key = f"{number:04d}-{purpose}-{repeat}"
-                    if key not in self.history.trials:
-                        seed = seed_of(self.seed, "retrain", repeat)
-                        self._add(TrialSpec(key, number, origin.method, origin.values, seed, purpose))
-
-    def next_job(self) -> TrialSpec | None:
-        """The next spec to start, or None while all wait for an end."""
-        if not self._ready:
-            return None
-        spec = self._ready.popleft()
-        self._running.add(spec.key)
-        return spec
+    def tell(self, *events: Event) -> None:
+        """Journals events at once, then lets them count."""
+        now = self._clock()
+        stamped = [replace(event, time=now) for event in events]
+        self._write(*stamped)
+        for event in stamped:
+            self.history.add(event)
+            for sink in self._sinks:
+                sink(event, self.history)
 
     @property
     def over(self) -> bool:
-        return not self._ready and not self._running
+        """Whether nothing is left to train."""
+        return not self._queue and not self._running
+
+    def next_assignment(self) -> Assignment | None:
+        """The next segment for a free slot, or None while all wait for an end."""
+        if not self._queue:
+            return None
+        segment = self._queue.popleft()
+        self._running[segment.key] = segment
+        spec = self.history.trials[segment.key].spec
+        illustrate = spec.origin == "defaults" if spec.purpose == "search" else spec.purpose == "retrain" and spec.repeat == 0
+        return Assignment(spec, segment, illustrate)
 
     def receive(self, report: Report) -> bool:
-        """Takes a slot's report; returns whether the trial ends here."""
-        if report.key not in self._running:
-            return True
+        """Takes a slot's report. Returns whether the slot goes on with this trial."""
+        segment = self._running.get(report.key)
+        if segment is None:
+            return False
         if report.status == "failed":
             self._end(report.key, "failed", report.reason)
-            return True
-        parts, counts = dict(report.parts), list(report.pseudo_labels)
-        self.tell(Trained(report.key, report.epoch, report.train_seconds, parts, counts, report.steps))
+            self._fill()
+            return False
         trial = self.history.trials[report.key]
-        reason = ""
-        if report.rung is not None:
-            self.tell(Scored(report.key, report.rung))
-            reason = self._judge(trial, report)
-        if trial.spec.purpose == "search" and not self._is_default(trial):
-            # After a resume the journal may know later epochs, which are trained again.
-            curve = [event for event in self.history.curve(report.key) if event.epoch <= report.epoch]
-            reason = reason or self.stops.judge(trial.spec.method, curve)
-        if report.checkpoint is not None:
-            self.tell(Checkpoint(report.key, report.epoch, report.checkpoint))
-        if report.status == "finished":
-            self._end(report.key, "finished", "")
-        elif reason:
-            self._end(report.key, "pruned", reason)
-        return report.status == "finished" or bool(reason)
-
-    def _judge(self, trial: Trial, report: Report) -> str:
-        if trial.spec.purpose != "search":
-            return ""
-        assert report.rung is not None
-        self.search.report(report.key, report.epoch, report.rung.value)
-        return self.rungs.judge(report.key, report.epoch, report.rung.value, exempt=self._is_default(trial))
-
-    def _is_default(self, trial: Trial) -> bool:
-        """Whether the trial is a method's defaults, which always train to the end."""
-        return trial.spec.trial < len(self.search.space.methods)
+        before = trial.checkpoint
+        over = report.status == "reached" and report.done.amount >= self.course.problem.top.amount
+        # At the top reaching and ending are one: a kill must not come between them.
+        self.tell(*_events_of(report, segment), *([Ended(report.key, "finished", "")] if over else []))
+        if before is not None and before != trial.checkpoint:
+            self._drop(before)
+        if report.status == "running":
+            reason = self._ill(trial, report.epoch)
+            if reason:
+                self._end(report.key, "pruned", reason)
+            self._fill()
+            return report.key in self._running
+        del self._running[report.key]
+        if over:
+            self._let_go(trial)
+        self._fill()
+        return self._goes_on_in_place(report.key, segment)
 
     def lost(self, key: str) -> None:
-        """A worker died under the spec."""
+        """A worker died under the trial."""
         if key in self._running:
             self._end(key, "failed", "its worker died (out of memory, or killed); see the Ray logs")
+            self._fill()
+
+    def _goes_on_in_place(self, key: str, held: Segment) -> bool:
+        """Whether the slot that holds the trial was to go on to just where the strategy now continues it."""
+        segment = next((s for s in self._queue if s.key == key), None)
+        if segment is None or held.onward[:1] != (segment.to,) or held.onward[1:] != segment.onward:
+            return False
+        self._queue.remove(segment)
+        self._running[key] = segment
+        return True
+
+    def _ill(self, trial: Trial, epoch: float) -> str:
+        """Why a health signal stops the trial, or nothing. A method's defaults are seen at full length."""
+        if trial.spec.purpose != "search" or trial.spec.origin == "defaults":
+            return ""
+        # After a resume the journal may know later epochs, which are trained again.
+        curve = [event for event in self.history.curve(trial.spec.key) if event.epoch <= epoch]
+        return self.course.health.judge(trial.spec.method, curve)
+
+    def _fill(self) -> None:
+        """Decides on segments until enough are at hand. Called at a slot's words only, so no decision depends on timing."""
+        self._stop_what_is_not_paid_for()
+        while len(self._queue) + len(self._running) < self.ahead:
+            if self.history.selected is not None:
+                if not self._select_on():
+                    return
+            elif not self._carry_out(self.course.strategy.next(self.course.problem, self.history)):
+                return
+
+    def _select_on(self) -> bool:
+        """A finalist's next segment; its trainings stop at every rung, for their curves and checkpoints, and always go on."""
+        problem = self.course.problem
+        for trial in self.history.undecided():
+            to, *onward = problem.after(trial)
+            self._go_on(Segment(trial.spec.key, to, trial.checkpoint, tuple(onward)))
+            return True
+        spec = self.course.finals.next(self.history)
+        if spec is None:
+            return False
+        to, *onward = problem.rungs_of(spec.method)
+        self._start(spec, Segment(spec.key, to, None, tuple(onward)))
+        return True
+
+    def _stop_what_is_not_paid_for(self) -> None:
+        if self.history.search_ended is not None:
+            return
+        spent = self.course.ledger.must_stop(self.history)
+        if spent is not None:
+            self._end_search(f"the budget of {spent} is spent")
+
+    def _carry_out(self, decision: Decision) -> bool:
+        """Lets a decision of the search count; False where the controller must wait for a slot's word."""
+        problem = self.course.problem
+        if isinstance(decision, Start | Fork) and not problem.may_start(self.history):
+            decision = Done()
+        match decision:
+            case Start():
+                self._start(self._spec(decision.configuration, None), Segment("", decision.to, None, decision.onward))
+            case Fork():
+                parent = self._waiting(decision.key, "Fork")
+                values = {**parent.spec.values, **decision.changes}
+                spec = self._spec(Configuration(parent.spec.method, values, "forked"), parent.spec.key)
+                self._start(spec, Segment("", decision.to, parent.checkpoint, decision.onward))
+            case Continue():
+                trial = self._waiting(decision.key, "Continue")
+                reason = self._ill(trial, trial.epochs)
+                if reason:
+                    self._end(decision.key, "pruned", reason)
+                    return True
+                self._go_on(Segment(decision.key, decision.to, trial.checkpoint, decision.onward))
+            case Stop():
+                self._end(decision.key, "pruned", decision.reason)
+            case Wait() if self.history.open():
+                return False
+            case Wait():
+                raise StrategyError(
+                    f"{type(self.course.strategy).__name__} waits although no segment is under way; it must start, continue or"
+                    " stop a trial, or be done"
+                )
+            case Done():
+                if self.history.open():
+                    return False
+                spent = self.course.ledger.spent_out(self.history)
+                self._end_search(f"the budget of {spent} is spent" if spent else decision.reason)
+        return True
+
+    def _waiting(self, key: str, decision: str) -> Trial:
+        trial = self.history.trials.get(key)
+        if trial is None or not trial.undecided or trial.checkpoint is None:
+            raise StrategyError(
+                f"{decision} must name a trial that has ended a segment and waits, got {key!r}; see history.undecided()"
+            )
+        return trial
+
+    def _spec(self, configuration: Configuration, parent: str | None) -> TrialSpec:
+        number = len(self.history.search())
+        seed = seed_of(self.course.problem.seed, "trial", number)
+        method, values, origin = configuration.method, configuration.values, configuration.origin
+        return TrialSpec(f"{number:04d}", number, method, values, seed, origin=origin, parent=parent)
+
+    def _start(self, spec: TrialSpec, segment: Segment) -> None:
+        segment = replace(segment, key=spec.key)
+        self.tell(TrialStarted(spec), SegmentStarted(segment))
+        self._queue.append(segment)
+
+    def _go_on(self, segment: Segment) -> None:
+        """A trial that has begun goes before those that have not, as it does in the slot that holds it."""
+        self.tell(SegmentStarted(segment))
+        self._queue.appendleft(segment)
+
+    def _end_search(self, reason: str) -> None:
+        """Ends the search: trials that are not at the top stay where they are."""
+        for trial in [*self.history.open(), *self.history.undecided()]:
+            self._end(trial.spec.key, "pruned", reason)
+        self.tell(SearchEnded(reason), Selected(self.course.finals.select(self.history)))
 
     def _end(self, key: str, status: Status, reason: str) -> None:
         trial = self.history.trials[key]
-        self._running.discard(key)
+        self._running.pop(key, None)
+        self._queue = deque(segment for segment in self._queue if segment.key != key)
         self.tell(Ended(key, status, reason))
-        if trial.spec.purpose == "search":
-            self.search.tell(key, status, trial.value)
-            if trial.checkpoint is not None:
-                # Finalists are retrained from the start, so a search trial's weights are of no more use.
-                Path(trial.checkpoint).unlink(missing_ok=True)
-        self._fill()
+        self._let_go(trial)
+
+    def _let_go(self, trial: Trial) -> None:
+        """Finalists are trained from the start, so an ended search trial's weights are of use to its forks alone."""
+        if trial.spec.purpose == "search" and trial.checkpoint is not None:
+            self._drop(trial.checkpoint)
+
+    def _drop(self, checkpoint: str) -> None:
+        """Deletes a checkpoint unless a segment that is decided on starts from it."""
+        if checkpoint not in {t.segment.start for t in self.history.open() if t.segment is not None}:
+            self._forget(checkpoint)
 
 
-class _Unsaved:
-    """Tune pickles searcher and scheduler for its own restore, which is not used: nothing of them is kept."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Searcher(_Unsaved, Searcher):
-    """Tune's searcher interface over a sweep."""
-
-    def __init__(self, sweep: Controller) -> None:
-        super().__init__(metric=None, mode=None)
-        self.sweep = sweep
-        self.keys: dict[str, str] = {}
-
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        return True
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        spec = self.sweep.next_job()
-        if spec is None:
-            return Searcher.FINISHED if self.sweep.over else None
-        self.keys[trial_id] = spec.key
-        return encode_job(spec)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if error:
-            self.sweep.lost(self.keys[trial_id])
-
-    def save(self, checkpoint_path: str) -> None:
-        """The journal is the one owner of a study's state; see ``orchestrator.engine.journal``."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """See ``save``."""
-
-
-class _Scheduler(_Unsaved, FIFOScheduler):
-    """Tune's scheduler interface over a sweep."""
-
-    def __init__(self, sweep: Controller) -> None:
-        super().__init__()
-        self.sweep = sweep
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return True
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        report = decode_report(result)
-        assert report is not None, "a slot reports after each epoch"
-        return TrialScheduler.STOP if self.sweep.receive(report) else TrialScheduler.CONTINUE
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        report = decode_report(result)
-        if report is not None:
-            self.sweep.receive(report)
-
-
-def run_slots(sweep: Controller, shared: SlotSetup, plan: ResourcePlan) -> None:
-    """Runs the sweep's jobs in the plan's warm slots until it is over. Returns early on an interrupt; the journal goes on."""
-    if sweep.over:
-        return
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.slots + 1)
-    slot = tune.with_parameters(Slot, shared=shared, plan=plan)
-    tuner = tune.Tuner(
-        tune.with_resources(slot, PlacementGroupFactory([plan.trial_resources])),
-        tune_config=tune.TuneConfig(
-            num_samples=-1,
-            search_alg=_Searcher(sweep),
-            scheduler=_Scheduler(sweep),
-            max_concurrent_trials=plan.slots + (1 if plan.fills_the_machine else 0),
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(Path(shared.folder) / ".ray"),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=0),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-        ),
-    )
-    tuner.fit()
+def _events_of(report: Report, segment: Segment) -> list[Event]:
+    """What a report tells, in order; at a segment's end all of it at once."""
+    parts, counts = dict(report.parts), list(report.pseudo_labels)
+    events: list[Event] = [Trained(report.key, report.epoch, report.train_seconds, parts, counts, report.steps)]
+    if report.rung is not None:
+        events.append(Scored(report.key, report.rung, segment.to))
+    if report.checkpoint is not None:
+        events.append(Reached(report.key, report.done, report.checkpoint))
+    return events

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from orchestrator.engine.journal import Trained
+from orchestrator.engine.events import Trained
 from orchestrator.study import Limit
 
 SETTLED = 50

@@ -8,20 +8,39 @@ from typing import Literal
 
 import numpy as np
 
+from cluster.storage import Storage
 from methods.contracts import Method
 from methods.data.records import Split
 from methods.parts.encoders import EncoderSpec
 from methods.protocols.contract import Protocol
+from methods.tasks.contract import Task
 from methods.training import Precision
+from methods.training.clock import Fidelity
 from search_spaces.domains import Value
 
 Status = Literal["running", "finished", "pruned", "failed"]
 Purpose = Literal["search", "retrain", "refit"]
+Origin = Literal["defaults", "sampled", "forked"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A method with its active knobs.
+
+    Attributes:
+        method: its name.
+        values: its active knobs.
+        origin: the method's defaults, the sampler's suggestion, or another trial's knobs with changes.
+    """
+
+    method: str
+    values: Mapping[str, Value]
+    origin: Origin = "sampled"
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One training for a slot.
+    """One configuration to be trained with one seed.
 
     Attributes:
         key: unique in the run folder, and its folder's name under ``trials/``.
@@ -30,7 +49,9 @@ class TrialSpec:
         values: its active knobs.
         seed: of the training.
         purpose: a trial of the search; a finalist retrained with a fresh seed; a finalist trained on the whole budget.
-        checkpoint: path to go on from, or None.
+        origin: where the configuration came from.
+        repeat: which of a finalist's trainings of this purpose, from 0.
+        parent: key of the trial whose weights it starts from, or None.
     """
 
     key: str
@@ -39,7 +60,39 @@ class TrialSpec:
     values: Mapping[str, Value]
     seed: int
     purpose: Purpose = "search"
-    checkpoint: str | None = None
+    origin: Origin = "sampled"
+    repeat: int = 0
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One stretch of training of one trial in a slot.
+
+    Attributes:
+        key: of the trial.
+        to: how far it is trained; there it is scored and its checkpoint is written.
+        start: storage key of the checkpoint that it goes on from (its own, another trial's), or None to start from nothing.
+        onward: further stops at which the slot goes on at once if the strategy continues the trial to just there.
+    """
+
+    key: str
+    to: Fidelity
+    start: str | None = None
+    onward: tuple[Fidelity, ...] = ()
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a slot is handed: a trial and the segment of it to train.
+
+    Attributes:
+        illustrate: whether pictures of what the method sees are drawn at the trial's end.
+    """
+
+    spec: TrialSpec
+    segment: Segment
+    illustrate: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,48 +105,50 @@ class Rung:
         n: images (or episodes) scored.
         low, high: 95% interval of the score's value.
         scored_on: which labels were scored: the ``validation`` part, the whole ``budget`` (cross-validated), ``episodes``, the
-            episodes of all ``turns`` of a cross-validation by group, or images ``elsewhere``, of another data set.
+            episodes of all ``folds`` of a cross-validation by group, or images ``elsewhere``, of another data set.
         units: what each unit that every method answers contributes, so that two trials pair: bool [m], the validation images
             in order, answered rightly or not; or float32 [m], the episodes' accuracies. None where scores are not means.
         seconds: spent scoring.
     """
 
-    epoch: int
+    epoch: float
     value: float
     n: int
     low: float
     high: float
-    scored_on: Literal["validation", "budget", "episodes", "turns", "elsewhere"]
+    scored_on: Literal["validation", "budget", "episodes", "folds", "elsewhere"]
     units: np.ndarray | None
     seconds: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a slot says after each epoch.
+    """What a slot says after each epoch, and at the end of a segment.
 
     Attributes:
-        key: the job's.
+        key: the trial's.
         epoch: epochs trained.
         stage: name of the method's stage.
         parts: loss and its parts, means over the epoch; and the health signals at its end.
-        train_seconds: training time of the job so far.
+        train_seconds: training time of the trial so far.
         images: training images drawn in this epoch.
-        status: ``running`` until the last epoch.
+        status: ``running`` inside a segment, ``reached`` at its end, or ``failed``.
+        done: how far the trial has come.
         reason: why it failed, one line.
-        rung: the score, at a rung.
-        checkpoint: path of the checkpoint just written, or None.
+        rung: the score, at a segment's end.
+        checkpoint: storage key of the checkpoint just written, or None.
         pseudo_labels: how many used pseudo-labels each class got; empty where the method gives none.
         steps: done in the method's stage so far.
     """
 
     key: str
-    epoch: int
+    epoch: float
     stage: str
     parts: Mapping[str, float]
     train_seconds: float
     images: int
-    status: Literal["running", "finished", "failed"]
+    status: Literal["running", "reached", "failed"]
+    done: Fidelity
     reason: str = ""
     rung: Rung | None = None
     checkpoint: str | None = None
@@ -111,9 +166,10 @@ class SlotSetup:
         encoder, vit_encoder: what is trained, by what the method needs.
         protocol: how trainings are scored.
         objective: from a Score to what the search maximises, or None for its value.
-        rungs: epochs at which trials are scored.
+        top: the highest rung; schedules run to it.
         epoch_images, precision, seed: as in the study.
-        folder: the run folder, reachable from every node.
+        task: what is learned and how it is judged.
+        storage: of the run folder, reachable from every node.
         threads: torch threads of a worker.
     """
 
@@ -123,11 +179,12 @@ class SlotSetup:
     vit_encoder: EncoderSpec
     protocol: Protocol
     objective: object
-    rungs: tuple[int, ...]
+    top: Fidelity
     epoch_images: int | None
     precision: Precision
     seed: int
-    folder: str
+    task: Task
+    storage: Storage
     threads: int
 
     def encoder_for(self, method: Method) -> EncoderSpec:
@@ -136,30 +193,39 @@ class SlotSetup:
 
 @dataclass
 class Trial:
-    """A job's history as the journal tells it.
+    """A trial's history as the journal tells it.
 
     Attributes:
-        spec: what was asked.
+        spec: what is trained.
         status: running until it ended.
         reason: why it failed or was stopped.
         rungs: its scores, by ascending epoch.
         epochs: epochs trained.
         seconds: training time.
         checkpoint: the newest one, or None.
+        done: how far the newest checkpoint has come, or None.
+        segment: the one under way, or None where the trial waits for a decision or has ended.
     """
 
     spec: TrialSpec
     status: Status = "running"
     reason: str = ""
     rungs: list[Rung] = field(default_factory=list)
-    epochs: int = 0
+    epochs: float = 0
     seconds: float = 0.0
     checkpoint: str | None = None
+    done: Fidelity | None = None
+    segment: Segment | None = None
 
     @property
     def value(self) -> float | None:
         """The newest score, or None."""
         return self.rungs[-1].value if self.rungs else None
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the trial has ended a segment and waits for what comes next."""
+        return self.status == "running" and self.segment is None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from methods.data.records import Split
 from methods.protocols.contract import difference_of
-from orchestrator.engine.journal import History
+from orchestrator.engine.history import History
 from orchestrator.engine.records import Rung, TestScore, Trial
 
 COLUMNS = (

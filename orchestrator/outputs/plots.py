@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from methods.health import SIGNALS
-from orchestrator.engine.journal import History
+from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 from orchestrator.outputs.leaderboard import Finalist
 from orchestrator.study import Limit

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.plan import ResourcePlan
-from orchestrator.engine.journal import Ended, Event, History, Selected, Tested
+from orchestrator.engine.events import Ended, Event, Selected, Tested
+from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.leaderboard import ranked

@@ -14,7 +14,7 @@ from methods.data.records import Split
 from methods.health import SIGNALS
 from methods.parts.files import write_text
 from orchestrator.describe import span
-from orchestrator.engine.journal import History
+from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.leaderboard import Finalist, Verdict, compare, finalists, ranked

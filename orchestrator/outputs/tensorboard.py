@@ -31,7 +31,8 @@ from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import histogram_raw
 
 from methods.health import SIGNALS
-from orchestrator.engine.journal import Asked, Ended, Event, History, Scored, Tested, Trained
+from orchestrator.engine.events import Ended, Event, Scored, Tested, Trained, TrialStarted
+from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 from orchestrator.folder import RunFolder
 from orchestrator.study import Study
@@ -53,7 +54,7 @@ class TensorBoardSink:
 
     def __call__(self, event: Event, history: History) -> None:
         match event:
-            case Asked():
+            case TrialStarted():
                 self._start(history.trials[event.spec.key])
             case Trained():
                 writer = self._writer(event.key)

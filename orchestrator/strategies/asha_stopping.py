@@ -1,37 +1,46 @@
-"""Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934): at every rung the best 1/reduction go on.
+"""Asynchronous successive halving by stopping (Li et al. 2020, arXiv:1810.05934): at every rung the best 1/reduction go on.
 
 Three rules beside the paper's. A method is not judged before its ``min_epochs``, so rungs compare equals. Each method's
 first trial, its defaults, always trains to the end, so that every method is seen once at full length. A score that is not
-a number never enters a rung.
+finite never enters a rung.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.engine.history import History
+from orchestrator.engine.records import Trial
+from orchestrator.strategies.contract import Continue, Decision, Done, Problem, Stop, Strategy, Wait
 
-class AshaStopping:
-    """Who goes on at which epoch.
 
-    Args:
-        epochs: the rungs, ascending; the last is where training ends anyway.
+@dataclass(frozen=True)
+class AshaStopping(Strategy):
+    """Stops a trial at a rung below the cutoff of the scores there so far.
+
+    Attributes:
         reduction: one of so many goes on.
     """
 
-    def __init__(self, epochs: tuple[int, ...], reduction: int) -> None:
-        self.epochs, self.reduction = epochs, reduction
-        self._scores: dict[int, dict[str, float]] = defaultdict(dict)
+    reduction: int = 3
 
-    def judge(self, key: str, epoch: int, value: float, exempt: bool = False) -> str:
-        """Records the score; returns why the trial stops here, or an empty string if it goes on."""
-        if epoch not in self.epochs[:-1] or not math.isfinite(value):
-            return ""
-        scores = self._scores[epoch]
-        scores[key] = value
-        cutoff = float(np.quantile(list(scores.values()), 1 - 1 / self.reduction))
-        if exempt or value >= cutoff:
-            return ""
-        return f"below the best 1/{self.reduction} of {len(scores)} at epoch {epoch}"
+    def next(self, problem: Problem, history: History) -> Decision:
+        for trial in history.undecided():
+            return self._judge(problem, history, trial)
+        if problem.may_start(history):
+            return problem.start(history)
+        return Wait() if history.open() else Done()
+
+    def _judge(self, problem: Problem, history: History, trial: Trial) -> Decision:
+        assert trial.done is not None
+        ahead = problem.after(trial)
+        at = next(r for r in reversed(problem.rungs) if r.amount <= trial.done.amount)
+        scores = history.scores_at(at)
+        if trial.spec.origin != "defaults" and trial.spec.key in scores:
+            cutoff = float(np.quantile(list(scores.values()), 1 - 1 / self.reduction))
+            if scores[trial.spec.key] < cutoff:
+                where = f"epoch {at.amount:g}" if at.unit == "epochs" else str(at)
+                return Stop(trial.spec.key, f"below the best 1/{self.reduction} of {len(scores)} at {where}")
+        return Continue(trial.spec.key, ahead[0], ahead[1:])

@@ -1,4 +1,4 @@
-"""The search: an Optuna study, conditional on the method, asked and told in this project's words.
+"""Suggests configurations: an Optuna study, conditional on the method, that learns from a study's history.
 
 Semantics that Ray's own OptunaSearch does not have: every method's defaults come first; the supervised baseline is tuned with
 no fewer trials than the others get on average; a trial stopped early is told as pruned with its intermediate values, a
@@ -17,7 +17,9 @@ from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPE
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from methods.batch import seed_of
-from orchestrator.engine.records import Trial
+from orchestrator.engine.events import Ended, Event, Scored, TrialStarted
+from orchestrator.engine.history import History
+from orchestrator.engine.records import Configuration, Trial
 from search_spaces.domains import Value
 from search_spaces.space import METHOD, Space, Suggestion
 
@@ -33,24 +35,25 @@ BASELINE = "supervised"
 _STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
-class Search:
+class Sampler:
     """Suggests configurations and learns from their scores.
 
     Args:
         space: what may be tried.
-        seed: of the sampler.
-        startup: random trials before the sampler models anything; the methods' defaults count among them.
+        seed: of the suggestions.
+        startup: random trials before anything is modelled; the methods' defaults count among them.
     """
 
     def __init__(self, space: Space, seed: int, startup: int | None = None) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.seed = space, seed
         self.startup = startup if startup is not None else max(10, 2 * len(space.methods))
-        self._study = optuna.create_study(direction="maximize", sampler=self._sampler(0))
+        self.study = optuna.create_study(direction="maximize", sampler=self._sampler(0))
         self._tried: Counter[str] = Counter()
         self._open: dict[str, optuna.Trial] = {}
         self._reported: set[tuple[str, int]] = set()
         self._seen: set[tuple[str, tuple[tuple[str, Value], ...]]] = set()
+        self._read = 0
 
     def _sampler(self, number: int) -> TPESampler:
         with warnings.catch_warnings():
@@ -75,79 +78,99 @@ class Search:
         methods = self.space.methods
         if BASELINE not in methods or len(methods) == 1 or self._tried[BASELINE] * len(methods) > self._asked:
             return sampler
+        return self._held_to(BASELINE, sampler)
+
+    def _held_to(self, method: str, sampler: BaseSampler) -> BaseSampler:
+        """The sampler, which then suggests for this method alone."""
+        if len(self.space.methods) == 1:
+            return sampler
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return PartialFixedSampler({METHOD: BASELINE}, sampler)
+            return PartialFixedSampler({METHOD: method}, sampler)
 
-    def ask(self, key: str) -> Suggestion:
-        """The next configuration, remembered under ``key`` until it is told."""
-        if self._asked < len(self.space.methods):
-            return self.enter(key, self.space.defaults(self.space.methods[self._asked]))
+    def propose(self, history: History, method: str | None = None) -> Configuration:
+        """The next configuration to try: the methods' defaults in the study's order, then what the model suggests.
+
+        Args:
+            history: of the study, always the same one; what is new in it is learnt first.
+            method: suggest for this method alone: its defaults first.
+        """
+        self._catch_up(history)
+        untried = next((name for name in self.space.methods if not self._tried[name]), None) if method is None else None
+        if method is not None and not self._tried[method]:
+            untried = method
+        if untried is not None:
+            default = self.space.defaults(untried)
+            return Configuration(default.method, default.values, "defaults")
         for attempt in range(_ATTEMPTS):
             number = self._asked * _ATTEMPTS + attempt
             sampler = self._sampler(number) if attempt < _MODELLED else self._chance(number)
             # Where nothing is left to try of the baseline, a trial is worth more elsewhere.
-            self._study.sampler = self._fair(sampler) if attempt < _ATTEMPTS // 2 else sampler
-            trial = self._study.ask()
+            if method is not None:
+                self.study.sampler = self._held_to(method, sampler)
+            else:
+                self.study.sampler = self._fair(sampler) if attempt < _ATTEMPTS // 2 else sampler
+            trial = self.study.ask()
             suggestion = self.space.suggest(trial)
             # Only a draft: Optuna keeps what it drew for every method in it, which a journal does not know.
-            self._study.tell(trial, state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL)
             if _identity(suggestion) not in self._seen:
                 break
-        return self.enter(key, suggestion)
+        return Configuration(suggestion.method, suggestion.values, "sampled")
 
-    def enter(self, key: str, suggestion: Suggestion) -> Suggestion:
-        """Takes a given configuration as the next one: every trial opens here, so that a replayed one equals a live one."""
+    def _catch_up(self, history: History) -> None:
+        """Learns what has happened since it was last asked."""
+        for event in history.events[self._read :]:
+            self._learn(event, history)
+        self._read = len(history.events)
+
+    def _learn(self, event: Event, history: History) -> None:
+        match event:
+            case TrialStarted() if event.spec.purpose == "search":
+                self._enter(event.spec.key, Suggestion(event.spec.method, event.spec.values))
+            case Scored() if event.key in self._open:
+                step = round(event.rung.epoch)
+                # A rung that is scored again after a resume counts once.
+                if (event.key, step) not in self._reported:
+                    self._reported.add((event.key, step))
+                    self._open[event.key].report(event.rung.value, step)
+            case Ended() if event.key in self._open:
+                trial, state = self._open.pop(event.key), _STATES[event.status]
+                value = history.trials[event.key].value if state == TrialState.COMPLETE else None
+                self.study.tell(trial, value, state=state)
+
+    def _enter(self, key: str, suggestion: Suggestion) -> None:
+        """Takes a configuration as the next trial: every trial opens here, so that a replayed one equals a live one."""
         parameters, _ = self.space.parameters(suggestion)
-        self._study.sampler = self._chance(self._asked * _ATTEMPTS)
-        self._study.enqueue_trial(parameters)
-        trial = self._study.ask()
+        self.study.sampler = self._chance(self._asked * _ATTEMPTS)
+        self.study.enqueue_trial(parameters)
+        trial = self.study.ask()
         self.space.suggest(trial)
         trial.set_user_attr("key", key)
         self._open[key] = trial
         self._seen.add(_identity(suggestion))
         self._tried[suggestion.method] += 1
-        return suggestion
-
-    def report(self, key: str, epoch: int, value: float) -> None:
-        """A score on the way. A rung that is scored again after a resume counts once."""
-        if (key, epoch) not in self._reported:
-            self._reported.add((key, epoch))
-            self._open[key].report(value, epoch)
-
-    def tell(self, key: str, status: str, value: float | None) -> FrozenTrial:
-        """The trial's end: ``finished`` with its value, ``pruned`` or ``failed``."""
-        trial = self._open.pop(key)
-        state = _STATES[status]
-        return self._study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
-
-    def replay(self, trials: Iterable[Trial]) -> None:
-        """Learns what a journal tells of ended trials of this study."""
-        for trial in trials:
-            suggestion = Suggestion(trial.spec.method, trial.spec.values)
-            self._study.add_trial(self.frozen(trial))
-            self._seen.add(_identity(suggestion))
-            self._tried[suggestion.method] += 1
 
     def seed_from(self, trials: Iterable[Trial]) -> int:
         """Learns from another study's ended trials on methods that both search; returns how many."""
         useful = [t for t in trials if t.spec.method in self.space.configs and t.status in ("finished", "pruned") and t.rungs]
         for trial in useful:
-            self._study.add_trial(self.frozen(trial))
+            self.study.add_trial(frozen(self.space, trial))
         return len(useful)
 
-    def frozen(self, trial: Trial) -> FrozenTrial:
-        """An ended trial as Optuna stores it."""
-        parameters, distributions = self.space.parameters(Suggestion(trial.spec.method, trial.spec.values))
-        state = _STATES[trial.status]
-        return create_trial(
-            state=state,
-            value=trial.value if state == TrialState.COMPLETE else None,
-            params=parameters,
-            distributions=distributions,
-            intermediate_values={rung.epoch: rung.value for rung in trial.rungs},
-            user_attrs={"key": trial.spec.key, "reason": trial.reason, "seconds": trial.seconds},
-        )
+
+def frozen(space: Space, trial: Trial) -> FrozenTrial:
+    """An ended trial as Optuna stores it."""
+    parameters, distributions = space.parameters(Suggestion(trial.spec.method, trial.spec.values))
+    state = _STATES[trial.status]
+    return create_trial(
+        state=state,
+        value=trial.value if state == TrialState.COMPLETE else None,
+        params=parameters,
+        distributions=distributions,
+        intermediate_values={round(rung.epoch): rung.value for rung in trial.rungs},
+        user_attrs={"key": trial.spec.key, "reason": trial.reason, "seconds": trial.seconds},
+    )
 
 
 def _identity(suggestion: Suggestion) -> tuple[str, tuple[tuple[str, Value], ...]]:

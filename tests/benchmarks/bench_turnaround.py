@@ -24,7 +24,8 @@ from torch import Tensor
 from cluster.connect import connect
 from methods import BatchSpec, Classifier, Context, Encoder, Learner, Loss, Method, Optimizer, SharedConfig, Step
 from orchestrator import Study, run
-from orchestrator.engine.journal import Asked, Ended, Event, History
+from orchestrator.engine.events import Ended, Event, TrialStarted
+from orchestrator.engine.history import History
 from search_spaces import Float, knob
 
 TRIALS, PATTERN_TRIALS = 20, 4
@@ -126,7 +127,7 @@ def slots(workers: int, folder: Path) -> Turnaround:
     def clock(event: Event, history: History) -> None:
         nonlocal started
         match event:
-            case Asked() if not started:
+            case TrialStarted() if not started:
                 started = time.perf_counter()
             case Ended() if len(moments) < TRIALS:
                 moments.append(time.perf_counter())

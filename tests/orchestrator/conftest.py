@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cluster.storage import LocalStorage, Storage
 from methods.batch import seed_of
-from orchestrator.engine.controller import Controller
-from orchestrator.engine.journal import FORMAT, Event, History, Journal, Started
-from orchestrator.engine.records import Report, Rung, TrialSpec
-from orchestrator.strategies.asha_stopping import AshaStopping
-from orchestrator.strategies.sampler import Search
+from methods.training.clock import Fidelity
+from orchestrator.budgets import Ledger, Resources, Trials
+from orchestrator.engine.controller import Controller, Course
+from orchestrator.engine.events import FORMAT, Event, Opened, Started
+from orchestrator.engine.health import HealthLimits
+from orchestrator.engine.history import History
+from orchestrator.engine.journal import Journal, read_journal
+from orchestrator.engine.records import Assignment, Report, Rung, TrialSpec
+from orchestrator.engine.selection import Finals, trainings_after
+from orchestrator.strategies import AshaStopping, Problem, Strategy
+from orchestrator.strategies.sampler import Sampler
 from orchestrator.study import Selection
 from search_spaces.domains import Choice, Float, Int, When, knob
 from search_spaces.space import Space
@@ -43,52 +51,63 @@ class Killed(BaseException):
 class DyingJournal(Journal):
     """A journal whose process is killed at a given write."""
 
-    def __init__(self, path: Path, writes: int) -> None:
-        super().__init__(path)
+    def __init__(self, storage: Storage, writes: int) -> None:
+        super().__init__(storage)
         self.writes = writes
 
-    def write(self, event: Event) -> None:
+    def write(self, *events: Event) -> None:
         if self.writes == 0:
             raise Killed
         self.writes -= 1
-        super().write(event)
+        super().write(*events)
 
 
 class PretendSlot:
-    """What ``TrialRun`` tells, without training: scores are a fixed function of study, configuration, seed, epoch."""
+    """What ``SegmentRun`` tells, without training: scores are a fixed function of study, configuration, seed, epoch."""
 
-    def __init__(self, folder: Path, rungs: tuple[int, ...], failing: float, study: int) -> None:
-        self.folder, self.rungs, self.failing, self.study = folder, rungs, failing, study
+    def __init__(self, folder: Path, failing: float, study: int, top: int) -> None:
+        self.folder, self.failing, self.study, self.top = folder, failing, study, top
         self.spec: TrialSpec | None = None
 
-    def begin(self, job: TrialSpec) -> None:
-        self.spec = job
-        self.epoch = int(Path(job.checkpoint).read_text()) if job.checkpoint else 0
-        self.owed = job.checkpoint is not None
+    def begin(self, given: Assignment) -> None:
+        start = given.segment.start
+        self.spec, self.stops = given.spec, [given.segment.to, *given.segment.onward]
+        self.epoch = int((self.folder / start).read_text()) if start else 0
 
     def draw(self, *parts: object) -> float:
         assert self.spec is not None
         return seed_of(self.study, self.spec.method, sorted(self.spec.values.items()), *parts) / 2**63
 
     def advance(self) -> Report:
-        job = self.spec
-        assert job is not None
-        assert self.owed or self.epoch < self.rungs[-1], "nothing left to train"
-        self.epoch, self.owed = self.epoch + (not self.owed), False
+        spec = self.spec
+        assert spec is not None
+        assert self.epoch < self.stops[0].amount, "nothing left to train"
+        self.epoch += 1
         if self.epoch == 2 and self.draw("fails") < self.failing:
-            return Report(job.key, 1, "", {}, 1.0, 0, "failed", "diverged")
-        last = self.epoch == self.rungs[-1]
+            return Report(spec.key, 1, "", {}, 1.0, 0, "failed", Fidelity("epochs", 1), "diverged")
+        reached = self.epoch == self.stops[0].amount
         rung = checkpoint = None
-        if self.epoch in self.rungs:
-            value = 0.8 * self.draw("good") + 0.1 * self.draw(job.seed, self.epoch) + 0.01 * self.epoch
-            correct = np.random.default_rng(seed_of(job.key, self.epoch)).random(21) < value
-            if job.purpose != "refit":
+        if reached:
+            self.stops = self.stops[1:] or self.stops
+            value = 0.8 * self.draw("good") + 0.1 * self.draw(spec.seed, self.epoch) + 0.01 * self.epoch
+            correct = np.random.default_rng(seed_of(spec.key, self.epoch)).random(21) < value
+            if spec.purpose != "refit":
                 rung = Rung(self.epoch, value, 21, value - 0.1, value + 0.1, "validation", correct, 0.5)
-            path = self.folder / f"{job.key}.pt"
-            path.write_text(str(self.epoch))
-            checkpoint = str(path)
+            checkpoint = f"{spec.key}-{self.epoch}.pt"
+            (self.folder / checkpoint).write_text(str(self.epoch))
         parts, seconds = {"loss": self.draw(self.epoch)}, float(self.epoch) * (1 + self.draw("slow"))
-        return Report(job.key, self.epoch, "train", parts, seconds, 32, "finished" if last else "running", "", rung, checkpoint)
+        return Report(
+            key=spec.key,
+            epoch=self.epoch,
+            stage="train",
+            parts=parts,
+            train_seconds=seconds,
+            images=32,
+            status="reached" if reached else "running",
+            done=Fidelity("epochs", self.epoch),
+            rung=rung,
+            checkpoint=checkpoint,
+        )
 
 
 @dataclass
@@ -98,59 +117,66 @@ class Pretence:
     folder: Path
     trials: int = 7
     epochs: tuple[int, ...] = (1, 3)
-    reduction: int = 2
+    strategy: Strategy = field(default_factory=lambda: AshaStopping(2))
     selection: Selection = field(default_factory=lambda: Selection(top=2, seeds=2))
     refits: frozenset[str] = frozenset({"two"})
     slots: int = 1
     seed: int = 0
     startup: int = 3
     failing: float = 0.2
+    written: int = 0
 
     @property
-    def journal(self) -> Path:
-        return self.folder / "journal.jsonl"
+    def storage(self) -> LocalStorage:
+        return LocalStorage(self.folder)
 
-    def sweep(self, journal: Journal) -> Controller:
-        history = History.read(self.journal)
+    def history(self) -> History:
+        return History(read_journal(self.storage))
+
+    def course(self, trials: int | None) -> Course:
+        space = Space({"one": One, "two": Two})
+        budgets = () if trials is None else (Trials(trials),)
+        ledger = Ledger(budgets, Resources(self.slots), partial(trainings_after, self.selection, self.refits))
+        sampler = Sampler(space, self.seed, self.startup)
+        rungs = tuple(Fidelity("epochs", epoch) for epoch in self.epochs)
+        problem = Problem(self.seed, space.methods, rungs, {}, sampler, ledger)
+        finals = Finals(self.selection, self.refits, self.seed, ledger)
+        return Course(problem, self.strategy, finals, ledger, HealthLimits({}, {}))
+
+    def controller(self, journal: Journal) -> Controller:
+        history = History(read_journal(self.storage) if self.storage.list("journal/") else ())
         if history.started is None:
-            started = Started(FORMAT, self.trials, {"labelwise": "0"})
-            journal.write(started)
-            history.add(started)
-        return Controller(
-            search=Search(Space({"one": One, "two": Two}), self.seed, self.startup),
-            rungs=AshaStopping(self.epochs, self.reduction),
-            selection=self.selection,
-            refits=self.refits,
-            journal=journal,
-            history=history,
-            ahead=self.slots + 1,
-            seed=self.seed,
-        )
+            for event in (Started(FORMAT, self.trials, {"labelwise": "0"}), Opened(0.0)):
+                journal.write(event)
+                history.add(event)
+        forget = self.storage.delete
+        return Controller(self.course(history.trials_wanted), history, self.slots + 1, journal.write, forget)
 
     def play(self, kill_at: int | None = None, order: Callable[[int], int] = lambda n: 0, lose: str = "") -> History:
         """Runs to the end, or until write number ``kill_at``. ``order`` picks which of n busy slots reports next."""
-        journal = DyingJournal(self.journal, -1 if kill_at is None else kill_at)  # creates the file
+        journal = DyingJournal(self.storage, -1 if kill_at is None else kill_at)
         try:
-            sweep = self.sweep(journal)
-            idle = [PretendSlot(self.folder, self.epochs, self.failing, self.seed) for _ in range(self.slots)]
+            controller = self.controller(journal)
+            idle = [PretendSlot(self.folder, self.failing, self.seed, self.epochs[-1]) for _ in range(self.slots)]
             busy: list[PretendSlot] = []
-            while not sweep.over:
-                while idle and (job := sweep.next_job()) is not None:
+            while not controller.over:
+                while idle and (given := controller.next_assignment()) is not None:
                     busy.append(idle.pop())
-                    busy[-1].begin(job)
+                    busy[-1].begin(given)
                 slot = busy[order(len(busy)) % len(busy)]
                 assert slot.spec is not None
                 if slot.spec.key == lose:
-                    sweep.lost(lose)
-                    ended = True
+                    controller.lost(lose)
+                    goes_on = False
                 else:
-                    ended = sweep.receive(slot.advance())
-                if ended:
+                    goes_on = controller.receive(slot.advance())
+                if not goes_on:
                     busy.remove(slot)
                     idle.append(slot)
-            assert sweep.next_job() is None
-            return sweep.history
+            assert controller.next_assignment() is None
+            return controller.history
         finally:
+            self.written = (-1 if kill_at is None else kill_at) - journal.writes
             journal.close()
 
 

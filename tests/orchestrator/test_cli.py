@@ -19,7 +19,8 @@ from cluster.machine import Node
 from methods.catalogue import CATALOGUE
 from orchestrator import cli as cli_module
 from orchestrator.describe import catalogue_json, markdown_table, span
-from orchestrator.engine.journal import FORMAT, Asked, Chosen, Ended, Extended, Journal, Scored, Started
+from orchestrator.engine.events import FORMAT, Chosen, Ended, Extended, Scored, Started, TrialStarted
+from orchestrator.engine.journal import Journal
 from orchestrator.engine.records import Rung, TrialSpec
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.leaderboard import COLUMNS
@@ -250,10 +251,10 @@ def begun(tmp_path: Path, folder: Path) -> Path:
     run = RunFolder.create(tmp_path / "run", Study(data=str(folder), methods=["supervised", "simclr"], trials=4))
     journal = Journal(run.journal)
     journal.write(Started(FORMAT, 4, {}))
-    journal.write(Asked(TrialSpec("0000", 0, "supervised", {"lr": 0.01}, 1)))
+    journal.write(TrialStarted(TrialSpec("0000", 0, "supervised", {"lr": 0.01}, 1)))
     journal.write(Scored("0000", Rung(10, 0.75, 20, 0.6, 0.9, "validation", None, 0.1)))
     journal.write(Ended("0000", "finished", ""))
-    journal.write(Asked(TrialSpec("0001", 1, "simclr", {"temperature": 0.2}, 1)))
+    journal.write(TrialStarted(TrialSpec("0001", 1, "simclr", {"temperature": 0.2}, 1)))
     journal.close()
     return run.path
 

@@ -23,7 +23,7 @@ from cluster.connect import connect
 from methods import BatchSpec, Classifier, Context, Encoder, Learner, Loss, Method, Optimizer, SharedConfig, Step
 from methods.parts.heads import load_predictor
 from orchestrator import Result, Study, resume, run
-from orchestrator.engine.journal import History
+from orchestrator.engine.history import History
 from orchestrator.outputs.leaderboard import COLUMNS
 from orchestrator.predict import predict
 from orchestrator.prepare import load_split
@@ -252,7 +252,7 @@ def test_meta_learning_on_two_workers_agrees_with_one(tmp_path: Path) -> None:
 KILLED = """
 import os, signal
 from orchestrator import Study, run
-from orchestrator.engine.journal import Scored
+from orchestrator.engine.events import Scored
 
 seen = []
 

@@ -10,7 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.engine.journal import Extended, History, Journal
+from methods.training.clock import Fidelity
+from orchestrator.engine.events import Extended
+from orchestrator.engine.history import History
+from orchestrator.engine.journal import Journal
+from orchestrator.engine.records import Report
 from orchestrator.study import Selection
 
 
@@ -98,12 +102,12 @@ def test_search_checkpoints_go_and_finalists_stay(pretence: Callable[..., Any]) 
     study = pretence()
     history = study.play()
     left = {path.stem for path in study.folder.glob("*.pt")}
-    assert left == {t.spec.key for t in history.trials.values() if t.spec.purpose != "search" and t.status == "finished"}
+    assert left == {f"{t.spec.key}-3" for t in history.trials.values() if t.spec.purpose != "search" and t.status == "finished"}
 
 
 def test_the_journal_says_what_the_sweep_knows(pretence: Callable[..., Any]) -> None:
     study = pretence()
-    assert course(study.play()) == course(History.read(study.journal))
+    assert course(study.play()) == course(study.history())
 
 
 def test_the_same_seed_gives_the_same_course_and_another_does_not(pretence: Callable[..., Any]) -> None:
@@ -114,9 +118,9 @@ def test_the_same_seed_gives_the_same_course_and_another_does_not(pretence: Call
 def test_a_finished_study_resumes_to_nothing(pretence: Callable[..., Any]) -> None:
     study = pretence()
     before = course(study.play())
-    size = study.journal.stat().st_size
+    assert study.written
     assert course(study.play()) == before
-    assert study.journal.stat().st_size == size
+    assert not study.written
 
 
 def test_a_lost_worker_fails_its_trial_alone(pretence: Callable[..., Any]) -> None:
@@ -137,19 +141,18 @@ def test_a_study_whose_every_trial_fails_ends_without_a_winner(pretence: Callabl
 
 def test_reports_of_ended_trials_change_nothing(pretence: Callable[..., Any]) -> None:
     study = pretence(failing=0.0)
-    journal = Journal(study.journal)
+    journal = Journal(study.storage)
     try:
-        sweep = study.sweep(journal)
-        job = sweep.next_job()
-        assert job is not None
-        sweep.lost(job.key)
-        size = study.journal.stat().st_size
-        sweep.lost(job.key)
-        from orchestrator.engine.records import Report
-
-        assert sweep.receive(Report(job.key, 1, "train", {}, 1.0, 32, "running"))
-        assert study.journal.stat().st_size == size
-        assert sweep.history.trials[job.key].status == "failed"
+        controller = study.controller(journal)
+        given = controller.next_assignment()
+        assert given is not None
+        controller.lost(given.spec.key)
+        told = len(controller.history.events)
+        controller.lost(given.spec.key)
+        late = Report(given.spec.key, 1, "train", {}, 1.0, 32, "running", Fidelity("epochs", 1))
+        assert not controller.receive(late)
+        assert len(controller.history.events) == told
+        assert controller.history.trials[given.spec.key].status == "failed"
     finally:
         journal.close()
 
@@ -157,7 +160,7 @@ def test_reports_of_ended_trials_change_nothing(pretence: Callable[..., Any]) ->
 def test_more_trials_reopen_the_selection(pretence: Callable[..., Any]) -> None:
     study = pretence(trials=5)
     before = study.play()
-    journal = Journal(study.journal)
+    journal = Journal(study.storage)
     journal.write(Extended(9))
     journal.close()
     after = study.play()
@@ -172,7 +175,7 @@ def test_more_trials_reopen_the_selection(pretence: Callable[..., Any]) -> None:
 
 def kill_points(study: Any) -> int:
     study.play()
-    return len(study.journal.read_text().splitlines())
+    return study.written
 
 
 def test_killed_at_every_write_it_resumes_to_the_same_course(pretence: Callable[..., Any], killed: type[BaseException]) -> None:
@@ -180,13 +183,13 @@ def test_killed_at_every_write_it_resumes_to_the_same_course(pretence: Callable[
     small = {"trials": 6, "selection": Selection(top=1, seeds=2), "refits": frozenset({"one", "two"})}
     undisturbed = pretence(**small)
     writes = kill_points(undisturbed)
-    expected = course(History.read(undisturbed.journal))
+    expected = course(undisturbed.history())
     assert writes > 40
     for at in range(writes):
         study = pretence(**small)
         with pytest.raises(killed):
             study.play(kill_at=at)
-        assert len(study.journal.read_text().splitlines()) == at
+        assert study.written == at
         assert course(study.play()) == expected, f"killed at write {at}"
 
 
@@ -217,7 +220,7 @@ def test_killed_again_and_again_with_many_slots_it_finishes_what_was_asked(
         except killed:
             continue
     check(study.play(order=order), 7, study.selection, study.refits)
-    check(History.read(study.journal), 7, study.selection, study.refits)
+    check(study.history(), 7, study.selection, study.refits)
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -19,7 +19,7 @@ from methods.protocols import protocol
 from methods.training import Training, TrainSettings
 from methods.world import World
 from orchestrator.engine.records import Report, SlotSetup, TrialSpec
-from orchestrator.engine.trial import TrialRun, examine, load_training, trained
+from orchestrator.engine.trial import SegmentRun, examine, load_training, trained
 from orchestrator.finish import export
 from search_spaces.domains import build
 
@@ -61,7 +61,7 @@ def job(method: str = "prototypical", key: str = "9", checkpoint: str | None = N
 
 
 def drive(setup: SlotSetup, work: TrialSpec, until: int = 99) -> list[Report]:
-    run = TrialRun(setup, World())
+    run = SegmentRun(setup, World())
     run.begin(work)
     reports = [run.advance()]
     while reports[-1].status == "running" and reports[-1].epoch < until:

@@ -19,10 +19,12 @@ from methods.parts.encoders import Encoder, EncoderSpec
 from methods.protocols import protocol
 from methods.world import World
 from orchestrator.engine.controller import Controller
+from orchestrator.engine.events import FORMAT, Started, Trained
 from orchestrator.engine.health import SETTLED, HealthLimits
-from orchestrator.engine.journal import FORMAT, History, Journal, Started, Trained
+from orchestrator.engine.history import History
+from orchestrator.engine.journal import Journal
 from orchestrator.engine.records import Report, Rung, SlotSetup, TrialSpec
-from orchestrator.engine.trial import TrialRun, held_back, whole_budget
+from orchestrator.engine.trial import SegmentRun, held_back, whole_budget
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.plots import health_figure
 from orchestrator.outputs.tensorboard import TensorBoardSink
@@ -242,7 +244,7 @@ def test_a_collapsed_training_is_stopped_by_a_studys_default(make_split: Callabl
         folder=str(tmp_path),
         threads=1,
     )
-    run = TrialRun(setup, World())
+    run = SegmentRun(setup, World())
     run.begin(TrialSpec("0000", 0, "constant", {}, 0))
     reports = [run.advance(), run.advance()]
     events = [Trained(r.key, r.epoch, 0.0, dict(r.parts), steps=r.steps) for r in reports]

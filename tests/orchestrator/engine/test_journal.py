@@ -18,23 +18,9 @@ from hypothesis import strategies as st
 
 from orchestrator.engine import journal as events
 from orchestrator.engine import records
-from orchestrator.engine.journal import (
-    FORMAT,
-    Asked,
-    Checkpoint,
-    Chosen,
-    Ended,
-    Event,
-    Extended,
-    History,
-    Journal,
-    JournalError,
-    Scored,
-    Selected,
-    Started,
-    Trained,
-    read_journal,
-)
+from orchestrator.engine.events import FORMAT, Chosen, Ended, Event, Extended, Scored, Selected, Started, Trained, TrialStarted
+from orchestrator.engine.history import History
+from orchestrator.engine.journal import Journal, JournalError, read_journal
 from orchestrator.engine.records import Rung, TrialSpec
 from search_spaces.domains import UserError
 
@@ -68,14 +54,14 @@ SPEC = TrialSpec(
 STARTED = Started(FORMAT, 8, {"torch": "2.9"})
 EVENTS: list[Event] = [
     STARTED,
-    Asked(SPEC),
-    Asked(TrialSpec("0001-refit-0", 1, "mae", {}, 3, "refit", "/somewhere/checkpoint.pt")),
+    TrialStarted(SPEC),
+    TrialStarted(TrialSpec("0001-refit-0", 1, "mae", {}, 3, "refit", "/somewhere/checkpoint.pt")),
     Trained("0000", 1, 3.25, {"loss": 0.1 + 0.2, "odd": math.nan}),
     Trained("0000", 2, 3.5, {"mask_rate": 0.5}, [3, 0, 9], 120),
     Scored("0000", rung(correct=np.array([True, False, True] * 7))),
     Scored("0000", Rung(3, 0.25, 600, -math.inf, math.inf, "episodes", None, 0.0)),
     Scored("0000", Rung(3, 0.25, 3, 0.1, 0.4, "episodes", np.array([0.1, 0.75, 1], np.float32), 0.0)),
-    Checkpoint("0000", 3, "/somewhere/trials/0000/checkpoint.pt"),
+    Reached("0000", 3, "/somewhere/trials/0000/checkpoint.pt"),
     Ended("0000", "failed", 'it said: "no"\nand more'),
     Selected([3, 1]),
     Selected([]),
@@ -119,7 +105,7 @@ def test_bits_are_packed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_torn_last_line_is_dropped_and_cut_off_before_writing_on(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "journal.jsonl"
-    write(path, STARTED, Extended(9), Asked(SPEC))
+    write(path, STARTED, Extended(9), TrialStarted(SPEC))
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     assert [type(e) for e in read_journal(path)] == [Started, Extended]
@@ -164,7 +150,7 @@ def test_a_whole_journal_is_not_touched_by_opening(tmp_path: Path) -> None:
 )
 def test_a_damaged_line_in_the_middle_is_refused_with_its_number(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "journal.jsonl"
-    write(path, STARTED, Asked(SPEC))
+    write(path, STARTED, TrialStarted(SPEC))
     path.write_bytes(path.read_bytes() + line + b"\n" + b'{"event":"extended","trials":9}\n')
     with pytest.raises(JournalError, match=r"journal\.jsonl is damaged at line 3: ") as caught:
         History.read(path)
@@ -229,20 +215,20 @@ def test_a_history_adds_up() -> None:
     refit = TrialSpec("0000-refit-0", 0, "simclr", {}, 1, "refit")
     for event in (
         STARTED,
-        Asked(SPEC),
-        Asked(other),
+        TrialStarted(SPEC),
+        TrialStarted(other),
         Trained("0000", 1, 2.0, {"loss": 1.0}),
         Scored("0000", rung(1, 0.4)),
-        Checkpoint("0000", 1, "one.pt"),
+        Reached("0000", 1, "one.pt"),
         Trained("0001", 1, 9.0, {"loss": 1.0}),
         Trained("0000", 2, 4.0, {"loss": 0.5}),
         Trained("0000", 3, 6.0, {"loss": 0.25}),
         Scored("0000", rung(3, 0.6)),
-        Checkpoint("0000", 3, "three.pt"),
+        Reached("0000", 3, "three.pt"),
         Ended("0000", "finished", ""),
         Ended("0001", "failed", "diverged"),
         Selected([0]),
-        Asked(refit),
+        TrialStarted(refit),
         Chosen(0, "0000-refit-0"),
         events.Tested(records.TestScore("0000-refit-0", 0, 0.7, 100, 0.6, 0.8)),
     ):
@@ -266,7 +252,7 @@ def test_a_history_adds_up() -> None:
 def test_epochs_trained_again_after_a_resume_count_once() -> None:
     history = History(None, 0, {}, {}, None, None, [])
     for event in (
-        Asked(SPEC),
+        TrialStarted(SPEC),
         Trained("0000", 1, 1.0, {"loss": 1.0}),
         Scored("0000", rung(1, 0.4)),
         Trained("0000", 2, 2.0, {"loss": 2.0}),

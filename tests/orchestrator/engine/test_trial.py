@@ -23,7 +23,7 @@ from methods.protocols import protocol
 from methods.protocols.contract import Protocol, Score, Trained, accuracy
 from methods.world import World
 from orchestrator.engine.records import Report, SlotSetup, TrialSpec
-from orchestrator.engine.trial import TrialRun, examine, load_training, whole_budget
+from orchestrator.engine.trial import SegmentRun, examine, load_training, whole_budget
 
 QUICK: dict[str, Any] = {"batch_size": 16}
 
@@ -94,7 +94,7 @@ def job(method: str, key: str = "9", checkpoint: str | None = None, purpose: Any
     return TrialSpec(key, 9, method, {**({} if method == "broken" else QUICK), **values}, 5, purpose, checkpoint)
 
 
-def drive(run: TrialRun, work: TrialSpec, until: int = 99) -> list[Report]:
+def drive(run: SegmentRun, work: TrialSpec, until: int = 99) -> list[Report]:
     run.begin(work)
     reports: list[Report] = []
     while not reports or (reports[-1].status == "running" and reports[-1].epoch < until):
@@ -144,11 +144,11 @@ def assert_equal(a: Any, b: Any) -> None:
 
 @pytest.mark.parametrize("method", ["supervised", "simclr", "noisy_student"])
 def test_a_used_slot_gives_bitwise_what_a_fresh_one_does(setup: SlotSetup, method: str) -> None:
-    fresh = drive(TrialRun(setup, World()), job(method))
+    fresh = drive(SegmentRun(setup, World()), job(method))
     fresh_state = state(fresh)
     assert [r.epoch for r in fresh] == [1, 2, 3]
     assert [r.rung is not None for r in fresh][1:] == [False, True]
-    used = TrialRun(setup, World())
+    used = SegmentRun(setup, World())
     drive(used, job("simclr", "1"), until=1)
     drive(used, job("broken", "2", weight_decay=0.3))
     torch.manual_seed(123)
@@ -163,10 +163,10 @@ def test_a_used_slot_gives_bitwise_what_a_fresh_one_does(setup: SlotSetup, metho
 @pytest.mark.parametrize("heard", [True, False])
 def test_a_resumed_job_goes_on_exactly(setup: SlotSetup, method: str, heard: bool) -> None:
     """Its checkpoint's epoch is told again, since the study may have died before it heard of it; nothing is trained twice."""
-    whole = drive(TrialRun(setup, World()), job(method, "0"))
+    whole = drive(SegmentRun(setup, World()), job(method, "0"))
     expected = state(whole)
-    first = drive(TrialRun(setup, World()), job(method, "1"), until=1 if heard else 99)
-    resumed = drive(TrialRun(setup, World()), job(method, "1", checkpoint=first[-1].checkpoint))
+    first = drive(SegmentRun(setup, World()), job(method, "1"), until=1 if heard else 99)
+    resumed = drive(SegmentRun(setup, World()), job(method, "1", checkpoint=first[-1].checkpoint))
     start = first[-1].epoch
     assert [r.epoch for r in resumed] == list(range(start, 4))
     assert [t[1:] for t in told(resumed)] == [t[1:] for t in told(whole) if t[1] >= start]
@@ -175,7 +175,7 @@ def test_a_resumed_job_goes_on_exactly(setup: SlotSetup, method: str, heard: boo
 
 
 def test_a_failing_users_method_is_a_report_with_reason_and_trace(setup: SlotSetup, tmp_path: Path) -> None:
-    run = TrialRun(setup, World())
+    run = SegmentRun(setup, World())
     (built,) = drive(run, job("broken", "a", weight_decay=0.1))
     assert (built.key, built.epoch, built.status, built.reason) == ("a", 0, "failed", "RuntimeError: no such thing")
     assert "no such thing\nas this" in (tmp_path / "trials" / "a" / "error-0.txt").read_text()
@@ -187,13 +187,13 @@ def test_a_failing_users_method_is_a_report_with_reason_and_trace(setup: SlotSet
 
 
 def test_a_loss_that_is_not_a_number_has_diverged(setup: SlotSetup) -> None:
-    (report,) = drive(TrialRun(setup, World()), job("broken", "a", weight_decay=0.2))
+    (report,) = drive(SegmentRun(setup, World()), job("broken", "a", weight_decay=0.2))
     assert report.status == "failed"
     assert report.reason.startswith("diverged: the loss was not a number in epoch 1")
 
 
 def test_illegal_values_and_lost_checkpoints_are_reports(setup: SlotSetup) -> None:
-    run = TrialRun(setup, World())
+    run = SegmentRun(setup, World())
     (report,) = drive(run, job("supervised", "a", label_smoothing=2.0))
     assert report.status == "failed"
     assert report.reason.startswith("supervised.label_smoothing must be a number from 0 to 0.99, got 2.0")
@@ -203,16 +203,16 @@ def test_illegal_values_and_lost_checkpoints_are_reports(setup: SlotSetup) -> No
 
 def test_an_objective_replaces_the_score_and_must_be_a_number(setup: SlotSetup) -> None:
     custom = dataclasses.replace(setup, objective=lambda score: -score.n, rungs=(1,))
-    (report,) = drive(TrialRun(custom, World()), job("supervised"))
+    (report,) = drive(SegmentRun(custom, World()), job("supervised"))
     assert report.rung is not None
     assert report.rung.value == -16
     broken = dataclasses.replace(setup, objective=lambda score: float("nan"), rungs=(1,))
-    (report,) = drive(TrialRun(broken, World()), job("supervised"))
+    (report,) = drive(SegmentRun(broken, World()), job("supervised"))
     assert (report.status, "the score is not a number" in report.reason) == ("failed", True)
 
 
 def test_what_is_scored_and_saved(setup: SlotSetup) -> None:
-    run = TrialRun(setup, World())
+    run = SegmentRun(setup, World())
     one, _, last = drive(run, job("supervised"))
     assert one.rung is not None
     assert last.rung is not None
@@ -232,10 +232,10 @@ def test_a_refit_sees_the_whole_budget_and_is_not_scored(setup: SlotSetup) -> No
     seen = whole_budget(setup).label
     assert (seen >= 0).sum() == len(setup.split.labelled) + len(setup.split.validation)
     assert (setup.split.train.label >= 0).sum() == len(setup.split.labelled), "the study's own labels are left as they were"
-    reports = drive(TrialRun(setup, World()), job("supervised", purpose="refit"))
+    reports = drive(SegmentRun(setup, World()), job("supervised", purpose="refit"))
     assert all(r.rung is None for r in reports)
     assert reports[-1].checkpoint is not None
-    plain = drive(TrialRun(setup, World()), job("supervised", "p"))
+    plain = drive(SegmentRun(setup, World()), job("supervised", "p"))
     assert not all(torch.equal(a, b) for a, b in zip(_weights(reports), _weights(plain), strict=True))
 
 
@@ -248,7 +248,7 @@ def test_captions_that_are_labels_count_as_labels(setup: SlotSetup) -> None:
         source = Source(ImageSet(pool.images, label, tuple("abcd"), captions=captions, caption_labels=bool(captions)))
         parts = split(source, labels=16, test=0.25)
         own = dataclasses.replace(setup, split=parts, methods={"clip": CATALOGUE["clip"]})
-        (*_, last) = drive(TrialRun(own, World()), job("clip"))
+        (*_, last) = drive(SegmentRun(own, World()), job("clip"))
         assert last.rung is not None
         assert (last.rung.scored_on, last.rung.n) == ("validation", len(parts.validation))
         seen, final = parts.train.tokens, whole_budget(own).tokens
@@ -267,7 +267,7 @@ def test_the_saved_model_is_the_one_that_is_tested(setup: SlotSetup, make_split:
     test = make_split(4, 10, 5, 12).test
     assert test is not None
     work = job("supervised")
-    path = drive(TrialRun(setup, World()), work)[-1].checkpoint
+    path = drive(SegmentRun(setup, World()), work)[-1].checkpoint
     assert path is not None
     score = examine(setup, work, path, test, torch.device("cpu"))
     model: nn.Module | None = load_training(setup, work, path, torch.device("cpu")).learner.predictor()
@@ -281,7 +281,7 @@ def test_the_saved_model_is_the_one_that_is_tested(setup: SlotSetup, make_split:
 @pytest.mark.parametrize("method", ["supervised", "simclr"])
 def test_images_of_another_data_set_pair_whole(setup: SlotSetup, method: str) -> None:
     """Their positions say nothing of which of the study's images validate."""
-    run = TrialRun(dataclasses.replace(setup, protocol=OnOthers()), World())
+    run = SegmentRun(dataclasses.replace(setup, protocol=OnOthers()), World())
     run.begin(job(method))
     report = run.advance()
     assert report.rung is not None, report.reason

@@ -21,9 +21,10 @@ from methods.parts.encoders import Encoder, EncoderSpec
 from methods.parts.patches import mosaic
 from methods.protocols import protocol
 from methods.world import World
-from orchestrator.engine.journal import Asked, Checkpoint, Chosen, Ended, History
+from orchestrator.engine.events import Chosen, Ended, Reached, TrialStarted
+from orchestrator.engine.history import History
 from orchestrator.engine.records import SlotSetup, TrialSpec
-from orchestrator.engine.trial import PICTURES, THUMBNAIL, TrialRun
+from orchestrator.engine.trial import PICTURES, THUMBNAIL, SegmentRun
 from orchestrator.finish import draw_best
 from orchestrator.folder import RunFolder, file_name
 from orchestrator.outputs import report
@@ -151,16 +152,16 @@ def finished(make_split: Callable[..., Split], tmp_path: Path) -> tuple[SlotSetu
         threads=1,
     )
     job = TrialSpec("0000-retrain-0", 0, "supervised", {"batch_size": 16}, 0, "retrain")
-    run = TrialRun(setup, World())
+    run = SegmentRun(setup, World())
     run.begin(job)
     told = run.advance()
     assert told.checkpoint is not None
     history = History(None, 1, {}, {}, None, None, [])
     for event in (
-        Asked(TrialSpec("0000", 0, "supervised", {"batch_size": 16}, 0)),
+        TrialStarted(TrialSpec("0000", 0, "supervised", {"batch_size": 16}, 0)),
         Ended("0000", "finished", ""),
-        Asked(job),
-        Checkpoint(job.key, 1, told.checkpoint),
+        TrialStarted(job),
+        Reached(job.key, 1, told.checkpoint),
         Ended(job.key, "finished", ""),
         Chosen(0, job.key),
     ):

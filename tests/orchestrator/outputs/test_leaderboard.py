@@ -16,7 +16,8 @@ from methods.data.budget import train_data
 from methods.data.records import ArrayImages, ImageSet, LabelledSubset, Split
 from orchestrator.engine import journal as events
 from orchestrator.engine import records
-from orchestrator.engine.journal import Asked, Ended, Event, Extended, History, Scored, Selected, Trained
+from orchestrator.engine.events import Ended, Event, Extended, Scored, Selected, Trained, TrialStarted
+from orchestrator.engine.history import History
 from orchestrator.engine.records import Rung, Status, TrialSpec
 from orchestrator.outputs.leaderboard import COLUMNS, compare, finalists, leaderboard, paired, ranked, verdict
 
@@ -37,7 +38,7 @@ def trial(
     **values: Any,
 ) -> list[Event]:
     key = f"{number:04d}" + ("" if purpose == "search" else f"-{purpose}-{repeat}")
-    found: list[Event] = [Asked(TrialSpec(key, number, method, values, 0, purpose))]
+    found: list[Event] = [TrialStarted(TrialSpec(key, number, method, values, 0, purpose))]
     for one in scores:
         found += [Trained(key, one.epoch, seconds, {}), Scored(key, one)]
     if purpose == "refit":

@@ -1,0 +1,39 @@
+"""A budget of minutes on the clock, from the command to its end, without the time that a study lay killed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from orchestrator.budgets.contract import Budget, Resources
+from orchestrator.engine.history import History
+from orchestrator.engine.records import Trial
+
+TURNAROUND = 0.05
+"""Seconds that a training costs beside its own work in a warm slot, checkpoint included."""
+
+REPORTING = 4.0
+"""Seconds for the report, its pictures and the exported model, at the least."""
+
+TESTING = 3.0
+"""Scorings of a search trial that the tests of all finalists' models cost, roughly: a few times the images, once a model."""
+
+
+@dataclass(frozen=True)
+class Minutes(Budget):
+    """The study ends, selection, test and report included, when so many minutes have passed."""
+
+    name: ClassVar[str] = "minutes"
+    timed: ClassVar[bool] = True
+    amount: float
+
+    def spent(self, history: History, resources: Resources) -> float:
+        return history.elapsed / 60
+
+    def cost(self, trial: Trial, share: float, resources: Resources) -> float:
+        each = trial.seconds + sum(rung.seconds for rung in trial.rungs) + TURNAROUND
+        return share * each / resources.slots / 60
+
+    def closing(self, history: History) -> float:
+        scoring = max((rung.seconds for trial in history.search() for rung in trial.rungs[-1:]), default=0.0)
+        return (REPORTING + TESTING * scoring) / 60

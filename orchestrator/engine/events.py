@@ -1,0 +1,195 @@
+"""The events of a journal: every decision and every outcome of a study, with its time."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from methods.training.clock import Fidelity
+from orchestrator.engine.records import Rung, Segment, Status, TestScore, TrialSpec
+
+FORMAT = 3
+"""Of the journal and the run folder around it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """``time``: seconds since 1970 (UTC) at which the event was written."""
+
+    event: ClassVar[str]
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class Started(Timed):
+    """The study began: format of the journal, the trials asked for (None where other budgets end it), and versions."""
+
+    event: ClassVar[str] = "started"
+    format: int
+    trials: int | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Opened(Timed):
+    """A process took the study up: at its start, and again at every resume. ``command`` is when its command began."""
+
+    event: ClassVar[str] = "opened"
+    command: float
+
+
+@dataclass(frozen=True)
+class Extended(Timed):
+    """The search was given more trials: their new number in all."""
+
+    event: ClassVar[str] = "extended"
+    trials: int
+
+
+@dataclass(frozen=True)
+class TrialStarted(Timed):
+    """A configuration was chosen to be trained."""
+
+    event: ClassVar[str] = "trial"
+    spec: TrialSpec
+
+
+@dataclass(frozen=True)
+class SegmentStarted(Timed):
+    """A stretch of training was decided on."""
+
+    event: ClassVar[str] = "segment"
+    segment: Segment
+
+
+@dataclass(frozen=True)
+class Trained(Timed):
+    """An epoch ended: losses and health signals, the pseudo-labels of each class, and the steps of the stage so far."""
+
+    event: ClassVar[str] = "trained"
+    key: str
+    epoch: float
+    seconds: float
+    parts: dict[str, float]
+    pseudo_labels: list[int] = field(default_factory=list)
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Scored(Timed):
+    """A score at the end of a segment; ``at`` is the fidelity that the segment was to reach."""
+
+    event: ClassVar[str] = "scored"
+    key: str
+    rung: Rung
+    at: Fidelity
+
+
+@dataclass(frozen=True)
+class Reached(Timed):
+    """A segment ended: how far the trial is, and the storage key of its checkpoint."""
+
+    event: ClassVar[str] = "reached"
+    key: str
+    done: Fidelity
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class Ended(Timed):
+    """A trial ended."""
+
+    event: ClassVar[str] = "ended"
+    key: str
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class SearchEnded(Timed):
+    """The search is over: because of what, in words."""
+
+    event: ClassVar[str] = "search_ended"
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selected(Timed):
+    """The finalists' trial numbers, best first by the search's score."""
+
+    event: ClassVar[str] = "selected"
+    trials: list[int]
+
+
+@dataclass(frozen=True)
+class Chosen(Timed):
+    """The winner, chosen by validation before any test label was read."""
+
+    event: ClassVar[str] = "chosen"
+    trial: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Tested(Timed):
+    """A finalist's model was asked about the test images."""
+
+    event: ClassVar[str] = "tested"
+    score: TestScore
+
+
+Event = (
+    Started | Opened | Extended | TrialStarted | SegmentStarted | Trained | Scored | Reached | Ended | SearchEnded | Selected
+    | Chosen | Tested
+)  # fmt: skip
+_EVENTS: dict[str, type] = {e.event: e for e in Event.__args__}
+
+
+def encode(event: Event) -> str:
+    """An event as one line of JSON, time and kind first."""
+    fields = asdict(event)
+    body = {"time": fields.pop("time"), "event": event.event, **fields}
+    if isinstance(event, Scored) and event.rung.units is not None:
+        body["rung"]["units"] = _encode_units(event.rung.units)
+    return json.dumps(body, separators=(",", ":"))
+
+
+def decode(line: bytes) -> Event:
+    """The event of a line. Raises ValueError, KeyError, TypeError or AttributeError where it is none."""
+    body: dict[str, Any] = json.loads(line)
+    kind = _EVENTS[body.pop("event")]
+    for name, make in (("spec", TrialSpec), ("segment", segment_of), ("rung", _rung), ("score", TestScore), ("at", Fidelity),
+                       ("done", Fidelity)):  # fmt: skip
+        if name in body:
+            body[name] = make(**body[name])
+    return kind(**body)
+
+
+def segment_of(key: str, to: dict[str, Any], start: str | None, onward: list[dict[str, Any]]) -> Segment:
+    """A segment from its plain values."""
+    return Segment(key, Fidelity(**to), start, tuple(Fidelity(**each) for each in onward))
+
+
+def _rung(units: dict[str, Any] | None, **fields: Any) -> Rung:
+    return Rung(units=None if units is None else _decode_units(**units), **fields)
+
+
+def _encode_units(units: np.ndarray) -> dict[str, Any]:
+    """Right or wrong in a bit each, anything else as little-endian float32."""
+    packed = np.packbits(units) if units.dtype == bool else units.astype("<f4")
+    return {
+        "kind": "bits" if units.dtype == bool else "f4",
+        "count": len(units),
+        "data": base64.b64encode(packed.tobytes()).decode(),
+    }
+
+
+def _decode_units(kind: str, count: int, data: str) -> np.ndarray:
+    raw = base64.b64decode(data)
+    if kind == "bits":
+        return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=count).astype(bool)
+    return np.frombuffer(raw, dtype="<f4", count=count).astype(np.float32)

@@ -1,0 +1,134 @@
+"""What a journal says, added up event by event: all that strategies and budgets look at."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+from methods.training.clock import Fidelity
+from orchestrator.engine.events import (
+    Chosen,
+    Ended,
+    Event,
+    Extended,
+    Opened,
+    Reached,
+    Scored,
+    SearchEnded,
+    SegmentStarted,
+    Selected,
+    Started,
+    Tested,
+    Trained,
+    TrialStarted,
+)
+from orchestrator.engine.journal import JournalError
+from orchestrator.engine.records import TestScore, Trial
+
+
+class History:
+    """The state of a study. Nothing here is known that the events do not tell.
+
+    Attributes:
+        events: all of them, in order.
+        started: the first event.
+        trials_wanted: trials that the search is to start, or None where no budget counts trials.
+        trials: by key, in the order started.
+        curves: by key, the epochs as they were told.
+        search_ended: why and when the search ended, or None.
+        selected, chosen, tests: the finalists, the winner, the test scores.
+        now: time of the newest event, the only clock that a decision may read.
+        elapsed: seconds that the study has run, without the time that it lay killed.
+    """
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.events: list[Event] = []
+        self.started: Started | None = None
+        self.trials_wanted: int | None = None
+        self.trials: dict[str, Trial] = {}
+        self.curves: dict[str, list[Trained]] = {}
+        self.search_ended: SearchEnded | None = None
+        self.selected: list[int] | None = None
+        self.chosen: Chosen | None = None
+        self.tests: list[TestScore] = []
+        self.now = 0.0
+        self._before = 0.0
+        self._opened = 0.0
+        self._search: list[Trial] = []
+        self._running: dict[str, Trial] = {}
+        self._scores: dict[Fidelity, dict[str, float]] = defaultdict(dict)
+        for number, event in enumerate(events, start=1):
+            try:
+                self.add(event)
+            except KeyError as error:
+                raise JournalError(f"the journal is damaged at event {number}: it tells of {error}, never started") from None
+
+    def add(self, event: Event) -> None:
+        """Takes the next event in."""
+        if isinstance(event, Opened):
+            self._before, self._opened = self.elapsed, event.command
+        self.events.append(event)
+        self.now = max(self.now, event.time)
+        match event:
+            case Started():
+                self.started, self.trials_wanted = event, event.trials
+            case Extended():
+                # More trials reopen the selection; what was tested stays on record until it is tested anew.
+                self.trials_wanted, self.search_ended = event.trials, None
+                self.selected, self.chosen, self.tests = None, None, []
+            case TrialStarted():
+                trial = self.trials[event.spec.key] = self._running[event.spec.key] = Trial(event.spec)
+                if event.spec.purpose == "search":
+                    self._search.append(trial)
+            case SegmentStarted():
+                self.trials[event.segment.key].segment = event.segment
+            case Trained():
+                trial = self.trials[event.key]
+                trial.epochs, trial.seconds = event.epoch, event.seconds
+                self.curves.setdefault(event.key, []).append(event)
+            case Scored():
+                trial = self.trials[event.key]
+                trial.rungs[:] = [r for r in trial.rungs if r.epoch < event.rung.epoch] + [event.rung]
+                if trial.spec.purpose == "search" and math.isfinite(event.rung.value):
+                    self._scores[event.at][event.key] = event.rung.value
+            case Reached():
+                trial = self.trials[event.key]
+                trial.done, trial.checkpoint, trial.segment = event.done, event.checkpoint, None
+            case Ended():
+                trial = self.trials[event.key]
+                trial.status, trial.reason, trial.segment = event.status, event.reason, None
+                self._running.pop(event.key, None)
+            case SearchEnded():
+                self.search_ended = event
+            case Selected():
+                self.selected = event.trials
+            case Chosen():
+                self.chosen = event
+            case Tested():
+                self.tests.append(event.score)
+
+    @property
+    def elapsed(self) -> float:
+        return self._before + (max(self.now - self._opened, 0.0) if self._opened else 0.0)
+
+    def search(self) -> list[Trial]:
+        """The search's trials in the order started."""
+        return self._search
+
+    def open(self) -> list[Trial]:
+        """Trials with a segment under way, or waiting for a slot."""
+        return [trial for trial in self._running.values() if trial.segment is not None]
+
+    def undecided(self) -> list[Trial]:
+        """Trials that have ended a segment and wait for what comes next, in the order started."""
+        return [trial for trial in self._running.values() if trial.undecided]
+
+    def scores_at(self, at: Fidelity) -> dict[str, float]:
+        """Finite scores of the search at a rung, by key, each trial's newest."""
+        return self._scores[at]
+
+    def curve(self, key: str) -> list[Trained]:
+        """A trial's epochs in order; an epoch trained again after a resume counts once, as trained last."""
+        by_epoch = {event.epoch: event for event in self.curves.get(key, [])}
+        return [by_epoch[epoch] for epoch in sorted(by_epoch)]
