@@ -1,5 +1,20 @@
 """The one training loop: how batches are fed, how parameters are optimised, and when a training ends."""
 
+from methods.training.clock import Fidelity
+from methods.training.feeding import Feeder, Stream, gather_episodes
 from methods.training.loop import EPOCH_IMAGES, EpochReport, Precision, Training, TrainSettings, computes_bf16
+from methods.training.optimisation import Optimisation
 
-__all__ = ["EPOCH_IMAGES", "EpochReport", "Precision", "TrainSettings", "Training", "computes_bf16"]
+__all__ = [
+    "EPOCH_IMAGES",
+    "EpochReport",
+    "Feeder",
+    "Fidelity",
+    "Optimisation",
+    "Precision",
+    "Stream",
+    "TrainSettings",
+    "Training",
+    "computes_bf16",
+    "gather_episodes",
+]

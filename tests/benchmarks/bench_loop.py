@@ -37,7 +37,7 @@ def ours() -> Callable[[], None]:
 
     def stretch() -> None:
         for _ in range(STEPS):
-            training._one_step()
+            training.one_step()
 
     return stretch
 

@@ -19,7 +19,7 @@ from methods.contracts import Context, Learner, Loss
 from methods.data.records import Split, TrainData
 from methods.parts.augment import Augment, to_float
 from methods.parts.encoders import Encoder, EncoderSpec
-from methods.training.loop import _Feeder
+from methods.training import Feeder
 from methods.world import World
 from search_spaces.domains import build
 
@@ -66,7 +66,7 @@ class Harness:
     views: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def step(self, number: int = 0, progress: float = 0.5) -> Step:
-        return _Feeder(self.data, self.learner.batch_spec(), 0, World()).step(number, progress)
+        return Feeder(self.data, self.learner.batch_spec(), 0, World()).step(number, progress)
 
     def loss(self, step: Step) -> Loss:
         self.views.clear()

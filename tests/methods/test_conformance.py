@@ -81,7 +81,7 @@ def config_of(form: str) -> Any:
 
 @cache
 def _images_a_step(name: str) -> int:
-    return _training(name, 64)._feeder.batch_spec.images
+    return _training(name, 64).learner.batch_spec().images
 
 
 def _training(
@@ -180,7 +180,7 @@ def test_method_and_config_pickle(name: str) -> None:
 @forms
 def test_losses_are_finite_and_their_parts_detached_scalars(name: str) -> None:
     training = start(name)
-    step = training._feeder.step(0, 0.0)
+    step = training.step_at(0, 0.0)
     loss = training.learner.loss(step)
     assert loss.total.shape == ()
     assert loss.total.requires_grad
@@ -201,13 +201,13 @@ def test_gradient_reaches_the_encoder(name: str, precision: Precision) -> None:
     encoder = training.learner.encoder()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     with training.autocast():
-        training.learner.loss(training._feeder.step(0, 0.0)).total.backward()
+        training.learner.loss(training.step_at(0, 0.0)).total.backward()
     reached = [(p.grad is not None and bool(p.grad.abs().sum() > 0)) for p in encoder.parameters() if p.requires_grad]
     if reached:
         assert np.mean(reached) >= 0.8
         return
     # The scored encoder is a teacher: it must follow the student.
-    training._optimization.optimizer.zero_grad()
+    training.optimisation.optimizer.zero_grad()
     training.train_epoch()
     after = training.learner.encoder().state_dict()
     assert len(differences(before, after)) > len(before) // 2
@@ -232,8 +232,8 @@ def test_stop_and_resume_equals_uninterrupted_bitwise(name: str) -> None:
     before.train_epoch()
     state = through_disk(before.state())
     after = start(name)
-    while after._stage < state["stage"]:
-        after._enter(after._stage + 1, after.learner)
+    while after.stage_number < state["stage"]:
+        after.enter(after.stage_number + 1)
     for value in after.learner.state_dict().values():
         value.fill_(1)
     after.load(state)
@@ -315,7 +315,7 @@ def test_episodic_learners_answer_episodes_of_any_shape(name: str) -> None:
 def test_pictures_are_images(name: str) -> None:
     _, training = trained(name)
     batch = dataclasses.replace(
-        start("simclr")._feeder.step(0, 0.0).from_pool(), label=torch.from_numpy(np.tile(np.arange(CLASSES), 4))
+        start("simclr").step_at(0, 0.0).from_pool(), label=torch.from_numpy(np.tile(np.arange(CLASSES), 4))
     )
     before = {k: v.clone() for k, v in training.learner.state_dict().items()}
     with torch.no_grad():
@@ -363,28 +363,28 @@ def two_steps(name: str, world: World) -> list[dict[str, Any]]:
             # From the seeded weights, alike in every world: two steps of AdamW turn rounding noise into full steps, which a
             # stage that starts with discrete choices (a vocabulary, confident answers) would amplify.
             training.learner.load_state_dict(initial)
-            training._enter(stage, training.learner)
+            training.enter(stage)
         initial = {k: v.clone() for k, v in training.learner.state_dict().items()}
         learner, parameters = training.learner, dict(training.learner.named_parameters())
-        step = training._feeder.step(0, 0.0)
+        step = training.step_at(0, 0.0)
         torch.manual_seed(seed_of("layers", 0))
         loss = learner.loss(step)
         loss.total.backward()
-        world.average_gradients(training._optimization.parameters)
+        world.average_gradients(training.optimisation.parameters)
         grads = {k: p.grad.clone() for k, p in parameters.items() if p.grad is not None}
-        training._optimization.step(0.0, world)
+        training.optimisation.step(0.0, world)
         with torch.no_grad():
             learner.after_step(step)
-        training._step = 1
+        training.steps_done = 1
         state = {k: v.clone() for k, v in learner.state_dict().items()}
-        second = training._one_step()["loss"]
+        second = training.one_step()["loss"]
         out.append(
             {
                 "loss": float(world.mean(loss.total.detach())),
                 "grads": grads,
                 "state": state,
                 "second": float(world.mean(second)),
-                "rate": training._optimization.spec.lr,
+                "rate": training.optimisation.spec.lr,
             }
         )
     return out

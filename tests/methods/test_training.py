@@ -17,7 +17,7 @@ from methods.batch import BatchSpec, EpisodeShape, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, SharedConfig, Stage, TrainingError
 from methods.data.records import ArrayImages, Split, TrainData
 from methods.parts.encoders import Encoder, EncoderSpec
-from methods.training import EPOCH_IMAGES, Training, TrainSettings, computes_bf16
+from methods.training import EPOCH_IMAGES, Training, TrainSettings, clock, computes_bf16
 from methods.world import World
 from search_spaces.domains import Choice, Float, Int, knob
 
@@ -197,24 +197,24 @@ def test_epochs_and_reports(split: Split) -> None:
 
 def test_warm_up_and_cosine(split: Split) -> None:
     training = start(split, epochs=10)
-    rate = training._optimization.rate
+    rate = training.optimisation.rate
     assert rate(0.0) == pytest.approx(1e-4)
     assert rate(0.025) == pytest.approx(5e-3)
     assert rate(0.05) == pytest.approx(1e-2)
     assert rate(0.525) == pytest.approx(5e-3)
     assert rate(1.0) == pytest.approx(0.0, abs=1e-9)
     training.train_epoch()
-    used = training._optimization.optimizer.param_groups[0]["lr"]
+    used = training.optimisation.optimizer.param_groups[0]["lr"]
     assert used == pytest.approx(rate(9 / 100))
 
 
 def test_constant_schedule_stays(split: Split) -> None:
-    rate = start(split, config=Config(schedule="constant"))._optimization.rate
+    rate = start(split, config=Config(schedule="constant")).optimisation.rate
     assert rate(0.5) == rate(0.999) == 1e-2
 
 
 def test_norms_and_biases_are_not_decayed(split: Split) -> None:
-    decayed, plain = start(split)._optimization.optimizer.param_groups
+    decayed, plain = start(split).optimisation.optimizer.param_groups
     assert decayed["weight_decay"] == 0.1
     assert plain["weight_decay"] == 0.0
     assert all(p.ndim > 1 for p in decayed["params"])
@@ -363,8 +363,8 @@ def test_draws_are_new_in_each_step(split: Split) -> None:
 
 def test_two_workers_are_shown_halves_of_one_workers_batch(split: Split) -> None:
     config = Config(labelled=8, tasks=2)
-    feeders = [start(split, config=config, world=World(rank, size))._feeder for rank, size in ((0, 1), (0, 2), (1, 2))]
-    whole, left, right = (feeder.step(5, 0.5) for feeder in feeders)
+    trainings = [start(split, config=config, world=World(rank, size)) for rank, size in ((0, 1), (0, 2), (1, 2))]
+    whole, left, right = (training.step_at(5, 0.5) for training in trainings)
     for part in ("pool", "labelled"):
         one, two = getattr(left, part), getattr(right, part)
         assert torch.equal(getattr(whole, part).index, torch.cat([one.index, two.index]))
@@ -423,14 +423,14 @@ def test_a_method_is_a_learner_or_stages() -> None:
 
 def test_the_estimate_of_an_epochs_seconds_weighs_every_stage(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     training = start(split, two_stages(), Config(share=0.25), epochs=2, epoch_images=160)
-    clock = 0.0
+    seconds = 0.0
 
     def steps_of_the_first_take_1_second_and_of_the_second_10() -> Mapping[str, Tensor]:
-        nonlocal clock
-        clock += 10.0 if isinstance(training.learner, Second) else 1.0
+        nonlocal seconds
+        seconds += 10.0 if isinstance(training.learner, Second) else 1.0
         return {}
 
-    monkeypatch.setattr(training, "_one_step", steps_of_the_first_take_1_second_and_of_the_second_10)
-    monkeypatch.setattr(training, "_now", lambda: clock)
+    monkeypatch.setattr(training, "one_step", steps_of_the_first_take_1_second_and_of_the_second_10)
+    monkeypatch.setattr(clock, "now", lambda device=None: seconds)
     steps = 160 / training.learner.batch_spec().images
     assert training.seconds_per_epoch() == pytest.approx(steps * (0.25 * 1 + 0.75 * 10), rel=1e-9)

@@ -29,14 +29,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rows import Key, Row, fill, read
 from tables import ACROSS, HERE, LOOKS, NEW_LOOKS, SEARCH, TABLES, UNTRAINED, Entry, key_of, write_tables
 
-from methods import CATALOGUE, EncoderSpec, Method, Training, TrainSettings
+from methods import CATALOGUE, EncoderSpec, Training, TrainSettings
 from methods.data.budget import split, train_data
 from methods.data.episodic import split_few_shot
 from methods.data.records import LabelledSubset, Source, Split, TrainData
@@ -48,32 +47,6 @@ from methods.parts.framing import paper_of
 from methods.protocols import FewShot, Linear, Predict, ZeroShot
 from methods.protocols.contract import Trained
 from search_spaces.domains import UserError, build
-
-
-class ByTheClock(Training):
-    """A training of one epoch that ends after ``seconds``, its stages after their shares of them, and so do the schedules.
-
-    Rows are compared at equal seconds, and how many images fit in cannot be told beforehand: speed varies from one ten
-    seconds to the next with what else the machine does.
-    """
-
-    def __init__(self, seconds: float, method: Method, config: Any, data: TrainData, settings: TrainSettings) -> None:
-        assert settings.epochs == 1
-        super().__init__(method, config, data, settings)
-        self._seconds = seconds
-        self._started: float | None = None
-
-    def stage_steps(self) -> int:
-        """As many steps as the stage will have had if it goes on as it went so far."""
-        now = self._now()
-        if self._started is None:
-            self._started = now
-        if not self._step:
-            return 1
-        begun = self._started + self._seconds * self._start(self._stage)
-        # A stage ends with the step that is nearest to its end, so the next may begin a little early.
-        passed = max(now - begun, 1e-6) / (self._seconds * self.stage.share)
-        return max(round(self._step / passed), self._step)
 
 
 @cache
@@ -215,14 +188,16 @@ class Bench:
             model, spent, images = _untrained(parts.train, spec, key.seed, **json.loads(key.knobs)), 0.0, 0
         else:
             config = build(CATALOGUE[entry.method].config, json.loads(key.knobs))
-            settings = TrainSettings(1, spec, key.seed)
-            training = ByTheClock(key.budget, CATALOGUE[entry.method], config, parts.train, settings)
-            report = training.train_epoch()
-            if not report.finite:
-                raise UserError(f"{key.method} diverged: its loss was not a number")
+            settings = TrainSettings(None, spec, key.seed, seconds=key.budget)
+            training = Training(CATALOGUE[entry.method], config, parts.train, settings)
+            spent, images = 0.0, 0
+            while training.done.amount < key.budget:
+                report = training.train()
+                if not report.finite:
+                    raise UserError(f"{key.method} diverged: its loss was not a number")
+                spent, images = training.done.amount, images + report.images
             learner = training.learner
             model = Trained(learner.encoder(), learner.predictor(), learner, training.uses_labels)
-            spent, images = report.seconds, report.images
         scoring = _validation if search else SCORING.get(table, _test)
         scores = scoring(model, parts, key.seed)
         figures = ", ".join(f"{name} {value:.1%}" for name, value in scores.items())

@@ -129,7 +129,7 @@ def test_memory_stays_flat(make, data, name) -> None:
 
     def work(iterations: int) -> int:
         for _ in range(iterations):
-            training._one_step()
+            training.one_step()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     before = work(400)  # by then the allocator has what a step needs, whatever ran in this process before

@@ -82,8 +82,8 @@ def test_moco_keys_carry_no_gradient_and_follow_by_momentum(train: Make, make_da
     learner = training.learner
     assert isinstance(learner, moco.MoCo)
     before = {k: v.clone() for k, v in learner.key.module.named_parameters()}
-    training._one_step()
-    step = training._feeder.step(1, 0.5)
+    training.one_step()
+    step = training.step_at(1, 0.5)
     learner.loss(step).total.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None and not p.requires_grad for p in learner.key.parameters())
     assert not learner.queue.keys.requires_grad
@@ -180,9 +180,9 @@ def test_instance_discrimination_nce_is_the_formula(
 
 def test_instance_discrimination_estimates_its_constant_once(train: Make) -> None:
     training = train(instance_discrimination.METHOD, negatives=8)
-    training._one_step()
+    training.one_step()
     constant = training.learner.log_z.clone()
-    training._one_step()
+    training.one_step()
     assert torch.equal(training.learner.log_z, constant)
     assert constant != 0
 
@@ -211,8 +211,8 @@ def test_banks_change_only_where_images_were_seen(train: Make, make_data: Data, 
     bank = training.learner.bank.bank
     assert bank.shape[0] == 48
     before = bank.clone()
-    seen = training._feeder.step(0, 0.0).from_pool().index
-    training._one_step()
+    seen = training.step_at(0, 0.0).from_pool().index
+    training.one_step()
     changed = (bank != before).any(1).nonzero().flatten()
     assert sorted(changed.tolist()) == sorted(seen.tolist())
     assert sorted(training.learner.bank.met.nonzero().flatten().tolist()) == sorted(seen.tolist())
@@ -249,7 +249,7 @@ def test_pirl_does_not_mind_the_order_of_the_patches_it_shows(train: Make, make_
 def test_cmc_contrasts_lightness_with_colour(train: Make, make_data: Data, source: str) -> None:
     training = train(cmc.METHOD, make_data(), negatives_from=source, **({"negatives": 8} if source == "bank" else {}))
     learner = training.learner
-    learner.loss(training._feeder.step(0, 0.0)).total.backward()  # type: ignore[no-untyped-call]
+    learner.loss(training.step_at(0, 0.0)).total.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.backbone.light.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.backbone.colour.parameters())
     assert (learner.light_bank is None) == (source == "batch")

@@ -85,15 +85,15 @@ def test_bags_are_histograms_of_the_nearest_words() -> None:
 
 def test_bag_of_words_teacher_stays_as_stage_one_left_it(train: Make, make_data: Data) -> None:
     training = train(bag_of_words.METHOD, make_data(), words=16, epochs=2, epoch_images=64)
-    while training._stage == 0 and training._step < training.stage_steps():
-        training._one_step()
+    while training.stage_number == 0 and training.steps_done < training.stage_steps():
+        training.one_step()
     teacher = {k: v.clone() for k, v in training.learner.encoder().state_dict().items()}
-    training._enter(1, training.learner)
+    training.enter(1)
     learner = training.learner
     assert isinstance(learner, bag_of_words.BagOfWords)
     words = learner.vocabulary.words.clone()
-    training._one_step()
-    training._one_step()
+    training.one_step()
+    training.one_step()
     assert all(torch.equal(v, teacher[k]) for k, v in learner.teacher.module.state_dict().items())
     assert torch.equal(learner.vocabulary.words, words)
     assert learner.encoder() is not learner.teacher.module
@@ -102,4 +102,4 @@ def test_bag_of_words_teacher_stays_as_stage_one_left_it(train: Make, make_data:
 def test_bag_of_words_needs_as_many_places_as_words(train: Make, make_data: Data) -> None:
     training = train(bag_of_words.METHOD, make_data(8), words=4096)
     with pytest.raises(TrainingError, match=r"bag_of_words\.words must not exceed the places, \d+, got 4096"):
-        training._enter(1, training.learner)
+        training.enter(1)

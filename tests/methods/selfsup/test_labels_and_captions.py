@@ -35,19 +35,19 @@ def test_simclr_v2_hands_its_model_from_stage_to_stage(train: Make, make_data: D
     training = train(simclr_v2.METHOD, labelled(make_data()), kept_layers=1)
     pretrained = training.learner
     assert [stage.name for stage in training.stages] == ["pretrain", "finetune", "distil"]
-    training._enter(1, pretrained)
+    training.enter(1)
     tuned = training.learner
     assert isinstance(tuned, simclr_v2.FineTune)
     assert tuned.encoder() is pretrained.encoder()
     assert isinstance(tuned.model.head, nn.Sequential)
     assert [type(layer) for layer in tuned.model.head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     assert tuned.model.head[0] is next(iter(pretrained.head))
-    training._one_step()
-    training._enter(2, tuned)
+    training.one_step()
+    training.enter(2)
     student = training.learner
     assert isinstance(student, simclr_v2.Distil)
     before = {k: v.clone() for k, v in student.teacher.state_dict().items()}
-    training._one_step()
+    training.one_step()
     assert all(torch.equal(v, before[k]) for k, v in student.teacher.state_dict().items())
     assert not any(p.requires_grad for p in student.teacher.parameters())
 
@@ -58,7 +58,7 @@ def test_simclr_v2_distils_by_the_formula(
     data = labelled(make_data())
     training = train(simclr_v2.METHOD, data, distil_temperature=2.0, student_width=0.5)
     for stage in (1, 2):
-        training._enter(stage, training.learner)
+        training.enter(stage)
     learner = training.learner
     assert isinstance(learner, simclr_v2.Distil)
     learner.eval()
@@ -196,7 +196,7 @@ def test_clip_on_class_names_goes_on_bitwise_and_two_workers_draw_its_captions_b
     assert whole.train_epoch().parts == other.train_epoch().parts
     # What a worker draws of the global batch: its half of the labels, and of the phrasings.
     learner = whole.learner
-    batch = whole._feeder.step(0, 0.0).from_labelled()
+    batch = whole.step_at(0, 0.0).from_labelled()
     tokens, same = learner._captions(batch)
     halves = []
     for rank in range(2):

@@ -40,7 +40,7 @@ def test_statistics_of_patches_stay_out(train: Make, method: Any) -> None:
         sizes.append((inputs[0].shape[-1], module.momentum != 0.0))
 
     layer.register_forward_pre_hook(note)
-    training._one_step()
+    training.one_step()
     whole = max(size for size, _ in sizes)
     assert {(size == whole, moved) for size, moved in sizes} == {(True, True), (False, False)}
 

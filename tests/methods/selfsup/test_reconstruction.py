@@ -118,7 +118,7 @@ def test_rotation_gan_teaches_each_side_its_own_loss(train: Make, make_data: Dat
     training = train(rotation_gan.METHOD, make_data(), rotation_weight=0.0, generator_rotation=0.0)
     learner = training.learner
     assert isinstance(learner, rotation_gan.RotationGAN)
-    step = training._feeder.step(0, 0.0)
+    step = training.step_at(0, 0.0)
     loss = learner.loss(step)
     loss.total.backward()  # type: ignore[no-untyped-call]
     # A plain GAN: the head of turns learns nothing, both players learn.
@@ -179,7 +179,7 @@ def test_grey_encoder_does_not_see_colour() -> None:
 def test_composed_encoders_are_exported_whole(train: Make, make_data: Data, method: object, name: str, tmp_path: Path) -> None:
     data = make_data()
     training = train(method, data, name)
-    training._one_step()
+    training.one_step()
     encoder = training.learner.eval().encoder()
     save_encoder(tmp_path / "encoder.pt", encoder)
     again = load_encoder(tmp_path / "encoder.pt")

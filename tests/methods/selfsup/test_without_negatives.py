@@ -48,8 +48,8 @@ def test_teachers_get_no_gradient_and_follow_by_their_momentum(train: Make, make
     learner = training.learner
     teacher, student = (learner.target, learner.online) if method is byol.METHOD else (learner.teacher, learner.student)
     before = {k: v.clone() for k, v in teacher.module.named_parameters()}
-    training._one_step()
-    learner.loss(training._feeder.step(1, 0.5)).total.backward()
+    training.one_step()
+    learner.loss(training.step_at(1, 0.5)).total.backward()
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert all(p.grad is not None for p in student.parameters())
     now, own = dict(teacher.module.named_parameters()), dict(student.named_parameters())
