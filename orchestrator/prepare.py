@@ -83,7 +83,7 @@ def _few_shot_split(study: Study, source: Source, test: float | Source | None) -
     )
     if isinstance(scoring, FewShot):
         # Found out now, and not when the first trial has been trained.
-        parts = [*(("validation", each.validation) for each in split.judged()), *([("test", split.test)] if split.test else [])]
+        parts = [("validation", each.validation) for each in split.divisions()] + ([("test", split.test)] if split.test else [])
         left_out = [name for what, part in parts for name in _check_episodes(what, part, shape)]
         return replace(split, left_out=tuple(left_out))
     return split

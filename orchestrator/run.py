@@ -108,7 +108,7 @@ def _carry_out(
         search.seed_from(History.read(RunFolder.open(earlier).journal).search())
     # After a cross-validation every method is trained once more, for all groups; few-shot parts are otherwise never joined.
     few_shot = study.task == "few_shot"
-    refits = frozenset(n for n, m in shared.methods.items() if (bool(split.turns) if few_shot else m.reads_labels(split.train)))
+    refits = frozenset(n for n, m in shared.methods.items() if (bool(split.folds) if few_shot else m.reads_labels(split.train)))
     sweep = Controller(
         search=search,
         rungs=AshaStopping(study.rungs(), study.reduction),

@@ -52,7 +52,7 @@ class Rung:
         n: images (or episodes) scored.
         low, high: 95% interval of the score's value.
         scored_on: which labels were scored: the ``validation`` part, the whole ``budget`` (cross-validated), ``episodes``, the
-            episodes of all ``turns`` of a cross-validation by group, or images ``elsewhere``, of another data set.
+            episodes of all ``folds`` of a cross-validation by group, or images ``elsewhere``, of another data set.
         units: what each unit that every method answers contributes, so that two trials pair: bool [m], the validation images
             in order, answered rightly or not; or float32 [m], the episodes' accuracies. None where scores are not means.
         seconds: spent scoring.
@@ -63,7 +63,7 @@ class Rung:
     n: int
     low: float
     high: float
-    scored_on: Literal["validation", "budget", "episodes", "turns", "elsewhere"]
+    scored_on: Literal["validation", "budget", "episodes", "folds", "elsewhere"]
     units: np.ndarray | None
     seconds: float
 

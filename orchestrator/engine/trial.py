@@ -44,11 +44,11 @@ def settings_of(setup: SlotSetup, spec: TrialSpec, method: Method) -> TrainSetti
     )
 
 
-def training_of(setup: SlotSetup, spec: TrialSpec, world: World, turn: int = 0) -> Training:
+def training_of(setup: SlotSetup, spec: TrialSpec, world: World, fold: int = 0) -> Training:
     """The spec's training before its first step. Raises UserError where data, method and settings do not fit."""
     method = setup.methods[spec.method]
     config = build(method.config, dict(spec.values), spec.method)
-    split = setup.split if spec.purpose == "refit" else setup.split.judged()[turn]
+    split = setup.split if spec.purpose == "refit" else setup.split.divisions()[fold]
     data = whole_budget(setup) if spec.purpose == "refit" else split.train
     return Training(method, config, data, settings_of(setup, spec, method), world, held_back(split, data))
 
@@ -88,15 +88,15 @@ def trained(training: Training) -> Trained:
 
 
 class Lockstep:
-    """A spec's trainings, an epoch at a time: one for each turn of a cross-validation, in all other cases a single one."""
+    """A spec's trainings, an epoch at a time: one for each fold of a cross-validation, in all other cases a single one."""
 
     def __init__(self, setup: SlotSetup, spec: TrialSpec, world: World) -> None:
-        turns = 1 if spec.purpose == "refit" else len(setup.split.judged())
-        self.trainings = [training_of(setup, spec, world, turn) for turn in range(turns)]
+        folds = 1 if spec.purpose == "refit" else len(setup.split.divisions())
+        self.trainings = [training_of(setup, spec, world, fold) for fold in range(folds)]
         self.first = self.trainings[0]
 
     def train_epoch(self) -> EpochReport:
-        """One epoch of every turn: parts are means over the turns, seconds and images sums, steps those of the turn that has
+        """One epoch of every fold: parts are means over the folds, seconds and images sums, steps those of the fold that has
         done the fewest. Ends where one diverges.
         """
         reports = []
@@ -110,12 +110,12 @@ class Lockstep:
         return dataclasses.replace(last, parts=parts, seconds=seconds, images=images, steps=min(r.steps for r in reports))
 
     def state(self) -> dict[str, Any]:
-        """The first training's state, and under ``turns`` the others'."""
+        """The first training's state, and under ``folds`` the others'."""
         others = [training.state() for training in self.trainings[1:]]
-        return {**self.first.state(), **({"turns": others} if others else {})}
+        return {**self.first.state(), **({"folds": others} if others else {})}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        for training, own in zip(self.trainings, [state, *state.get("turns", [])], strict=True):
+        for training, own in zip(self.trainings, [state, *state.get("folds", [])], strict=True):
             training.load(own)
 
 
@@ -257,7 +257,7 @@ class TrialRun:
 
 
 def validate(setup: SlotSetup, trainings: Sequence[Training]) -> tuple[Score, Any]:
-    """The validation score, in a cross-validation of all turns together.
+    """The validation score, in a cross-validation of all folds together.
 
     Episodes; a label-trained method's on the validation part; a frozen encoder's over all labels.
     """
@@ -267,10 +267,10 @@ def validate(setup: SlotSetup, trainings: Sequence[Training]) -> tuple[Score, An
         return score, "elsewhere" if setup.protocol.elsewhere else "budget"
     scores = [
         setup.protocol.score(trained(training), split.labelled, split.validation, setup.seed)
-        for training, split in zip(trainings, setup.split.judged(), strict=True)
+        for training, split in zip(trainings, setup.split.divisions(), strict=True)
     ]
     own = "elsewhere" if setup.protocol.elsewhere else "validation"
-    return mean_score(scores), "turns" if setup.split.turns else "episodes" if few_shot else own
+    return mean_score(scores), "folds" if setup.split.folds else "episodes" if few_shot else own
 
 
 def comparable(score: Score, asked: str, validation: IntArray) -> np.ndarray | None:
