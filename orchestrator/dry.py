@@ -27,8 +27,8 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     setup = slot_setup(study, split, RunFolder(target), plan)
     # Measured in this one process: the slots compute at the same time with the same number of threads each.
     epochs = seconds_per_epoch(setup, study.space(split.fewest_images()))
-    turns = len(split.judged())
-    full = {name: each * study.epochs * turns / study.workers for name, each in epochs.items()}
+    folds = len(split.divisions())
+    full = {name: each * study.epochs * folds / study.workers for name, each in epochs.items()}
     mean = sum(full.values()) / len(full)
     survivors = 1 / study.reduction
     rungs = study.rungs()
@@ -37,13 +37,13 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     )
     searched = sum(full.values()) + (study.trials - len(full)) * mean * kept
     chosen = study.selection
-    refits = (1 / turns if split.turns or study.task == "classification" else 0) if chosen.refit else 0
+    refits = (1 / folds if split.folds or study.task == "classification" else 0) if chosen.refit else 0
     retrained = chosen.top * mean * (chosen.repeats("retrain") + chosen.repeats("refit") * refits)
     minutes = (searched + retrained) / plan.slots / 60
     c, h, w = split.train.images.shape
     lines = [
         f"data: {len(split.train)} training images of {c}x{h}x{w}, {len(split.labelled)} labels to train on, "
-        f"{len(split.validation)} to validate{f' ({turns} groups in turn)' if split.turns else ''}, "
+        f"{len(split.validation)} to validate{f' ({folds} groups in turn)' if split.folds else ''}, "
         f"{len(split.test) if split.test else 'no'} test images{' (held out)' if split.holdout else ''}"
         f"{realism(study, split)}",
         *([f"left out: {', '.join(split.left_out)} have too few images for the episodes"] if split.left_out else []),

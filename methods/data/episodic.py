@@ -62,7 +62,7 @@ def split_few_shot(
         by: hold out whole groups or single classes; None for groups where there are at least three.
         test_share: share of groups or classes held out where no test source and no groups are named.
         validation_share: share of the remaining groups or classes that validate, where the source sets none apart.
-        cross_validate: every remaining group that holds an episode of this shape validates in turn; see ``Split.turns``.
+        cross_validate: every remaining group that holds an episode of this shape validates in turn; see ``Split.folds``.
         rotations: the training classes turned by 90, 180 and 270 degrees are further classes (training only).
         seed: of all draws.
     Returns:
@@ -126,8 +126,8 @@ def split_few_shot(
         asked = _groups_in_turn(rest, cross_validate)
         whole = parts(np.zeros(len(rest), dtype=bool))
         validation = _own_classes(select(rest, np.flatnonzero(np.any(asked, axis=0))))
-        turns = tuple(parts(rows) for rows in asked)
-        chosen = dataclasses.replace(whole, validation=_all_of(validation), turns=turns)
+        folds = tuple(parts(rows) for rows in asked)
+        chosen = dataclasses.replace(whole, validation=_all_of(validation), folds=folds)
     test_part = None if tested is None else _all_of(tested)
     return dataclasses.replace(chosen, test=test_part, holdout=given is None and not untested)
 

@@ -180,8 +180,8 @@ class Split:
         validation: the validation part of the budget, or all images of the validation classes (few-shot).
         test: the test images; the orchestrator alone opens them, once, and hands a copy without them (None) to the slots.
         holdout: whether ``test`` was taken from the training data because there was no test set.
-        turns: of a cross-validation (few-shot): one split for each group that validates in turn. ``train`` and ``labelled``
-            then hold all groups, and ``validation`` the images that some turn asks. Empty otherwise.
+        folds: of a cross-validation (few-shot): one split for each group that validates in turn. ``train`` and ``labelled``
+            then hold all groups, and ``validation`` the images that some fold asks. Empty otherwise.
         left_out: names of classes with too few images for the study's episodes, which are not asked (few-shot).
     """
 
@@ -190,7 +190,7 @@ class Split:
     validation: LabelledSubset
     test: LabelledSubset | None
     holdout: bool
-    turns: tuple[Split, ...] = ()
+    folds: tuple[Split, ...] = ()
     left_out: tuple[str, ...] = ()
 
     @property
@@ -198,13 +198,13 @@ class Split:
         """Whether validation asks about classes that training does not have (few-shot)."""
         return self.labelled.data is not self.validation.data
 
-    def judged(self) -> tuple[Split, ...]:
-        """The splits on which a configuration is trained and scored: the turns of a cross-validation, else this one."""
-        return self.turns or (self,)
+    def divisions(self) -> tuple[Split, ...]:
+        """The splits on which a configuration is trained and scored: the folds of a cross-validation, else this one."""
+        return self.folds or (self,)
 
     def fewest_images(self) -> int:
-        """The fewest training images that a training of a configuration sees: those of the smallest turn."""
-        return min(len(split.train) for split in self.judged())
+        """The fewest training images that a training of a configuration sees: those of the smallest fold."""
+        return min(len(split.train) for split in self.divisions())
 
     def budget(self) -> LabelledSubset:
         """Every label the study may use: training and validation part together (classification only)."""

@@ -226,7 +226,7 @@ def accuracy(
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
-    """The mean of scores of one kind on parts of their own (the turns of a cross-validation), each part weighing the same.
+    """The mean of scores of one kind on parts of their own (the folds of a cross-validation), each part weighing the same.
 
     The interval is for these parts: it holds the units' spread inside the parts and not the spread between them. Positions
     are numbered through, part by part. A single score comes back as it is.

@@ -141,7 +141,7 @@ def _paired(a: Sequence[Rung], b: Sequence[Rung]) -> Interval:
     yes_or_no = len(a) == 1 and a[0].units is not None and a[0].units.dtype == bool
     found = difference_of(mean_a - mean_b, yes_or_no)
     images = "images of another data set" if a[0].scored_on == "elsewhere" else "validation images"
-    what = "episodes" if a[0].scored_on in ("episodes", "turns") else images
+    what = "episodes" if a[0].scored_on in ("episodes", "folds") else images
     # A frozen encoder's probe is cross-validated on the whole budget, so it has learnt from more labels than a method that
     # was trained on one part: whoever reads the difference must know.
     unequal = ", though the frozen encoder's probe had more labels" if a[0].scored_on != b[0].scored_on else ""
@@ -182,16 +182,16 @@ def verdict(history: History, split: Split) -> Verdict:
         return Verdict(("No trial finished, so there is no winner; the reasons stand in the leaderboard.",))
     best = board[0]
     spec = best.trial.spec
-    turns = f", each the mean over {len(split.turns)} groups left out in turn" if split.turns else ""
+    folds = f", each the mean over {len(split.folds)} groups left out in turn" if split.folds else ""
     said = [
         f"Winner: {spec.method} (trial {spec.trial}), chosen by validation: {best.val:.1%} over {len(best.retrained)} seed(s)"
-        f"{turns}."
+        f"{folds}."
     ]
     tests = best.test_values()
     if tests:
         spread = f", sd {np.std(tests, ddof=1):.1%}" if len(tests) > 1 else ""
         first = best.tests[0]
-        asked = "episodes" if best.trial.rungs and best.trial.rungs[-1].scored_on in ("episodes", "turns") else "images"
+        asked = "episodes" if best.trial.rungs and best.trial.rungs[-1].scored_on in ("episodes", "folds") else "images"
         taken = "held out from your data" if split.holdout else "your test set"
         said.append(
             f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} seed(s), {first.n} {asked} ({taken}); "
@@ -214,7 +214,7 @@ def verdict(history: History, split: Split) -> Verdict:
             said.append(f"It is not distinguishable from the runner-up, {name}: {_told(gap)}.")
     said.append(_against_defaults(history, best))
     if best.refits:
-        what = "all groups" if split.turns else "the whole label budget, validation labels included"
+        what = "all groups" if split.folds else "the whole label budget, validation labels included"
         said.append(f"The exported model was trained on {what}.")
     elif split.new_classes:
         said.append("The exported encoder was trained without the classes that validated.")
@@ -225,7 +225,7 @@ def verdict(history: History, split: Split) -> Verdict:
         said.append(f"{len(split.left_out)} class(es) have too few images for the episodes and were not asked, {which}.")
     drawn = ["which images were labelled"]
     if split.new_classes:
-        drawn = ["which classes validated"] * (not split.turns) + ["which classes were held out"] * split.holdout
+        drawn = ["which classes validated"] * (not split.folds) + ["which classes were held out"] * split.holdout
     if drawn:
         said.append(f"The spread over seeds does not include the luck of {' and '.join(drawn)}.")
     return Verdict(tuple(said))

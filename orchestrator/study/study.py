@@ -67,7 +67,7 @@ class FewShotTask(_Strict):
         hold_out: whether validation (and, without a test set, test) classes are held out by class or by whole
             group; None for groups where there are at least three.
         validation: share of the classes or groups that is held out for validation, where the data sets none apart itself.
-        cross_validate: each group is held out for validation in turn. A configuration's score is the mean over the turns,
+        cross_validate: each group is held out for validation in turn. A configuration's score is the mean over the folds,
             which multiply the time; the finalists are refitted on all groups for the test and the exported model.
         test_groups: only these groups of the test set are used.
         rotations: rotations by 90 degrees become classes of their own in training.
@@ -300,7 +300,7 @@ class Study(_Strict):
             raise StudyError("few_shot.cross_validate leaves out whole groups, got hold_out: class; leave one of them out")
         if not self.selection.refit:
             raise StudyError(
-                "few_shot.cross_validate needs selection.refit: true, since every turn's model lacks a group, got false"
+                "few_shot.cross_validate needs selection.refit: true, since every fold's model lacks a group, got false"
             )
 
     @property

@@ -117,7 +117,7 @@ def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result)
     ]
     for trial in history.trials.values():
         asked = [(r.scored_on, r.n) for r in trial.rungs]
-        assert asked == ([] if trial.spec.purpose == "refit" else [("turns", 30)])
+        assert asked == ([] if trial.spec.purpose == "refit" else [("folds", 30)])
     assert history.tests == []
     best = finished.best
     assert best is not None
@@ -320,7 +320,7 @@ def test_methods_without_labels_answer_the_same_episodes(tmp_path: Path, monkeyp
     assert {t.spec.method for t in trials} == {"simclr", "prototypical"}
     for trial in trials:
         (rung,) = trial.rungs
-        assert (rung.scored_on, rung.n) == ("turns", 24)
+        assert (rung.scored_on, rung.n) == ("folds", 24)
         assert rung.units is not None
         assert 0 < rung.value < 1
     assert paired(trials[0].rungs[0], trials[1].rungs[0]) is not None
@@ -392,7 +392,7 @@ def test_shared_images_and_classes(refuse: Callable[..., str], tmp_path: Path) -
         ({"few_shot": {**TASK, "hold_out": "class"}}, "leaves out whole groups, got hold_out: class"),
         (
             {"selection": {"top": 1, "seeds": 1, "refit": False}},
-            "selection.refit: true, since every turn's model lacks a group",
+            "selection.refit: true, since every fold's model lacks a group",
         ),
         ({"task": "classification", "test": None, "few_shot": {}}, "selection.join is for task: few_shot, got classification"),
         ({"protocol": "knn"}, "which protocol few_shot scores, got knn; leave protocol out"),

@@ -307,19 +307,19 @@ def test_every_group_validates_in_turn_and_training_never_sees_it() -> None:
     assert not part.holdout
     assert part.train.classes == 11
     assert (len(part.labelled), len(part.validation)) == (66, 54)
-    assert part.judged() == part.turns
-    assert [turn.validation.data.groups for turn in part.turns] == [("g0",), ("g1",), ("g2",)]
-    for turn in part.turns:
-        held, shown = turn.validation.data, turn.labelled.data
+    assert part.divisions() == part.folds
+    assert [fold.validation.data.groups for fold in part.folds] == [("g0",), ("g1",), ("g2",)]
+    for fold in part.folds:
+        held, shown = fold.validation.data, fold.labelled.data
         assert set(held.groups) | set(shown.groups) == {"g0", "g1", "g2", "g3"}
         assert not set(held.groups) & set(shown.groups)
         assert not set(held.classes) & set(shown.classes)
-        assert turn.train.classes == len(shown.classes) == 11 - len(held.classes)
-        seen = turn.train.images.take(torch.arange(len(turn.train)))
-        asked = held.images.take(torch.from_numpy(turn.validation.index))
+        assert fold.train.classes == len(shown.classes) == 11 - len(held.classes)
+        seen = fold.train.images.take(torch.arange(len(fold.train)))
+        asked = held.images.take(torch.from_numpy(fold.validation.index))
         assert not {image.numpy().tobytes() for image in seen} & {image.numpy().tobytes() for image in asked}
-        assert (turn.train.label >= 0).all()
-    assert not split_few_shot(Source(data)).turns
+        assert (fold.train.label >= 0).all()
+    assert not split_few_shot(Source(data)).folds
 
 
 @pytest.mark.parametrize(
@@ -352,11 +352,11 @@ def test_turns_beside_a_test_set_leave_the_test_as_it_is() -> None:
     assert plain.test is not None
     assert turned.test is not None
     assert turned.test.data.classes == plain.test.data.classes
-    assert (turned.train.classes, turned.turns[0].train.classes) == (36, 24)
+    assert (turned.train.classes, turned.folds[0].train.classes) == (36, 24)
     held_out = split_few_shot(source, test_groups=["g1"], cross_validate=EpisodeShape(1, 3, 1, 1))
     assert held_out.test is not None
     assert held_out.holdout
-    assert [turn.validation.data.groups for turn in held_out.turns] == [("g0",), ("g2",)]
+    assert [fold.validation.data.groups for fold in held_out.folds] == [("g0",), ("g2",)]
     assert held_out.labelled.data.groups == ("g0", "g2")
 
 

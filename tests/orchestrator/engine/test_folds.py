@@ -1,4 +1,4 @@
-"""Cross-validation by group inside a worker: the turns train in lockstep, score as one, and resume exactly."""
+"""Cross-validation by group inside a worker: the folds train in lockstep, score as one, and resume exactly."""
 
 from __future__ import annotations
 
@@ -89,20 +89,20 @@ def test_a_score_is_the_mean_over_turns_trained_each_on_its_own(setup: SlotSetup
     assert [r.status for r in reports] == ["running", "finished"], reports[-1].reason
     alone: list[list[float]] = []
     losses: list[list[float]] = []
-    for turn in setup.split.turns:
+    for fold in setup.split.folds:
         settings = TrainSettings(2, setup.encoder, 5, 27, "fp32")
         config = build(CATALOGUE[method].config, dict(job(method).values))
-        training = Training(CATALOGUE[method], config, turn.train, settings)
+        training = Training(CATALOGUE[method], config, fold.train, settings)
         losses.append([training.train_epoch().parts["loss"]])
-        alone.append([setup.protocol.score(trained(training), turn.labelled, turn.validation, 0).value])
+        alone.append([setup.protocol.score(trained(training), fold.labelled, fold.validation, 0).value])
         losses[-1].append(training.train_epoch().parts["loss"])
-        alone[-1].append(setup.protocol.score(trained(training), turn.labelled, turn.validation, 0).value)
+        alone[-1].append(setup.protocol.score(trained(training), fold.labelled, fold.validation, 0).value)
     rungs = [r.rung for r in reports if r.rung is not None]
     assert [r.epoch for r in rungs] == [1, 2]
     assert [r.value for r in rungs] == pytest.approx(np.mean(alone, axis=0).tolist(), abs=1e-12)
     assert [r.parts["loss"] for r in reports] == pytest.approx(np.mean(losses, axis=0).tolist(), rel=1e-6)
-    assert len({tuple(values) for values in alone}) > 1, "the turns differ"
-    assert {(r.n, r.scored_on) for r in rungs} == {(60, "turns")}
+    assert len({tuple(values) for values in alone}) > 1, "the folds differ"
+    assert {(r.n, r.scored_on) for r in rungs} == {(60, "folds")}
     assert all(r.low < r.value < r.high for r in rungs)
 
 
@@ -120,7 +120,7 @@ def test_a_stopped_cross_validation_goes_on_exactly(setup: SlotSetup, method: st
         *(expected.value, expected.low, expected.high),
         dict(whole[-1].parts),
     )
-    assert len(state(whole)["turns"]) == 2
+    assert len(state(whole)["folds"]) == 2
     assert flat(state(resumed)) == flat(state(whole))
 
 
@@ -129,7 +129,7 @@ def test_the_refit_trains_one_model_on_all_groups(setup: SlotSetup) -> None:
     assert all(r.rung is None for r in reports)
     path = reports[-1].checkpoint
     assert path is not None
-    assert "turns" not in state(reports)
+    assert "folds" not in state(reports)
     work = job("cosine_classifier", purpose="refit")
     model = load_training(setup, work, path, torch.device("cpu")).learner.predictor()
     assert model is not None
@@ -150,7 +150,7 @@ def test_a_cross_validated_model_is_that_of_its_first_turn(setup: SlotSetup) -> 
     path = reports[-1].checkpoint
     assert path is not None
     training = load_training(setup, job("cosine_classifier", purpose="retrain"), path, torch.device("cpu"))
-    assert training.data.classes == setup.split.turns[0].train.classes == 8
+    assert training.data.classes == setup.split.folds[0].train.classes == 8
 
 
 def test_a_turn_that_fails_fails_the_trial_in_one_line(setup: SlotSetup) -> None:

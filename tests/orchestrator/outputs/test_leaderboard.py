@@ -287,13 +287,13 @@ def test_of_new_classes_it_speaks_of_episodes_and_classes() -> None:
     assert "the luck of which classes validated." in said
     assert "label" not in said
     assert "the luck of which classes validated and which classes were held out." in said_of(some, validation=new, holdout=True)
-    assert "the luck of which classes were held out." in said_of(some, validation=new, holdout=True, turns=(None, None))
-    assert "luck" not in said_of(some, validation=new, test=None, turns=(None, None))
+    assert "the luck of which classes were held out." in said_of(some, validation=new, holdout=True, folds=(None, None))
+    assert "luck" not in said_of(some, validation=new, test=None, folds=(None, None))
 
 
 def test_a_cross_validation_without_a_test_says_so() -> None:
     some = contest([[True] * 38 + [False] * 2] * 2, [[True] * 10 + [False] * 30] * 2)
-    said = said_of(some, test=None, turns=(None, None, None))
+    said = said_of(some, test=None, folds=(None, None, None))
     assert "95.0% over 2 seed(s), each the mean over 3 groups left out in turn." in said
     assert "No test was made (test: none)." in said
     assert "No test was made" not in said_of(some)
