@@ -51,47 +51,7 @@ def training_of(setup: SlotSetup, spec: TrialSpec, world: World, fold: int = 0) 
         precision=setup.precision,
         seconds=setup.top.amount if by_clock else None,
     )
-<<<<<<< HEAD
     return Training(method, config, data, settings, world, setup.task.truth(split, data))
-=======
-
-
-def training_of(setup: SlotSetup, spec: TrialSpec, world: World, fold: int = 0) -> Training:
-    """The spec's training before its first step. Raises UserError where data, method and settings do not fit."""
-    method = setup.methods[spec.method]
-    config = build(method.config, dict(spec.values), spec.method)
-    split = setup.split if spec.purpose == "refit" else setup.split.divisions()[fold]
-    data = whole_budget(setup) if spec.purpose == "refit" else split.train
-    return Training(method, config, data, settings_of(setup, spec, method), world, held_back(split, data))
-
-
-def held_back(split: Split, data: TrainData) -> IntArray | None:
-    """int64 [N]: the labels of the budget that ``data`` hides from methods, -1 elsewhere; None where no image has one.
-
-    Labels beyond the budget are not among them: nobody knows those.
-    """
-    if split.new_classes:
-        return None
-    budget = split.budget()
-    label = np.full(len(data), -1, dtype=np.int64)
-    label[budget.index] = budget.label
-    label[data.label >= 0] = -1
-    return label if (label >= 0).any() else None
-
-
-def whole_budget(setup: SlotSetup) -> TrainData:
-    """The training data with the validation labels shown too: for the final fit only.
-
-    Few-shot parts hold different classes, so there it is all training images; after a cross-validation those of all groups.
-    """
-    split = setup.split
-    if split.new_classes:
-        return split.train
-    label = split.train.label.copy()
-    budget = split.budget()
-    label[budget.index] = budget.label
-    return dataclasses.replace(split.train, label=label, tokens=caption_tokens(split.labelled.data, label, split.train.words))
->>>>>>> h2
 
 
 def trained(training: Training) -> Trained:
@@ -100,7 +60,6 @@ def trained(training: Training) -> Trained:
     return Trained(learner.encoder(), learner.predictor(), learner, training.uses_labels)
 
 
-<<<<<<< HEAD
 class FoldTrainings:
     """A trial's trainings, an epoch at a time: one for each fold of a cross-validation, in all other cases a single one."""
 
@@ -116,19 +75,6 @@ class FoldTrainings:
     def train(self, until: float) -> EpochReport:
         """One epoch of every fold, or less where ``until`` comes first: parts are means over the folds, seconds and images
         sums, steps those of the fold that has done the fewest. Ends where one diverges.
-=======
-class Lockstep:
-    """A spec's trainings, an epoch at a time: one for each fold of a cross-validation, in all other cases a single one."""
-
-    def __init__(self, setup: SlotSetup, spec: TrialSpec, world: World) -> None:
-        folds = 1 if spec.purpose == "refit" else len(setup.split.divisions())
-        self.trainings = [training_of(setup, spec, world, fold) for fold in range(folds)]
-        self.first = self.trainings[0]
-
-    def train_epoch(self) -> EpochReport:
-        """One epoch of every fold: parts are means over the folds, seconds and images sums, steps those of the fold that has
-        done the fewest. Ends where one diverges.
->>>>>>> h2
         """
         reports = []
         for training in self.trainings:
@@ -146,10 +92,7 @@ class Lockstep:
         return {**self.first.state(), **({"folds": others} if others else {})}
 
     def load(self, state: Mapping[str, Any]) -> None:
-<<<<<<< HEAD
         """Goes on from ``state``."""
-=======
->>>>>>> h2
         for training, own in zip(self.trainings, [state, *state.get("folds", [])], strict=True):
             training.load(own)
 
@@ -293,46 +236,8 @@ class SegmentRun:
         return key
 
 
-<<<<<<< HEAD
 def examine(setup: SlotSetup, spec: TrialSpec, checkpoint: str, test: LabelledSubset, device: torch.device) -> Score:
     """The test score of the model in ``checkpoint``."""
-=======
-def validate(setup: SlotSetup, trainings: Sequence[Training]) -> tuple[Score, Any]:
-    """The validation score, in a cross-validation of all folds together.
-
-    Episodes; a label-trained method's on the validation part; a frozen encoder's over all labels.
-    """
-    few_shot = setup.protocol.name == "few_shot"
-    if not few_shot and not trainings[0].uses_labels:
-        score = setup.protocol.score(trained(trainings[0]), setup.split.budget(), None, setup.seed)
-        return score, "elsewhere" if setup.protocol.elsewhere else "budget"
-    scores = [
-        setup.protocol.score(trained(training), split.labelled, split.validation, setup.seed)
-        for training, split in zip(trainings, setup.split.divisions(), strict=True)
-    ]
-    own = "elsewhere" if setup.protocol.elsewhere else "validation"
-    return mean_score(scores), "folds" if setup.split.folds else "episodes" if few_shot else own
-
-
-def comparable(score: Score, asked: str, validation: IntArray) -> np.ndarray | None:
-    """A score's units that every method of the study answers, in one order, so that any two trials pair unit by unit.
-
-    A frozen encoder is asked about the whole budget and a label-trained method about its validation part alone; the
-    validation images are what both answer.
-    """
-    units = score.units()
-    if units is None:
-        return None
-    order = np.argsort(score.index)
-    if asked in ("validation", "budget"):
-        order = order[np.isin(score.index[order], validation)]
-    return units[order].astype(np.float32) if score.correct is None else score.correct[order]
-
-
-def examine(setup: SlotSetup, spec: TrialSpec, path: str, test: LabelledSubset, device: torch.device) -> Score:
-    """The test score of the model in ``path``; a probe on it may use every label of the budget."""
-    split, few_shot = setup.split, setup.protocol.name == "few_shot"
->>>>>>> h2
     with threads(setup.threads):
         model = trained(load_training(setup, spec, checkpoint, device))
         return setup.task.test(setup.protocol, model, setup.split, test, spec.purpose == "refit", setup.seed)
