@@ -1,8 +1,8 @@
 """Where a run folder lies: five verbs over the keys of one folder, and one writer at a time.
 
-A key is a relative path with forward slashes, such as ``trials/0003/checkpoint-2.pt``. What is put is there whole or not at
-all, and once ``put`` returns it survives a loss of power. Storages travel to workers, so they are picklable and hold no open
-file. Every storage passes the tests of ``cluster.testing``.
+A key is a relative path with forward slashes, such as ``trials/0003/checkpoint-2.pt``; ``check_key`` says which are fit. What
+is put is there whole or not at all, and once ``put`` returns it survives a loss of power as far as the place can promise it.
+Storages travel to workers, so they are picklable and hold no open file. Every storage passes ``cluster.testing.check_storage``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,17 @@ class MissingKey(StorageError):
     """``get`` of a key that is not there."""
 
 
+def check_key(key: str) -> None:
+    """Raises StorageError where ``key`` would not mean the same in every storage, or would leave its folder."""
+    parts = key.split("/")
+    if not all(parts) or any(part.startswith(".") for part in parts) or "\\" in key or not key.isprintable():
+        raise StorageError(
+            f"a key is a relative path whose parts are not empty and do not begin with a dot, without backslashes, got {key!r}"
+        )
+
+
 class Storage(ABC):
-    """The keys of one run folder."""
+    """The keys of one run folder. A key that is not ``check_key``'s is refused with StorageError by every verb."""
 
     @property
     @abstractmethod
@@ -43,7 +52,7 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
-        """All keys that start with ``prefix``, sorted."""
+        """All keys that start with ``prefix``, sorted. Any text may be asked for."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
