@@ -1,17 +1,11 @@
 """What a study is: its fields, each with its owner, and how it is read and checked."""
 
-from orchestrator.study.study import (
-    COLLAPSE,
-    IN_PYTHON,
-    PRESETS,
-    FewShotTask,
-    Limit,
-    Selection,
-    Study,
-    StudyError,
-    find_study,
-    load_study,
-)
+from orchestrator.study.fields import StudyError
+from orchestrator.study.health import COLLAPSE, Limit
+from orchestrator.study.load import PRESETS, find_study, load_study
+from orchestrator.study.selection import IN_PYTHON, Selection
+from orchestrator.study.study import Study
+from orchestrator.study.task import FewShotTask
 
 __all__ = [
     "COLLAPSE",

@@ -1,0 +1,74 @@
+"""Study files: found by path or by preset, read as plain YAML, changed by settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.study.fields import StudyError
+from orchestrator.study.study import Study
+
+PRESETS = Path(__file__).resolve().parents[2] / "search_spaces" / "presets"
+
+
+def load_study(path: str | Path, settings: Sequence[str] = ()) -> Study:
+    """Reads a study file, or a preset by name, and applies ``key=value`` settings (dots reach into mappings).
+
+    Raises:
+        StudyError: unreadable, unparsable or not a mapping; YAML tags are refused, so no file can run code.
+    """
+    file = find_study(path)
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise StudyError(f"{file} must be plain YAML, but {_yaml_problem(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{file} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"{file} must be plain YAML, but a value in it cannot be: {error}") from None
+    if not isinstance(raw, dict):
+        raise StudyError(f"{file} must hold a mapping of study fields such as 'data: digits', got {type(raw).__name__}")
+    for setting in settings:
+        _apply(raw, setting)
+    raw.setdefault("name", file.stem)
+    for key in raw:
+        if not isinstance(key, str):
+            raise StudyError(f"{file}: a study's fields are words, got {key!r}")
+    return Study(**raw)
+
+
+def find_study(path: str | Path) -> Path:
+    """The study file, or the preset of that name."""
+    file = Path(path)
+    if file.is_file():
+        return file
+    preset = PRESETS / f"{path}.yaml"
+    if preset.is_file():
+        return preset
+    known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+    raise StudyError(f"there is no study file {path}; give a YAML file or one of the ready-made studies: {known}")
+
+
+def _apply(raw: dict[str, Any], setting: str) -> None:
+    key, separator, text = setting.partition("=")
+    if not separator or not key:
+        raise StudyError(f"--set takes key=value, got {setting!r}")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise StudyError(f"--set {key} needs a plain YAML value, got {text!r}") from None
+    head, _, rest = key.partition(".")
+    if rest and isinstance(raw.get(head), dict | None):
+        raw[head] = {**(raw.get(head) or {}), rest: value}
+    else:
+        raw[key] = value
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return str(error).splitlines()[0]

@@ -1,0 +1,110 @@
+"""The fields of a study's search: what is tried, how long it trains, and which knobs move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from methods.catalogue import CATALOGUE, method
+from methods.contracts import Method
+from methods.parts.encoders import ENCODERS, EncoderSpec
+from orchestrator.study.fields import Strict, StudyError, one_or_more
+from search_spaces.domains import nearest
+from search_spaces.space import Override, Space, parse_override
+
+
+class SearchFields(Strict):
+    """What is tried, how long it trains, and which knobs move.
+
+    Attributes:
+        methods: names from the catalogue; in Python also ``Method`` objects of your own.
+        encoder: name of the encoder; methods that need patch tokens take ``vit_encoder`` instead.
+        vit_encoder: name of the encoder of methods that need patch tokens.
+        init: the encoder's starting weights: ``none``, ``torchvision``, a weights file or a run folder.
+        epochs: the highest rung.
+        epoch_images: training images in an epoch; None for max(pool size, 10,240).
+        reduction: of every so many trials at a rung, one goes on (ASHA); 1 trains every trial to the end.
+        search: ``method.knob`` or ``*.knob`` -> a range, choices or a value.
+    """
+
+    methods: tuple[str | Method, ...] = ("supervised", "simclr", "moco", "mae", "mean_teacher", "fixmatch")
+    encoder: str = "resnet_small"
+    vit_encoder: str = "vit_tiny"
+    init: str = "none"
+    epochs: int = Field(10, ge=1)
+    epoch_images: int | None = Field(None, ge=1)
+    reduction: int = Field(3, ge=1)
+    search: Mapping[str, Any] = Field(default_factory=dict)
+
+    _several_methods = field_validator("methods", mode="before")(one_or_more)
+
+    @property
+    def method_names(self) -> list[str]:
+        """The names of the study's methods, in its order."""
+        return [m if isinstance(m, str) else m.name for m in self.methods]
+
+    def catalogue(self) -> dict[str, Method]:
+        """The study's methods by name."""
+        return {m if isinstance(m, str) else m.name: method(m) if isinstance(m, str) else m for m in self.methods}
+
+    def encoders(self) -> tuple[EncoderSpec, EncoderSpec]:
+        """The encoder, and that of methods which need patch tokens, each with where its weights start."""
+        vit = "none" if self.init == "torchvision" else self.init
+        return EncoderSpec(self.encoder, self.init), EncoderSpec(self.vit_encoder, vit)
+
+    def space(self, images: int | None = None) -> Space:
+        """The search space, for so many training images. Raises KnobError where ``search`` names no knob or leaves a range."""
+        catalogue = self.catalogue()
+        overrides: dict[str, Override] = {}
+        for pattern, raw in self.search.items():
+            owner, _, knob = str(pattern).partition(".")
+            if owner not in catalogue and not set("*?[") & set(owner):
+                known = f"; {owner} is not among this study's methods" if owner in CATALOGUE else nearest(owner, catalogue)
+                raise StudyError(f"search.{pattern} names no method of the study{known}")
+            declaring = [m for n, m in catalogue.items() if owner == n or owner not in catalogue]
+            item = next((m.knobs()[knob] for m in declaring if knob in m.knobs()), None)
+            overrides[str(pattern)] = parse_override(raw, item, f"search.{pattern}")
+        return Space({name: m.config for name, m in catalogue.items()}, overrides, images)
+
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs at which trials are scored, ascending; the last is ``epochs``."""
+        if self.reduction == 1:
+            return (self.epochs,)
+        rungs = [self.epochs]
+        while rungs[-1] / self.reduction >= 1:
+            rungs.append(round(rungs[-1] / self.reduction))
+        return tuple(sorted(set(rungs)))
+
+    def check_methods(self) -> None:
+        """Raises StudyError or UserError on no method, an unknown or a doubled one."""
+        names = self.method_names
+        if not names:
+            raise StudyError("methods must name at least one method, got an empty list; see 'labelwise methods'")
+        doubled = next((n for n in names if names.count(n) > 1), None)
+        if doubled:
+            raise StudyError(f"methods must name each method once, got {doubled} twice")
+        for name in self.methods:
+            if isinstance(name, str):
+                method(name)
+
+    def check_encoders(self) -> None:
+        """Raises StudyError on an unknown encoder."""
+        for field, name in (("encoder", self.encoder), ("vit_encoder", self.vit_encoder)):
+            if name not in ENCODERS:
+                raise StudyError(f"{field}: {name} is not an encoder{nearest(name, ENCODERS)}")
+
+    def plain_search(self) -> dict[str, Any]:
+        """``search`` with domains of Python written as YAML has them."""
+        return {key: _plain_override(value) for key, value in self.search.items()}
+
+
+def _plain_override(value: Any) -> Any:
+    if not hasattr(value, "scale"):
+        return value
+    if hasattr(value, "options"):
+        return {"choices": list(value.options)}
+    # Every switch is written, since a range without any is searched on its knob's own scale.
+    switches = {s: getattr(value, s) for s in ("log", "log1m", "power_of_two") if hasattr(value, s)}
+    return {"low": value.low, "high": value.high, **switches}
