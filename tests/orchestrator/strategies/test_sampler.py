@@ -9,13 +9,39 @@ import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from methods.batch import seed_of
+from methods.training.clock import Fidelity
+from orchestrator.engine.events import Ended, Scored, TrialStarted, decode, encode
+from orchestrator.engine.history import History
 from orchestrator.engine.records import Rung, Status, Trial, TrialSpec
-from orchestrator.strategies.sampler import Search
+from orchestrator.strategies.sampler import Sampler, frozen
 from search_spaces.domains import Choice, Float
 from search_spaces.space import Space, Suggestion
+
+
+class Search:
+    """A sampler with the history that it learns from, told event by event."""
+
+    def __init__(self, space: Space, seed: int, startup: int | None) -> None:
+        self.space, self.sampler, self.history = space, Sampler(space, seed, startup), History()
+
+    def ask(self, key: str, method: str | None = None) -> Suggestion:
+        found = self.sampler.propose(self.history, method)
+        self.history.add(TrialStarted(TrialSpec(key, int(key), found.method, found.values, 0, origin=found.origin)))
+        return Suggestion(found.method, found.values)
+
+    def report(self, key: str, epoch: int, value: float) -> None:
+        self.history.add(Scored(key, Rung(epoch, value, 10, 0, 1, "validation", None, 0.0), Fidelity("epochs", epoch)))
+
+    def tell(self, key: str, status: Status) -> None:
+        self.history.add(Ended(key, status, ""))
+
+    def told(self) -> dict[str, FrozenTrial]:
+        """What Optuna was told of each trial."""
+        self.sampler.propose(self.history)
+        return {t.user_attrs["key"]: t for t in self.sampler.study.trials if "key" in t.user_attrs}
 
 
 def make(
@@ -34,16 +60,12 @@ def fate(suggestion: Suggestion) -> Status:
 
 
 def end(search: Search, key: str, suggestion: Suggestion, status: Status | None = None) -> Trial:
-    """Plays a trial to its end and gives the record that a journal would hold."""
+    """Plays a trial to its end and gives its record."""
     status = status or fate(suggestion)
-    epochs = {"finished": (1, 3), "pruned": (1,), "failed": ()}[status]
-    trial = Trial(TrialSpec(key, int(key), suggestion.method, suggestion.values, 0), status)
-    for epoch in epochs:
-        value = goodness(suggestion, epoch)
-        search.report(key, epoch, value)
-        trial.rungs.append(Rung(epoch, value, 10, 0, 1, "validation", None, 0.0))
-    search.tell(key, status, trial.value)
-    return trial
+    for epoch in {"finished": (1, 3), "pruned": (1,), "failed": ()}[status]:
+        search.report(key, epoch, goodness(suggestion, epoch))
+    search.tell(key, status)
+    return search.history.trials[key]
 
 
 def identity(suggestion: Suggestion) -> tuple[Any, ...]:
@@ -63,7 +85,7 @@ def test_ends_are_told_as_they_were_and_nothing_is_left_running(configs: dict[st
     for i, status in enumerate(("finished", "pruned", "failed", "failed")):
         suggestion = search.ask(str(i))
         end(search, str(i), suggestion, status)  # type: ignore[arg-type]
-    named = {t.user_attrs["key"]: t for t in search._study.trials if "key" in t.user_attrs}
+    named = search.told()
     assert [named[str(i)].state for i in range(4)] == [
         TrialState.COMPLETE,
         TrialState.PRUNED,
@@ -74,14 +96,15 @@ def test_ends_are_told_as_they_were_and_nothing_is_left_running(configs: dict[st
     assert named["0"].value == named["0"].intermediate_values[3]
     assert list(named["1"].intermediate_values) == [1]
     assert named["2"].intermediate_values == {}
-    assert all(t.state.is_finished() for t in search._study.trials)
+    assert all(t.state.is_finished() for t in search.sampler.study.trials)
 
 
 def test_a_failed_trial_keeps_its_scores_on_the_way(configs: dict[str, type]) -> None:
     search = make(configs)
     search.ask("0")
     search.report("0", 1, 0.5)
-    told = search.tell("0", "failed", 0.5)
+    search.tell("0", "failed")
+    told = search.told()["0"]
     assert (told.state, told.intermediate_values, told.value) == (TrialState.FAIL, {1: 0.5}, None)
 
 
@@ -90,7 +113,8 @@ def test_a_rung_reported_again_counts_once_without_a_warning(configs: dict[str, 
     search.ask("0")
     search.report("0", 1, 0.5)
     search.report("0", 1, 0.5)
-    assert search.tell("0", "pruned", None).intermediate_values == {1: 0.5}
+    search.tell("0", "pruned")
+    assert search.told()["0"].intermediate_values == {1: 0.5}
 
 
 def run(search: Search, trials: int, start: int = 0) -> tuple[list[Suggestion], list[Trial]]:
@@ -131,11 +155,8 @@ def test_a_replayed_search_goes_on_like_the_live_one(configs: dict[str, type], d
             key = data.draw(st.sampled_from(sorted(asked.keys() - ended.keys())))
             ended[key] = end(live, key, asked[key])
     replayed = make(configs, seed)
-    for key, suggestion in asked.items():
-        if key in ended:
-            replayed.replay([ended[key]])
-        else:
-            replayed.enter(key, suggestion)
+    for event in live.history.events:
+        replayed.history.add(decode(encode(event).encode()))
     for key in ("100", "101", "102"):
         one, two = live.ask(key), replayed.ask(key)
         assert identity(one) == identity(two)
@@ -149,8 +170,8 @@ def test_earlier_studies_inform_the_search_and_do_not_take_the_defaults_place(co
     useful = [r for r in records if r.status != "failed"]
     foreign = Trial(TrialSpec("x", 0, "three", {"a": 1}, 0), "finished", rungs=useful[0].rungs)
     fresh, seeded = make(configs), make(configs)
-    assert seeded.seed_from([*records, foreign, Trial(TrialSpec("y", 1, "one", {}, 0))]) == len(useful)
-    states = [t.state for t in seeded._study.trials]
+    assert seeded.sampler.seed_from([*records, foreign, Trial(TrialSpec("y", 1, "one", {}, 0))]) == len(useful)
+    states = [t.state for t in seeded.sampler.study.trials]
     assert states.count(TrialState.COMPLETE) == sum(r.status == "finished" for r in useful)
     assert [seeded.ask(str(i)).method for i in range(2)] == ["one", "two"]
     fresh.ask("0"), fresh.ask("1")
@@ -164,15 +185,15 @@ def test_earlier_values_outside_this_studys_range_are_left_out(configs: dict[str
         rungs=[Rung(1, 0.5, 10, 0, 1, "validation", None, 0)],
     )
     search = make(configs, overrides={"two.ratio": Float(0.5, 0.6)})
-    search.seed_from([record])
-    assert search._study.trials[0].params == {"method": "two", "two.log2(batch)": 6}
+    search.sampler.seed_from([record])
+    assert search.sampler.study.trials[0].params == {"method": "two", "two.log2(batch)": 6}
 
 
 def test_frozen_trials_are_what_optunas_own_tools_read(configs: dict[str, type]) -> None:
     search = make(configs)
     _, records = run(search, 8)
     study = optuna.create_study(direction="maximize")
-    study.add_trials([search.frozen(r) for r in records])
+    study.add_trials([frozen(search.space, r) for r in records])
     assert [t.state.is_finished() for t in study.trials] == [True] * 8
     best = max((r for r in records if r.status == "finished"), key=lambda r: r.value or 0)
     assert study.best_trial.user_attrs["key"] == best.spec.key
@@ -184,7 +205,7 @@ def test_frozen_trials_are_what_optunas_own_tools_read(configs: dict[str, type])
 
 @pytest.mark.parametrize("startup", [None, 4])
 def test_the_models_start_after_the_start_up(configs: dict[str, type], startup: int | None) -> None:
-    assert make(configs, startup=startup).startup == (startup or 10)
+    assert make(configs, startup=startup).sampler.startup == (startup or 10)
 
 
 def test_the_baseline_is_tuned_with_as_many_trials_as_the_others_get(configs: dict[str, type]) -> None:
@@ -196,7 +217,8 @@ def test_the_baseline_is_tuned_with_as_many_trials_as_the_others_get(configs: di
         tried: list[str] = []
         for n in range(24):
             suggestion = search.ask(str(n))
-            search.tell(str(n), "finished", 0.0 if suggestion.method == names[0] else 1.0 + n)
+            search.report(str(n), 1, 0.0 if suggestion.method == names[0] else 1.0 + n)
+            search.tell(str(n), "finished")
             tried.append(suggestion.method)
             if names[0] == "supervised":
                 assert 2 * tried.count("supervised") >= len(tried)
@@ -212,3 +234,14 @@ def test_a_baseline_with_nothing_left_to_try_is_not_tried_again(configs: dict[st
     search = make({"supervised": one, "two": two}, overrides=fixed)
     asked = [search.ask(str(n)).method for n in range(10)]
     assert asked.count("supervised") == 1
+
+
+def test_it_suggests_for_one_method_where_asked(configs: dict[str, type]) -> None:
+    search = make(configs, startup=2)
+    assert identity(search.ask("0", "two")) == identity(search.space.defaults("two"))
+    end(search, "0", search.space.defaults("two"), "finished")
+    for n in range(1, 9):
+        suggestion = search.ask(str(n), "two")
+        assert suggestion.method == "two"
+        end(search, str(n), suggestion, "finished")
+    assert identity(search.ask("9")) == identity(search.space.defaults("one")), "its defaults have not been tried"
