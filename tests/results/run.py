@@ -94,7 +94,8 @@ def cifar_classes(data: Path) -> Split:
     return split_few_shot(load(str(data / "cifar10-jpeg-20k-train.zip")), by="class", test_share=0.5, seed=0)
 
 
-def _untrained(data: TrainData, spec: EncoderSpec, seed: int, framed: bool = False) -> Trained:
+def untrained(data: TrainData, spec: EncoderSpec, seed: int, framed: bool = False) -> Trained:
+    """A fresh encoder with its seeded weights."""
     torch.manual_seed(seed)
     encoder = build_encoder(spec, data.images.shape, data.mean, data.std)
     return Trained(FramedEncoder(encoder, paper_of(data.mean)) if framed else encoder)
@@ -185,7 +186,7 @@ class Bench:
         own = dataclasses.replace(key, table=table)
         parts, spec = self.parts(own, search), EncoderSpec(entry.encoder)
         if entry.method == UNTRAINED:
-            model, spent, images = _untrained(parts.train, spec, key.seed, **json.loads(key.knobs)), 0.0, 0
+            model, spent, images = untrained(parts.train, spec, key.seed, **json.loads(key.knobs)), 0.0, 0
         else:
             config = build(CATALOGUE[entry.method].config, json.loads(key.knobs))
             settings = TrainSettings(None, spec, key.seed, seconds=key.budget)

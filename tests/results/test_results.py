@@ -18,6 +18,7 @@ from scipy import stats
 from methods import CATALOGUE, EncoderSpec, Method, Training, TrainSettings
 from methods.data.records import TrainData
 from methods.parts.framed import FramedEncoder
+from methods.training import Fidelity
 from search_spaces.domains import build
 
 PROOFS = Path(__file__).parent
@@ -44,13 +45,14 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
     proofs: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[tuple[str, bool, int]] = []
-    inner = proofs.run.ByTheClock
+    ended: list[Training] = []
 
-    def spied(seconds: float, method: Method, config: object, data: TrainData, settings: TrainSettings) -> Training:
+    def spied(method: Method, config: object, data: TrainData, settings: TrainSettings) -> Training:
         seen.append((method.name, settings.encoder.name == "resnet_small", int((data.label >= 0).sum())))
-        return inner(seconds, method, config, data, settings)  # type: ignore[no-any-return]
+        ended.append(Training(method, config, data, settings))
+        return ended[-1]
 
-    monkeypatch.setattr(proofs.run, "ByTheClock", spied)
+    monkeypatch.setattr(proofs.run, "Training", spied)
     monkeypatch.setitem(proofs.tables.TABLES, "digits", dataclasses.replace(proofs.tables.TABLES["digits"], draws=1))
     words = ["digits", "--seconds", "0.05", "--threads", "1", "--out", str(tmp_path), "--rows", "supervised strong", "vat"]
     proofs.run.main([*words, "--seeds", "1"])
@@ -63,6 +65,9 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
     assert '"eps": ' in vat.key.knobs
     assert (vat.key.labels, vat.key.budget, vat.threads) == (40, 0.05, 1)
     assert vat.images > 0
+    assert {training.settings.top for training in ended} == {Fidelity("seconds", 0.05)}
+    assert all(training.done.amount >= 0.05 for training in ended)
+    assert vat.seconds == round(ended[-1].done.amount, 3)
     # Killed in the middle of a write: the torn row is trained again, the others are not.
     path = tmp_path / "digits.csv"
     path.write_bytes(path.read_bytes()[:-9])
@@ -78,43 +83,11 @@ def test_it_trains_resumes_and_searches_on_validation_labels(
     capsys.readouterr()
 
 
-@pytest.mark.parametrize(("first", "then"), [(1.0, 3.0), (3.0, 1.0), (7.0, 0.5)])
-def test_stages_end_by_the_clock_whatever_their_speed(
-    proofs: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, first: float, then: float
-) -> None:
-    """Steps that take ``first`` and then ``then`` seconds: each stage has its share of them, its schedule runs to the end."""
-    chosen = CATALOGUE["noisy_student"]
-    config = build(chosen.config, {"generations": 2, "teacher_share": 0.25, "mu": 1, "batch_size": 2})
-    data = proofs.run.digits(40, 0).train
-    training = proofs.run.ByTheClock(400.0, chosen, config, data, TrainSettings(1, EncoderSpec("conv4")))
-    clock = 1000.0
-    progress: dict[str, list[tuple[float, float]]] = {stage.name: [] for stage in training.stages}
-
-    def step() -> dict[str, object]:
-        nonlocal clock
-        progress[training.stage.name].append((clock, training._step / training.stage_steps()))
-        clock += first if clock < 1100 else then
-        training._step += 1
-        return {}
-
-    monkeypatch.setattr(training, "_one_step", step)
-    monkeypatch.setattr(training, "_now", lambda: clock)
-    training.train_epoch()
-    longest = max(first, then)
-    assert clock == pytest.approx(1400, abs=longest)
-    for steps, begins, lasts in zip(progress.values(), (1000, 1100, 1250), (100, 150, 150), strict=True):
-        seconds, shares = np.array(steps).T
-        assert seconds[0] == pytest.approx(begins, abs=longest)
-        assert shares[0] == 0
-        assert shares[-1] == pytest.approx(1, abs=2 * longest / lasts)
-        assert (np.diff(shares) >= 0).all()
-
-
 def test_an_untrained_encoder_frames_where_its_row_says_so(proofs: SimpleNamespace) -> None:
     data = proofs.run.digits(40, 0).train
     for name, framed in (("untrained conv4", False), ("untrained conv4, framed", True)):
         knobs = json.loads(proofs.tables.key_of("fewshot", name, 0, 0, 1.0, {}).knobs)
-        model = proofs.run._untrained(data, EncoderSpec("conv4"), 0, **knobs)
+        model = proofs.run.untrained(data, EncoderSpec("conv4"), 0, **knobs)
         assert isinstance(model.encoder, FramedEncoder) is framed
 
 
