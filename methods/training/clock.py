@@ -109,6 +109,10 @@ class Clock(ABC):
     def progress(self, place: Place) -> float:
         """Share of the stage done, in [0, 1)."""
 
+    def steps_at_done(self, place: Place) -> int:
+        """Steps that the stage has done when the training is as far as it is."""
+        return place.steps
+
     @abstractmethod
     def over(self, place: Place) -> bool:
         """Whether this stage has nothing left to do in this stretch."""
@@ -168,10 +172,13 @@ class EpochClock(Clock):
     def progress(self, place: Place) -> float:
         return place.steps / self.stage_steps(place)
 
-    def over(self, place: Place) -> bool:
+    def steps_at_done(self, place: Place) -> int:
         length = self.shares[place.stage] * self.top.amount
         passed = min(max((self._epoch - self._begins(place.stage)) / length, 0.0), 1.0)
-        return place.steps >= round(self.stage_steps(place) * passed)
+        return round(self.stage_steps(place) * passed)
+
+    def over(self, place: Place) -> bool:
+        return place.steps >= self.steps_at_done(place)
 
     def goes_on(self, place: Place) -> bool:
         """A stage that ends with the epoch keeps its learner, so that the rung scores what has been trained."""

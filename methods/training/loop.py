@@ -344,3 +344,28 @@ class Training:
         self.learner.load_state_dict(state["learner"])
         self.optimisation.optimizer.load_state_dict(state["optimizer"])
         self.steps_done = state["step"]
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another configuration's ``state``: its weights and the optimizer's moments, at the same fidelity.
+
+        The optimizer keeps this configuration's settings, and steps are counted by its own batch.
+
+        Raises:
+            TrainingError: as for ``load``, or where this configuration's network has other parameters.
+        """
+        own = [
+            {k: v for k, v in group.items() if k != "params"} for group in self._optimizer_of(state["stage"]).param_groups
+        ]
+        try:
+            self.load(state)
+        except (RuntimeError, ValueError) as error:
+            what = str(error).splitlines()[0]
+            raise TrainingError(f"a fork must keep the network of the trial that it starts from, but {what}") from None
+        for group, settings in zip(self.optimisation.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+        self.steps_done = self._clock.steps_at_done(self._place())
+
+    def _optimizer_of(self, stage: int) -> torch.optim.Optimizer:
+        for number in range(self.stage_number + 1, stage + 1):
+            self.enter(number)
+        return self.optimisation.optimizer

@@ -10,6 +10,7 @@ import io
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
 from typing import Any, cast
 
 import numpy as np
@@ -78,6 +79,9 @@ class FoldTrainings:
         """
         reports = []
         for training in self.trainings:
+            # By the clock a fold may be there while another has images of its epoch left to draw.
+            if training.done.amount >= until:
+                continue
             reports.append(training.train(until))
             if not reports[-1].finite:
                 break
@@ -91,10 +95,10 @@ class FoldTrainings:
         others = [training.state() for training in self.trainings[1:]]
         return {**self.first.state(), **({"folds": others} if others else {})}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from ``state``."""
+    def load(self, state: Mapping[str, Any], fork: bool) -> None:
+        """Goes on from ``state``, in a fork from another configuration's."""
         for training, own in zip(self.trainings, [state, *state.get("folds", [])], strict=True):
-            training.load(own)
+            (training.adopt if fork else training.load)(own)
 
 
 class SegmentRun:
@@ -134,8 +138,10 @@ class SegmentRun:
         trainings = FoldTrainings(self.setup, self.given.spec, self.world)
         if start is not None:
             state = load_tensors(self.setup.storage, start, self.world.device)
-            trainings.load(state["training"])
-            self._seconds = float(state["seconds"]) if self.given.spec.parent is None else 0.0
+            # A fork's first segment starts from its parent's checkpoint.
+            fork = PurePosixPath(start).parent.name != self.given.spec.key
+            trainings.load(state["training"], fork)
+            self._seconds = 0.0 if fork else float(state["seconds"])
         self._trainings = trainings
 
     def _guard(self, action: Callable[[], Any]) -> Any:

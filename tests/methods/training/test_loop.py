@@ -201,6 +201,36 @@ def test_another_methods_checkpoint_is_refused(toys: SimpleNamespace, split: Spl
         toys.start(split, toys.two_stages()).load(toys.start(split).state())
 
 
+@pytest.mark.parametrize("method", ["one_stage", "two_stages"])
+def test_a_fork_keeps_the_weights_and_its_own_settings(toys: SimpleNamespace, split: Split, method: str) -> None:
+    chosen = getattr(toys, method)()
+    parent = toys.start(split, chosen, toys.Config(batch_size=16), epochs=4)
+    for _ in range(2):
+        parent.train_epoch()
+    fork = toys.start(split, chosen, toys.Config(batch_size=32), epochs=4, seed=9)
+    fork.adopt(toys.through_disk(parent.state()))
+    assert fork.done == parent.done
+    for name, tensor in parent.learner.state_dict().items():
+        assert torch.equal(fork.learner.state_dict()[name], tensor), name
+    assert fork.steps_done * 2 == parent.steps_done, "steps of twice the images"
+    fork.optimisation.optimizer.param_groups[0]["weight_decay"] = 0.7
+    again = toys.start(split, chosen, toys.Config(batch_size=32), epochs=4, seed=9)
+    again.adopt(fork.state())
+    assert again.optimisation.optimizer.param_groups[0]["weight_decay"] == 0.1, "its own, not the parent's"
+    for _ in range(2):
+        fork.train_epoch()
+    assert fork.done == fork.settings.top
+    assert fork.finite
+
+
+def test_a_fork_of_another_network_is_one_clear_line(toys: SimpleNamespace, split: Split) -> None:
+    state = toys.start(split).state()
+    state["learner"] = {**state["learner"], "slow": torch.zeros(5)}
+    with pytest.raises(TrainingError, match="a fork must keep the network of the trial that it starts from") as caught:
+        toys.start(split).adopt(state)
+    assert "\n" not in str(caught.value)
+
+
 def test_shares_must_fill_the_training(toys: SimpleNamespace, split: Split) -> None:
     broken = Method("broken", "selfsup", "none", "a toy", toys.Config, stages=lambda config: (Stage("only", 0.5, toys.Toy),))
     with pytest.raises(AssertionError, match=r"shares of broken's stages sum to 0\.5"):
