@@ -48,7 +48,7 @@ def examine(address: str | None = None, *, runs: Path | str = "runs") -> list[Fi
         address: as connect() takes it, or a dashboard's ``http://`` address.
         runs: the folder that run folders will be written to; it need not exist.
     """
-    return [_python(), *_packages(), *_hardware(), *_storage(Path(runs)), _cluster(address)]
+    return [_python(), *package_findings(), *_hardware(), *folder_findings(Path(runs)), cluster_finding(address)]
 
 
 def _python() -> Finding:
@@ -64,7 +64,7 @@ def _python() -> Finding:
     return Finding("Python", "fail", f"{version}, needed {needed}", "make a virtual environment with a newer Python")
 
 
-def _packages() -> Iterator[Finding]:
+def package_findings() -> Iterator[Finding]:
     """Versions against our own distribution's requirements, by metadata alone: importing learn2learn takes seconds."""
     from packaging.requirements import Requirement
 
@@ -122,7 +122,7 @@ def _hardware() -> Iterator[Finding]:
         yield Finding("bf16 on the CPU", "warn", f"emulated ({width})", "train in fp32 on this CPU: emulated bf16 is slower")
 
 
-def _storage(runs: Path) -> Iterator[Finding]:
+def folder_findings(runs: Path) -> Iterator[Finding]:
     free = free_shared_memory()
     if free is None:
         yield Finding("shared memory", "ok", "no /dev/shm; Ray uses the temporary folder")
@@ -135,13 +135,13 @@ def _storage(runs: Path) -> Iterator[Finding]:
     while not folder.exists():
         folder = folder.parent
     yield _writable(runs, folder)
-    yield _disk("disk for runs", folder)
+    yield disk_finding("disk for runs", folder)
     # Ray keeps sockets there, whose paths may have 107 characters, about 75 of which it uses itself.
     temporary = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     if len(str(temporary)) > 30:
         yield Finding("Ray's folder", "warn", str(temporary), "Ray's socket paths may grow too long; set RAY_TMPDIR=/tmp")
     elif temporary.is_dir():
-        yield _disk("disk for Ray", temporary)
+        yield disk_finding("disk for Ray", temporary)
     else:
         yield Finding("Ray's folder", "fail", f"{temporary} is no folder", "set RAY_TMPDIR to a folder that exists")
 
@@ -158,7 +158,7 @@ def _writable(runs: Path, folder: Path) -> Finding:
     return Finding("runs folder", "ok", f"{runs} can be written")
 
 
-def _disk(name: str, folder: Path) -> Finding:
+def disk_finding(name: str, folder: Path) -> Finding:
     usage = shutil.disk_usage(folder)
     value = f"{_size(usage.free)} free at {folder}"
     if usage.free < _GIB // 2:
@@ -170,7 +170,7 @@ def _disk(name: str, folder: Path) -> Finding:
     return Finding(name, "ok", value)
 
 
-def _cluster(address: str | None) -> Finding:
+def cluster_finding(address: str | None) -> Finding:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         return Finding("cluster", "ok", "none named, studies run on this machine")

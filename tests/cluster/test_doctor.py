@@ -44,7 +44,7 @@ def test_an_old_or_missing_package(no_ray_settings: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         importlib.metadata, "requires", lambda name: ["torch>=99", "no-such-package>=1", "pytest; extra == 'dev'"]
     )
-    torch, missing = sorted(doctor._packages(), key=lambda finding: finding.name, reverse=True)
+    torch, missing = sorted(doctor.package_findings(), key=lambda finding: finding.name, reverse=True)
     assert (torch.status, missing.status, missing.value) == ("fail", "fail", "not installed")
     assert "needed >=99" in torch.value
     assert "pip install 'no-such-package>=1'" in missing.remedy
@@ -53,13 +53,13 @@ def test_an_old_or_missing_package(no_ray_settings: Path, monkeypatch: pytest.Mo
 def test_folders_that_cannot_take_runs(no_ray_settings: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert by_name(list(doctor._storage(file)))["runs folder"].status == "fail"
+    assert by_name(list(doctor.folder_findings(file)))["runs folder"].status == "fail"
 
     def refused(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
-    finding = by_name(list(doctor._storage(tmp_path)))["runs folder"]
+    finding = by_name(list(doctor.folder_findings(tmp_path)))["runs folder"]
     assert (finding.status, "permission denied" in finding.value) == ("fail", True)
 
 
@@ -67,27 +67,27 @@ def test_folders_that_cannot_take_runs(no_ray_settings: Path, monkeypatch: pytes
 def test_disk_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: float, total: float, status: str) -> None:
     usage = shutil._ntuple_diskusage(int(total * 1024**3), 0, int(free * 1024**3))  # type: ignore[attr-defined]
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    assert doctor._disk("disk", tmp_path).status == status
+    assert doctor.disk_finding("disk", tmp_path).status == status
 
 
 def test_a_small_shared_memory_and_a_long_ray_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "free_shared_memory", lambda: 64 * 1024**2)
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 40)
-    findings = by_name(list(doctor._storage(tmp_path)))
+    findings = by_name(list(doctor.folder_findings(tmp_path)))
     assert (findings["shared memory"].status, findings["Ray's folder"].status) == ("warn", "warn")
 
 
 def test_an_address_where_nobody_answers(no_ray_settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finding = doctor._cluster("127.0.0.1:1")
+    finding = doctor.cluster_finding("127.0.0.1:1")
     assert (finding.status, finding.value) == ("fail", "no Ray cluster answers at 127.0.0.1:1 (connection refused)")
     assert finding.remedy.startswith("check the address")
     monkeypatch.setitem(os.environ, "RAY_ADDRESS", "127.0.0.1:1")
-    assert doctor._cluster(None) == finding
+    assert doctor.cluster_finding(None) == finding
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_cluster_that_answers(with_token) -> None:  # type: ignore[no-untyped-def]
     for address in (with_token.address, with_token.dashboard):
-        finding = doctor._cluster(address)
+        finding = doctor.cluster_finding(address)
         assert (finding.status, finding.value) == ("ok", f"{address} answers (token from {with_token.home}/.ray/auth_token)")
