@@ -21,16 +21,16 @@ from methods.data.sources import load
 from methods.parts.encoders import build_encoder
 from methods.parts.modes import threads
 from methods.protocols.contract import Protocol
-from methods.tasks.contract import Task
+from methods.tasks import TASKS, Task
 from methods.training.clock import Fidelity
 from methods.world import World
-from orchestrator.budgets.contract import Ledger, Resources
+from orchestrator.budgets import Budget, Ledger, Resources, Trials
 from orchestrator.engine.controller import Course
 from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.records import SlotSetup, Trial, TrialSpec
 from orchestrator.engine.selection import Finals, trainings_after
 from orchestrator.engine.trial import training_of
-from orchestrator.strategies.contract import Problem
+from orchestrator.strategies import AshaStopping, Problem, Strategy
 from orchestrator.strategies.sampler import Sampler
 from orchestrator.study import Study, StudyError
 from search_spaces.space import Space
@@ -69,7 +69,7 @@ class Prepared:
     @property
     def top(self) -> Fidelity:
         """The highest rung."""
-        return self.study.rungs()[-1]
+        return rungs_of(self.study)[-1]
 
     @property
     def refits(self) -> frozenset[str]:
@@ -115,7 +115,8 @@ def prepare(study: Study, began: float | None = None, weights: bool = True) -> P
     """
     began = time.time() if began is None else began
     study.check_objective()
-    protocol, task = study.scoring(), study.problem()
+    task = task_of(study)
+    protocol = study.scoring()
     source = load(study.data, size=study.size, on_bad_image=study.on_bad_image)
     split = task.divide(source, _test_of(study, source), protocol, study.seed)
     if weights:
@@ -137,6 +138,30 @@ def _check_weights(study: Study, split: Split) -> None:
         if spec.init != "none" and any(method.encoder == need for method in study.catalogue().values()):
             with torch.random.fork_rng():
                 build_encoder(spec, split.train.images.shape, split.train.mean, split.train.std)
+
+
+def task_of(study: Study) -> Task:
+    """The study's task. Its settings stand under its own name (``few_shot: {...}``), or are fields of the study itself."""
+    if isinstance(study.task, Task):
+        return study.task
+    kind = TASKS[study.task]
+    settings = getattr(study, kind.name, study)
+    return kind(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+
+def rungs_of(study: Study) -> tuple[Fidelity, ...]:
+    """Fidelities at which trials are scored, ascending."""
+    return tuple(Fidelity("epochs", epoch) for epoch in study.rungs())
+
+
+def budgets_of(study: Study, trials: int | None) -> tuple[Budget, ...]:
+    """The study's budgets, with so many trials."""
+    return () if trials is None else (Trials(trials),)
+
+
+def strategy_of(study: Study) -> Strategy:
+    """The study's strategy."""
+    return AshaStopping(study.reduction)
 
 
 def resources_of(plan: ResourcePlan) -> Resources:
@@ -163,18 +188,18 @@ def course_of(
         earlier: trials of other studies, from which this one's sampler learns before its own.
     """
     first = {name: method.min_epochs for name, method in study.catalogue().items()}
-    ledger = Ledger(study.budgets(trials), resources, partial(trainings_after, study.selection, refits))
+    ledger = Ledger(budgets_of(study, trials), resources, partial(trainings_after, study.selection, refits))
     sampler = Sampler(space, study.seed)
     sampler.seed_from(earlier)
-    problem = Problem(study.seed, space.methods, study.rungs(), first, sampler, ledger)
+    problem = Problem(study.seed, space.methods, rungs_of(study), first, sampler, ledger)
     finals = Finals(study.selection, refits, study.seed, ledger)
-    return Course(problem, study.chosen_strategy(), finals, ledger, HealthLimits(study.stop, first))
+    return Course(problem, strategy_of(study), finals, ledger, HealthLimits(study.stop, first))
 
 
 def check_budgets(prepared: Prepared, setup: SlotSetup, plan: ResourcePlan) -> None:
     """Raises UserError where a budget does not even bear one training of each method's defaults, with what was measured."""
     top, resources = prepared.top, resources_of(plan)
-    budgets = prepared.study.budgets(prepared.study.trials)
+    budgets = budgets_of(prepared.study, prepared.study.trials)
     for budget in budgets:
         budget.check(resources, top)
     # What is counted is known beforehand; seconds are measured, where a budget counts them.
