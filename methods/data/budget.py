@@ -20,9 +20,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from methods.batch import seed_of
 from methods.data.captions import encode, vocabulary
+from methods.data.drawing import LARGEST_MISMATCH, draw_labels, draw_mismatch, stratified
+from methods.data.grouping import divided_by_group, kept_together, straddling
 from methods.data.records import ImageSet, IntArray, LabelledSubset, Source, Split, TrainData, channel_statistics
 from methods.data.views import renumber, select
 from search_spaces.domains import UserError
@@ -30,8 +33,6 @@ from search_spaces.domains import UserError
 HOLDOUT = 0.2
 FEW_LABELS = 500
 LARGEST_VALIDATION = 0.5
-LARGEST_MISMATCH = 0.75
-KNOWN_CLASSES = 0.6
 
 
 def split(
@@ -42,6 +43,7 @@ def split(
     validation: float | None = None,
     imbalance: float = 1.0,
     mismatch: float | None = None,
+    keep_groups: bool = False,
     seed: int = 0,
 ) -> Split:
     """Divides a source for classification by the rules of the module's docstring.
@@ -57,19 +59,20 @@ def split(
         mismatch: share, 0 to 0.75, of the unlabelled pool whose class has no labels (needs a number of labels). 60% of the
             classes, drawn, are then the task and the test; the pool has the same size for every mismatch, 0 included, so
             that settings can be compared. Images whose class nobody knows are left out. None leaves pool and classes alone.
+        keep_groups: no group stands on both sides of the holdout or of the validation part.
         seed: of all draws.
     Raises:
         UserError: one class, too few images or labels for the budget, a test set of other classes or another shape.
     """
-    check(labels, test, validation, imbalance, mismatch)
-    data, tested, holdout = _take_test(source, test, seed)
+    check(labels, test, validation, imbalance, mismatch, keep_groups)
+    unit = kept_together(source.train) if keep_groups else None
+    data, tested, holdout, unit = _take_test(source, test, seed, unit)
     if mismatch is not None:
         # What is left labelled is exactly the budget.
-        data, tested = _mismatch(data, tested, mismatch, labels, imbalance, holdout, seed)
+        data, tested = draw_mismatch(data, tested, mismatch, labels, imbalance, holdout, seed)
         labels, imbalance = "all", 1.0
-    chosen = _draw(data, labels, imbalance, holdout, seed)
-    share = validation if validation is not None else (0.5 if len(chosen) < FEW_LABELS else 0.2)
-    validates = stratified(data.label[chosen], len(data.classes), share, seed_of(seed, "validation"))
+    chosen = draw_labels(data, labels, imbalance, holdout, seed)
+    validates = _validates(data, chosen, validation, unit, seed)
     train_index, validation_index = chosen[~validates], chosen[validates]
     visible = np.full(len(data), -1, dtype=np.int64)
     visible[train_index] = data.label[train_index]
@@ -85,6 +88,48 @@ def split(
     )
 
 
+def _validates(
+    data: ImageSet, chosen: IntArray, validation: float | None, unit: IntArray | None, seed: int
+) -> NDArray[np.bool_]:
+    """bool [n]: which of the budget's images, at ``chosen`` int64 [n], validate."""
+    label, draw = data.label[chosen], seed_of(seed, "validation")
+    share = validation if validation is not None else (0.5 if len(chosen) < FEW_LABELS else 0.2)
+    if data.validates is not None and data.validates.any():
+        return _marked(data, chosen, validation, unit)
+    if unit is None:
+        return stratified(label, len(data.classes), share, draw)
+    return divided_by_group(label, unit[chosen], data.classes, share, draw, "one to train and one to validate")
+
+
+def _marked(data: ImageSet, chosen: IntArray, validation: float | None, unit: IntArray | None) -> NDArray[np.bool_]:
+    """``data.validates`` of the budget's images, where it can be kept."""
+    assert data.validates is not None
+    if validation is not None:
+        raise UserError(f"validation is what the data's split column marks, got a share of {validation}; leave one of them out")
+    validates = data.validates[chosen]
+    for part, rows in (("train", ~validates), ("validate", validates)):
+        count = np.bincount(data.label[chosen][rows], minlength=len(data.classes))
+        if count.min() < 1:
+            name = data.classes[int(count.argmin())]
+            raise UserError(
+                f"every class needs a label to train and one to validate, but by the split column none of the"
+                f" {len(chosen)} labels is one of {name} to {part}; raise labels, or leave the column out"
+            )
+    if unit is not None:
+        both = straddling(unit[chosen], ~validates, validates)
+        if len(both):
+            raise UserError(
+                f"keep_groups allows no group on both sides, but by the split column {len(both)} images validate whose group"
+                f" trains{_of_group(data, chosen[both[0]])}; correct the column, or leave keep_groups out"
+            )
+    return validates
+
+
+def _of_group(data: ImageSet, position: int) -> str:
+    assert data.group is not None, "units were made of groups"
+    return f", first of group {data.groups[data.group[position]]}" if data.group[position] >= 0 else ""
+
+
 def train_data(data: ImageSet, label: IntArray) -> TrainData:
     """What a method may see: the images with these labels (-1 hidden), and the captions that do not tell a hidden label."""
     mean, std = channel_statistics(data.images)
@@ -93,6 +138,16 @@ def train_data(data: ImageSet, label: IntArray) -> TrainData:
         data.images, label, len(data.classes), mean, std, data.group, caption_tokens(data, label, words), data.flip,
         names=data.classes, words=words, caption_labels=data.caption_labels,
     )  # fmt: skip
+
+
+def relabelled(train: TrainData, data: ImageSet, label: IntArray) -> TrainData:
+    """The same images with other labels to be seen, and the captions that go with them.
+
+    Args:
+        train: made from ``data``.
+        label: int64 [N], -1 hidden.
+    """
+    return dataclasses.replace(train, label=label, tokens=caption_tokens(data, label, train.words))
 
 
 def caption_tokens(data: ImageSet, label: IntArray, words: Sequence[str]) -> IntArray | None:
@@ -107,49 +162,26 @@ def caption_tokens(data: ImageSet, label: IntArray, words: Sequence[str]) -> Int
     return np.where((label >= 0)[:, None], tokens, 0) if data.caption_labels else tokens
 
 
-def balanced(available: IntArray, n: int, seed: int) -> IntArray:
-    """int64 [K] that sums to n <= sum(available): as equal as the classes allow, seeded where one is left over."""
-    quota = np.zeros_like(available)
-    random = np.random.default_rng(seed)
-    while (left := n - int(quota.sum())) > 0:
-        open_ = np.flatnonzero(quota < available)
-        if left < len(open_):
-            quota[random.permutation(open_)[:left]] += 1
-        else:
-            quota[open_] = np.minimum(available[open_], quota[open_] + left // len(open_))
-    return quota
+def check_test(test: object) -> None:
+    """Raises UserError where ``test`` is a share that cannot be."""
+    if isinstance(test, bool) or (isinstance(test, int | float) and not 0 < test < 1):
+        raise UserError(f"a test share must lie between 0 and 1, got {test}; {HOLDOUT} is the default")
 
 
-def stratified(label: IntArray, classes: int, share: float, seed: int) -> np.ndarray:
-    """bool [N]: ``share`` of every class, rounded so that the total fits; at least one of it and never all.
-
-    Of an odd number of images half is the smaller half, so that half the labels never validate more than train.
-    """
-    random = np.random.default_rng(seed)
-    count = np.bincount(label, minlength=classes)
-    present = count > 0
-    exact = count * share
-    take = np.where(present, np.clip(np.floor(exact).astype(np.int64), 1, np.maximum(count - 1, 1)), 0)
-    short = math.ceil(share * len(label) - 0.5) - int(take.sum())
-    if short > 0:
-        room = np.flatnonzero(present & (take < count - 1))
-        # Largest remainders first, ties by lot.
-        order = room[np.lexsort((random.random(len(room)), -(exact - take)[room]))]
-        take[order[:short]] += 1
-    chosen = np.zeros(len(label), dtype=bool)
-    for k in np.flatnonzero(present):
-        chosen[random.permutation(np.flatnonzero(label == k))[: take[k]]] = True
-    return chosen
-
-
-def check(labels: object, test: object, validation: float | None, imbalance: float, mismatch: float | None) -> None:
+def check(
+    labels: object,
+    test: object,
+    validation: float | None,
+    imbalance: float,
+    mismatch: float | None,
+    keep_groups: bool = False,
+) -> None:
     """What can be said of these settings before the data is there. Raises UserError."""
     if labels != "all" and (isinstance(labels, bool) or not isinstance(labels, int) or labels < 4):
         raise UserError(
             f"labels must be all or a whole number from 4, 2 for each of 2 classes, got {labels!r}; all uses every label"
         )
-    if isinstance(test, bool) or (isinstance(test, int | float) and not 0 < test < 1):
-        raise UserError(f"a test share must lie between 0 and 1, got {test}; {HOLDOUT} is the default")
+    check_test(test)
     if validation is not None and not 0 < validation <= LARGEST_VALIDATION:
         raise UserError(
             f"validation must be a share above 0 and at most {LARGEST_VALIDATION}, no larger than what trains, "
@@ -166,21 +198,50 @@ def check(labels: object, test: object, validation: float | None, imbalance: flo
         raise UserError(f"mismatch must lie between 0 and {LARGEST_MISMATCH}, got {mismatch}; 0.5 is a common choice")
     if mismatch is not None and labels == "all":
         raise UserError("mismatch needs a number of labels, got labels: all; set labels to a number")
+    if mismatch is not None and keep_groups:
+        raise UserError(f"mismatch draws images one by one, got {mismatch} beside keep_groups; leave one of them out")
 
 
-def _take_test(source: Source, test: float | Source | ImageSet | None, seed: int) -> tuple[ImageSet, LabelledSubset, bool]:
+def _take_test(
+    source: Source, test: float | Source | ImageSet | None, seed: int, unit: IntArray | None
+) -> tuple[ImageSet, LabelledSubset, bool, IntArray | None]:
+    """The training images, the test, whether it was held out, and the ``unit`` int64 [N] of the training images."""
     data = _labelled_classes(source.train)
     given = test.train if isinstance(test, Source) else test
     own = source.test if given is None else given
     if isinstance(own, ImageSet):
-        return data, test_set(own, data), False
+        if unit is not None:
+            _refuse_shared_groups(data, own)
+        return data, test_set(own, data), False, unit
     share = HOLDOUT if own is None else float(own)
-    known = np.flatnonzero(data.label >= 0)
+    draw = seed_of(seed, "holdout")
+    free = data.label if data.validates is None else np.where(data.validates, -1, data.label)
+    known = np.flatnonzero(free >= 0)
+    if unit is not None:
+        what = "a test, a validation and a training one (give a test set to need only two)"
+        chosen = divided_by_group(data.label[known], unit[known], data.classes, share, draw, what, leave=2)
+        inside = np.isin(unit, unit[known[chosen]])
+        held, stays = inside & (data.label >= 0), np.flatnonzero(~inside)
+        tested = select(data, np.flatnonzero(held))
+        return select(data, stays), LabelledSubset(tested, np.arange(len(tested)), tested.label), True, unit[stays]
     _enough_per_class(data, known, 3, "a test, a validation and a training image (give a test set to need only two)")
     held = np.zeros(len(data), dtype=bool)
-    held[known[stratified(data.label[known], len(data.classes), share, seed_of(seed, "holdout"))]] = True
+    held[known[stratified(data.label[known], len(data.classes), share, draw)]] = True
     tested = select(data, np.flatnonzero(held))
-    return select(data, np.flatnonzero(~held)), LabelledSubset(tested, np.arange(len(tested)), tested.label), True
+    return select(data, np.flatnonzero(~held)), LabelledSubset(tested, np.arange(len(tested)), tested.label), True, None
+
+
+def _refuse_shared_groups(data: ImageSet, tested: ImageSet) -> None:
+    """Raises UserError where a test set shows a group of the training data."""
+    if data.group is not None and tested.group is not None:
+        both = {data.groups[k] for k in np.unique(data.group) if k >= 0} & {
+            tested.groups[k] for k in np.unique(tested.group) if k >= 0
+        }
+        if both:
+            raise UserError(
+                f"keep_groups allows no group on both sides, but {len(both)} groups of the test set are in the training data"
+                f" too, first {min(both)}; remove or rename them, or leave keep_groups out"
+            )
 
 
 def _labelled_classes(data: ImageSet) -> ImageSet:
@@ -221,83 +282,6 @@ def test_set(tested: ImageSet, data: ImageSet) -> LabelledSubset:
             f"a test set must have labels, but none of its {len(tested)} images has one; sort them into class folders"
         )
     return LabelledSubset(same, index, same.label[index])
-
-
-def _draw(data: ImageSet, labels: int | Literal["all"], imbalance: float, holdout: bool, seed: int) -> IntArray:
-    """int64 [n], sorted: the positions whose labels the study may use."""
-    label, classes, names = data.label, len(data.classes), data.classes
-    known = np.flatnonzero(label >= 0)
-    available = np.bincount(label[known], minlength=classes)
-    if available.min() < 2:
-        k = int(available.argmin())
-        raise UserError(
-            f"every class needs 2 labels, one to train and one to validate, but {names[k]} has {available[k]}; add images"
-        )
-    if labels == "all":
-        return known
-    if labels > len(known):
-        left = " that the test share leaves" if holdout else ""
-        raise UserError(f"labels must be at most the {len(known)} labelled images{left}, got {labels}; lower it or use all")
-    if labels < 2 * classes:
-        raise UserError(
-            f"labels must be at least 2 for each of {classes} classes, {2 * classes}, got {labels}; raise it to validate"
-        )
-    draw = seed_of(seed, "labels")
-    quota = _geometric(available, labels, imbalance, draw) if imbalance > 1 else balanced(available, labels, draw)
-    random = np.random.default_rng([draw, 1])
-    return np.sort(np.concatenate([random.permutation(np.flatnonzero(label == k))[: quota[k]] for k in range(classes)]))
-
-
-def _geometric(available: IntArray, n: int, ratio: float, seed: int) -> IntArray:
-    """int64 [K] that sums to n: ratio^(-i/(K-1)) for the i-th class of a drawn order, at least 2 each."""
-    classes = len(available)
-    rank = np.random.default_rng(seed).permutation(classes)
-    weight = ratio ** (-rank / (classes - 1))
-    exact = n * weight / weight.sum()
-    quota = np.maximum(np.floor(exact).astype(np.int64), 2)
-    order = np.argsort(-(exact - quota), kind="stable")
-    for k in range(n - int(quota.sum())):
-        quota[order[k % classes]] += 1
-    while quota.sum() > n:
-        quota[int(quota.argmax())] -= 1
-    if (quota > available).any():
-        k = int((quota - available).argmax())
-        raise UserError(
-            f"an imbalance of {ratio:g} with {n} labels needs {quota[k]} of one class, which has {available[k]}; lower either"
-        )
-    return quota
-
-
-def _mismatch(
-    data: ImageSet,
-    tested: LabelledSubset,
-    mismatch: float,
-    labels: int | Literal["all"],
-    imbalance: float,
-    holdout: bool,
-    seed: int,
-) -> tuple[ImageSet, LabelledSubset]:
-    """The task cut down to 60% of the classes, with an unlabelled pool of which a share ``mismatch`` is of the others."""
-    classes = len(data.classes)
-    if classes < 3:
-        raise UserError(f"mismatch needs at least 3 classes, 2 of them the task, got {classes}; leave mismatch out")
-    random = np.random.default_rng(seed_of(seed, "mismatch"))
-    known = np.sort(random.permutation(classes)[: min(classes - 1, max(2, round(KNOWN_CLASSES * classes)))])
-    names = [data.classes[k] for k in known]
-    task = renumber(data, names)
-    inside, outside = np.flatnonzero(task.label >= 0), np.flatnonzero((data.label >= 0) & (task.label < 0))
-    # The budget's own images stay whatever the mismatch; the pool beside them is as large as the largest mismatch allows.
-    budget = _draw(task, labels, imbalance, holdout, seed)
-    labelled = np.full(len(data), -1, dtype=np.int64)
-    labelled[budget] = task.label[budget]
-    spare = np.setdiff1d(inside, budget)
-    pool = min(len(spare), int(len(outside) / LARGEST_MISMATCH))
-    foreign = round(mismatch * pool)
-    chosen = [budget, random.permutation(spare)[: pool - foreign], random.permutation(outside)[:foreign]]
-    kept = select(dataclasses.replace(task, label=labelled), np.sort(np.concatenate(chosen)))
-    test_task = renumber(tested.data, names)
-    index = tested.index[test_task.label[tested.index] >= 0]
-    return kept, LabelledSubset(test_task, index, test_task.label[index])
 
 
 def _enough_per_class(data: ImageSet, known: IntArray, need: int, what: str) -> None:

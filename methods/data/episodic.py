@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
@@ -30,7 +29,7 @@ from torch import Tensor
 from methods.batch import EpisodeShape, seed_of
 from methods.data.budget import train_data
 from methods.data.records import ImageSet, IntArray, LabelledSubset, Source, Split
-from methods.data.views import RotatedImages, join, renumber, select
+from methods.data.views import RotatedImages, image_hashes, join, renumber, select
 from methods.parts.l2l import learn2learn
 from search_spaces.domains import UserError, nearest
 
@@ -167,16 +166,8 @@ def rotated(data: ImageSet) -> ImageSet:
 
 def duplicates(first: ImageSet, second: ImageSet) -> IntArray:
     """int64 [n]: positions in ``second`` of images that ``first`` holds too, pixel for pixel."""
-    known = set(_hashes(first))
-    return np.array([i for i, digest in enumerate(_hashes(second)) if digest in known], dtype=np.int64)
-
-
-def _hashes(data: ImageSet, chunk: int = 1024) -> list[bytes]:
-    found: list[bytes] = []
-    for start in range(0, len(data), chunk):
-        images = data.images.take(torch.arange(start, min(start + chunk, len(data)))).contiguous().numpy()
-        found += [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
-    return found
+    known = set(image_hashes(first.images))
+    return np.array([i for i, digest in enumerate(image_hashes(second.images)) if digest in known], dtype=np.int64)
 
 
 def _refuse_shared(train: ImageSet, tested: ImageSet) -> None:
@@ -184,8 +175,8 @@ def _refuse_shared(train: ImageSet, tested: ImageSet) -> None:
         (c, h, w), (d, i, j) = tested.images.shape, train.images.shape
         what = f"{j}x{i} with {d} channels, got {w}x{h} with {c}"
         raise UserError(f"test images must have the training images' shape, {what}; load them with size and channels")
-    known = set(_hashes(train))
-    shared = [i for i, digest in enumerate(_hashes(tested)) if digest in known]
+    known = set(image_hashes(train.images))
+    shared = [i for i, digest in enumerate(image_hashes(tested.images)) if digest in known]
     if shared:
         units = tested.groups if tested.group is not None else tested.classes
         of = tested.group if tested.group is not None else tested.label

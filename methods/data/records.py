@@ -81,6 +81,8 @@ class ImageSet:
         flip: whether a mirrored image keeps its meaning; False for characters and digits.
         caption_labels: whether captions tell the class, so that they are hidden wherever the label is.
         attributes: further facts about every image, or ().
+        validates: bool [N], the images that the data itself sets apart to validate (a ``split`` column), or None.
+        fold: int64 [N], the fold of a cross-validation that each image is in (a ``fold`` column), -1 where none; or None.
     """
 
     images: Images
@@ -93,6 +95,8 @@ class ImageSet:
     flip: bool = True
     caption_labels: bool = False
     attributes: tuple[Attribute, ...] = ()
+    validates: NDArray[np.bool_] | None = None
+    fold: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from methods.data.records import ArrayImages, Attribute, Images, ImageSet, IntArray
@@ -85,6 +88,15 @@ class RotatedImages(Images):
         return out
 
 
+def image_hashes(images: Images, chunk: int = 1024) -> list[bytes]:
+    """A digest of every image's pixels: equal where two images are the same, pixel for pixel."""
+    found: list[bytes] = []
+    for start in range(0, len(images), chunk):
+        taken = images.take(torch.arange(start, min(start + chunk, len(images)))).contiguous().numpy()
+        found += [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in taken]
+    return found
+
+
 def select(data: ImageSet, index: IntArray) -> ImageSet:
     """The images at these positions with everything known about them; classes and groups keep their numbers."""
     return dataclasses.replace(
@@ -95,6 +107,8 @@ def select(data: ImageSet, index: IntArray) -> ImageSet:
         captions=tuple(data.captions[i] for i in index) if data.captions else (),
         names=tuple(data.names[i] for i in index) if data.names else (),
         attributes=tuple(dataclasses.replace(a, index=a.index[index]) for a in data.attributes),
+        validates=None if data.validates is None else data.validates[index],
+        fold=None if data.fold is None else data.fold[index],
     )
 
 
@@ -141,6 +155,8 @@ def join(parts: Sequence[ImageSet]) -> ImageSet:
         flip=all(part.flip for part in parts),
         caption_labels=any(part.caption_labels for part in parts),
         attributes=tuple(_join_attribute(name, parts) for name in shared),
+        validates=_join_column([part.validates for part in parts], parts, False, bool),
+        fold=_join_column([part.fold for part in parts], parts, -1, np.int64),
     )
 
 
@@ -155,3 +171,14 @@ def _join_attribute(name: str, parts: Sequence[ImageSet]) -> Attribute:
     found = [next(a for a in part.attributes if a.name == name) for part in parts]
     values = tuple(dict.fromkeys(v for a in found for v in a.values))
     return Attribute(name, values, np.concatenate([np.array([values.index(v) for v in a.values])[a.index] for a in found]))
+
+
+def _join_column(
+    columns: Sequence[NDArray[Any] | None], parts: Sequence[ImageSet], blank: int, kind: type
+) -> NDArray[Any] | None:
+    """One column of all parts, ``blank`` for those that lack it; None where all do."""
+    if all(column is None for column in columns):
+        return None
+    return np.concatenate(
+        [np.full(len(part), blank, dtype=kind) if own is None else own for own, part in zip(columns, parts, strict=True)]
+    )

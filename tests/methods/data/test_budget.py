@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.data.budget import balanced, split, stratified, train_data
+from methods.data.budget import split, train_data
+from methods.data.drawing import balanced, stratified
 from methods.data.records import ArrayImages, ImageSet, Source, Split
 from search_spaces.domains import UserError
 
