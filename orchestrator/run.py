@@ -125,7 +125,7 @@ def _carry_out(
         ship_user_code(shared.methods.values(), shared.objective)
         run_slots(sweep, shared, plan)
         if not sweep.over:
-            raise Interrupted(f"stopped before the end; go on with 'labelwise resume {folder.path}'")
+            raise Interrupted(f"stopped before the end; go on with 'labelwise resume {folder.storage.address}'")
         return finish(study, split, shared, folder, sweep, plan, remote)
     finally:
         for sink in sinks:

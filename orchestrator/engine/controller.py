@@ -89,8 +89,11 @@ class Controller:
                     self.search.replay([trial])
             if trial.status != "running":
                 continue
-            checkpoint = trial.checkpoint if trial.checkpoint and Path(trial.checkpoint).is_file() else None
+            checkpoint = trial.checkpoint if trial.checkpoint and self._file(trial.checkpoint).is_file() else None
             self._ready.append(TrialSpec(spec.key, spec.trial, spec.method, spec.values, spec.seed, spec.purpose, checkpoint))
+
+    def _file(self, key: str) -> Path:
+        return self.journal.path.parent / key
 
     def _fill(self) -> None:
         """Asks for new jobs until enough are at hand. Called at ends only, so that what is asked never depends on timing."""
@@ -191,7 +194,7 @@ class Controller:
             self.search.tell(key, status, trial.value)
             if trial.checkpoint is not None:
                 # Finalists are retrained from the start, so a search trial's weights are of no more use.
-                Path(trial.checkpoint).unlink(missing_ok=True)
+                self._file(trial.checkpoint).unlink(missing_ok=True)
         self._fill()
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import io
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.utils import make_grid, save_image
 
+from cluster.storage import Storage, open_storage
 from methods.batch import Batch, RandomStream, seed_of
 from methods.contracts import Method
 from methods.data.budget import caption_tokens
@@ -24,7 +24,7 @@ from methods.protocols.contract import Score, Trained, mean_score
 from methods.training import EpochReport, Training, TrainSettings
 from methods.world import World
 from orchestrator.engine.records import Report, Rung, SlotSetup, TrialSpec
-from orchestrator.folder import file_name
+from orchestrator.folder import RunFolder, file_name, load_tensors, save_tensors
 from search_spaces.domains import UserError, build
 
 PICTURES = 8
@@ -136,9 +136,13 @@ class TrialRun:
         self._owed: EpochReport | None = None
 
     @property
-    def folder(self) -> Path:
+    def storage(self) -> Storage:
+        return open_storage(self.setup.folder)
+
+    @property
+    def prefix(self) -> str:
         assert self._job is not None
-        return Path(self.setup.folder) / "trials" / self._job.key
+        return RunFolder.trial(self._job.key)
 
     def begin(self, spec: TrialSpec) -> None:
         """Takes a spec, from its checkpoint where it has one."""
@@ -149,7 +153,7 @@ class TrialRun:
         assert self._job is not None
         training = Lockstep(self.setup, self._job, self.world)
         if self._job.checkpoint is not None:
-            state = torch.load(self._job.checkpoint, map_location=self.world.device, weights_only=True)
+            state = load_tensors(self.storage, self._job.checkpoint, self.world.device)
             training.load(state["training"])
             self._seconds = float(state["seconds"])
             # The study may have died before it heard of this epoch, which may be the last one: it is told again.
@@ -163,8 +167,7 @@ class TrialRun:
             self._failed = str(error)
         except Exception as error:
             self._failed = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / f"error-{self.world.rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            self.storage.put(f"{self.prefix}error-{self.world.rank}.txt", traceback.format_exc().encode())
         return None
 
     def advance(self) -> Report:
@@ -236,24 +239,22 @@ class TrialRun:
         batch = Batch(index.to(device), training.data.images.take(index).to(device), stream)
         with torch.no_grad(), evaluating(training.learner), torch.random.fork_rng():
             found = training.learner.pictures(batch)
-        self.folder.mkdir(parents=True, exist_ok=True)
         for name, images in found.items():
             shown = images.float().clamp(0, 1).cpu()
             if shown.shape[2] > THUMBNAIL:
                 scale = THUMBNAIL / shown.shape[2]
                 shown = F.interpolate(shown, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1)
-            save_image(make_grid(shown, nrow=2, pad_value=1.0), self.folder / f"{file_name(name)}.png")
+            png = io.BytesIO()
+            save_image(make_grid(shown, nrow=2, pad_value=1.0), png, format="png")
+            self.storage.put(f"{self.prefix}{file_name(name)}.png", png.getbuffer())
 
     def _save(self, epoch: EpochReport) -> str:
         assert self._training is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "checkpoint.pt"
-        temporary = path.with_suffix(".tmp")
+        key = f"{self.prefix}checkpoint.pt"
         # Its seconds are in the sum already.
         report = {**dataclasses.asdict(epoch), "seconds": 0.0}
-        torch.save({"training": self._training.state(), "seconds": self._seconds, "report": report}, temporary)
-        os.replace(temporary, path)
-        return str(path)
+        save_tensors(self.storage, key, {"training": self._training.state(), "seconds": self._seconds, "report": report})
+        return key
 
 
 def validate(setup: SlotSetup, trainings: Sequence[Training]) -> tuple[Score, Any]:
@@ -299,5 +300,5 @@ def examine(setup: SlotSetup, spec: TrialSpec, path: str, test: LabelledSubset, 
 
 def load_training(setup: SlotSetup, spec: TrialSpec, path: str, device: torch.device) -> Training:
     training = training_of(setup, spec, World(device=device))
-    training.load(torch.load(path, map_location=device, weights_only=True)["training"])
+    training.load(load_tensors(open_storage(setup.folder), path, device)["training"])
     return training

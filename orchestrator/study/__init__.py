@@ -11,6 +11,7 @@ from orchestrator.study.study import (
     StudyError,
     find_study,
     load_study,
+    parse_study,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "StudyError",
     "find_study",
     "load_study",
+    "parse_study",
 ]

@@ -20,6 +20,7 @@ from PIL import Image
 
 from cluster.connect import Connection
 from cluster.machine import Node
+from cluster.storage import LocalStorage
 from methods.data.oneshot_runs import LABELS
 from methods.data.records import ImageSet, Source
 from methods.data.sources import load
@@ -37,6 +38,7 @@ from orchestrator.engine.controller import Controller
 from orchestrator.engine.journal import History
 from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.trial import TrialRun
+from orchestrator.folder import load_tensors
 from orchestrator.oneshot import distance_of, one_shot
 from orchestrator.outputs.leaderboard import paired
 from orchestrator.predict import predict
@@ -127,7 +129,7 @@ def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result)
     assert scores["trained_on_validation_labels"]
     assert best.test.n == 0
     refits = [t.checkpoint for t in history.trials.values() if t.spec.purpose == "refit"]
-    weights = [torch.load(str(path), weights_only=True)["training"]["learner"] for path in refits]
+    weights = [load_tensors(LocalStorage(finished.folder), str(key), "cpu")["training"]["learner"] for key in refits]
     exported = best.load_encoder().state_dict()
     for k in range(2):
         name = "inside.blocks.0.0.weight"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.storage import LocalStorage
 from methods.batch import EpisodeShape
 from methods.catalogue import CATALOGUE
 from methods.data.episodic import split_few_shot
@@ -20,7 +21,8 @@ from methods.training import Training, TrainSettings
 from methods.world import World
 from orchestrator.engine.records import Report, SlotSetup, TrialSpec
 from orchestrator.engine.trial import TrialRun, examine, load_training, trained
-from orchestrator.finish import export
+from orchestrator.folder import load_tensors
+from orchestrator.outputs.export import export
 from search_spaces.domains import build
 
 KNOBS: dict[str, Any] = {"ways": 3, "shots": 1, "queries": 2, "tasks": 1}
@@ -69,9 +71,9 @@ def drive(setup: SlotSetup, work: TrialSpec, until: int = 99) -> list[Report]:
     return reports
 
 
-def state(reports: list[Report]) -> dict[str, Any]:
+def state(setup: SlotSetup, reports: list[Report]) -> dict[str, Any]:
     assert reports[-1].checkpoint is not None
-    return torch.load(reports[-1].checkpoint, weights_only=True)["training"]
+    return load_tensors(LocalStorage(setup.folder), reports[-1].checkpoint, "cpu")["training"]
 
 
 def flat(value: Any) -> list[Any]:
@@ -120,8 +122,8 @@ def test_a_stopped_cross_validation_goes_on_exactly(setup: SlotSetup, method: st
         *(expected.value, expected.low, expected.high),
         dict(whole[-1].parts),
     )
-    assert len(state(whole)["turns"]) == 2
-    assert flat(state(resumed)) == flat(state(whole))
+    assert len(state(setup, whole)["turns"]) == 2
+    assert flat(state(setup, resumed)) == flat(state(setup, whole))
 
 
 def test_the_refit_trains_one_model_on_all_groups(setup: SlotSetup) -> None:
@@ -129,14 +131,14 @@ def test_the_refit_trains_one_model_on_all_groups(setup: SlotSetup) -> None:
     assert all(r.rung is None for r in reports)
     path = reports[-1].checkpoint
     assert path is not None
-    assert "turns" not in state(reports)
+    assert "turns" not in state(setup, reports)
     work = job("cosine_classifier", purpose="refit")
     model = load_training(setup, work, path, torch.device("cpu")).learner.predictor()
     assert model is not None
     assert model(setup.split.train.images.take(torch.arange(2))).shape == (2, 12)
     # Of the training classes alone, so that it is not exported and prediction embeds.
     whole = trained(load_training(setup, work, path, torch.device("cpu")))
-    export(whole, setup, Path(setup.folder))
+    export(whole, setup, LocalStorage(setup.folder))
     assert (Path(setup.folder) / "encoder.pt").is_file()
     assert not (Path(setup.folder) / "predictor.pt").exists()
     test = split_few_shot(Source(drawings()), test=drawings(seed=1)).test

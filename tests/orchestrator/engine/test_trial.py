@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from cluster.storage import LocalStorage
 from methods.batch import BatchSpec, Step
 from methods.catalogue import CATALOGUE
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, SharedConfig
@@ -24,6 +25,7 @@ from methods.protocols.contract import Protocol, Score, Trained, accuracy
 from methods.world import World
 from orchestrator.engine.records import Report, SlotSetup, TrialSpec
 from orchestrator.engine.trial import TrialRun, examine, load_training, whole_budget
+from orchestrator.folder import load_tensors
 
 QUICK: dict[str, Any] = {"batch_size": 16}
 
@@ -122,9 +124,9 @@ def told(reports: list[Report]) -> list[tuple[Any, ...]]:
     ]
 
 
-def state(reports: list[Report]) -> dict[str, Any]:
+def state(setup: SlotSetup, reports: list[Report]) -> dict[str, Any]:
     assert reports[-1].checkpoint is not None
-    return torch.load(reports[-1].checkpoint, weights_only=True)["training"]
+    return load_tensors(LocalStorage(setup.folder), reports[-1].checkpoint, "cpu")["training"]
 
 
 def assert_equal(a: Any, b: Any) -> None:
@@ -145,7 +147,7 @@ def assert_equal(a: Any, b: Any) -> None:
 @pytest.mark.parametrize("method", ["supervised", "simclr", "noisy_student"])
 def test_a_used_slot_gives_bitwise_what_a_fresh_one_does(setup: SlotSetup, method: str) -> None:
     fresh = drive(TrialRun(setup, World()), job(method))
-    fresh_state = state(fresh)
+    fresh_state = state(setup, fresh)
     assert [r.epoch for r in fresh] == [1, 2, 3]
     assert [r.rung is not None for r in fresh][1:] == [False, True]
     used = TrialRun(setup, World())
@@ -156,7 +158,7 @@ def test_a_used_slot_gives_bitwise_what_a_fresh_one_does(setup: SlotSetup, metho
     drive(used, job("supervised", "3"), until=2)
     again = drive(used, job(method))
     assert told(again) == told(fresh)
-    assert_equal(state(again), fresh_state)
+    assert_equal(state(setup, again), fresh_state)
 
 
 @pytest.mark.parametrize("method", ["supervised", "noisy_student"])
@@ -164,14 +166,14 @@ def test_a_used_slot_gives_bitwise_what_a_fresh_one_does(setup: SlotSetup, metho
 def test_a_resumed_job_goes_on_exactly(setup: SlotSetup, method: str, heard: bool) -> None:
     """Its checkpoint's epoch is told again, since the study may have died before it heard of it; nothing is trained twice."""
     whole = drive(TrialRun(setup, World()), job(method, "0"))
-    expected = state(whole)
+    expected = state(setup, whole)
     first = drive(TrialRun(setup, World()), job(method, "1"), until=1 if heard else 99)
     resumed = drive(TrialRun(setup, World()), job(method, "1", checkpoint=first[-1].checkpoint))
     start = first[-1].epoch
     assert [r.epoch for r in resumed] == list(range(start, 4))
     assert [t[1:] for t in told(resumed)] == [t[1:] for t in told(whole) if t[1] >= start]
     assert resumed[0].train_seconds == pytest.approx(first[-1].train_seconds)
-    assert_equal(state(resumed), expected)
+    assert_equal(state(setup, resumed), expected)
 
 
 def test_a_failing_users_method_is_a_report_with_reason_and_trace(setup: SlotSetup, tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_illegal_values_and_lost_checkpoints_are_reports(setup: SlotSetup) -> No
     assert report.status == "failed"
     assert report.reason.startswith("supervised.label_smoothing must be a number from 0 to 0.99, got 2.0")
     (report,) = drive(run, job("supervised", "b", checkpoint="nowhere.pt"))
-    assert (report.status, report.reason.split(":")[0]) == ("failed", "FileNotFoundError")
+    assert (report.status, report.reason.split(":")[0]) == ("failed", "MissingKey")
 
 
 def test_an_objective_replaces_the_score_and_must_be_a_number(setup: SlotSetup) -> None:
@@ -236,7 +238,7 @@ def test_a_refit_sees_the_whole_budget_and_is_not_scored(setup: SlotSetup) -> No
     assert all(r.rung is None for r in reports)
     assert reports[-1].checkpoint is not None
     plain = drive(TrialRun(setup, World()), job("supervised", "p"))
-    assert not all(torch.equal(a, b) for a, b in zip(_weights(reports), _weights(plain), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(_weights(setup, reports), _weights(setup, plain), strict=True))
 
 
 def test_captions_that_are_labels_count_as_labels(setup: SlotSetup) -> None:
@@ -259,8 +261,8 @@ def test_captions_that_are_labels_count_as_labels(setup: SlotSetup) -> None:
             assert final.any(axis=1).sum() == 16
 
 
-def _weights(reports: list[Report]) -> list[torch.Tensor]:
-    return list(state(reports)["learner"].values())
+def _weights(setup: SlotSetup, reports: list[Report]) -> list[torch.Tensor]:
+    return list(state(setup, reports)["learner"].values())
 
 
 def test_the_saved_model_is_the_one_that_is_tested(setup: SlotSetup, make_split: Callable[..., Split]) -> None:
