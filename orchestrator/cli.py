@@ -65,7 +65,7 @@ def resume(
 @app.command(epilog="Example: labelwise leaderboard runs/demo --json")
 def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False) -> None:
     """Prints the leaderboard of a run folder, finished or not, and what may be said of a winner."""
-    from orchestrator.engine.history import History
+    from orchestrator.engine.journal import History
     from orchestrator.folder import RunFolder
     from orchestrator.result import read_leaderboard
 
@@ -76,23 +76,23 @@ def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--j
         console = Console()
         console.print(_board(frame))
         folder = RunFolder.open(directory)
-        if History(read_journal(folder.storage)).chosen is not None:
+        if History.read(folder.journal).chosen is not None:
             # More trials reopen the choice; until they end the file tells of the last one.
-            _say_verdict(console, folder.verdict)
+            _say_verdict(console, folder)
 
 
 @app.command(epilog="Example: labelwise report runs/demo")
 def report(directory: DIRECTORY) -> None:
     """Writes report.html, leaderboard.csv and the Optuna storage of a run folder anew, from its journal."""
-    from orchestrator.engine.history import History
+    from orchestrator.engine.journal import History
     from orchestrator.finish import write_outputs
     from orchestrator.folder import RunFolder
     from orchestrator.prepare import load_split
 
     folder = RunFolder.open(directory)
     study = folder.load_study()
-    write_outputs(study, load_split(study), folder, History(read_journal(folder.storage)))
-    typer.echo(folder.report)
+    write_outputs(study, load_split(study), folder, History.read(folder.journal))
+    typer.echo(folder.path / folder.REPORT)
 
 
 @app.command(epilog="Example: labelwise predict runs/demo path/to/images --out predictions.csv")
@@ -199,7 +199,7 @@ def _conclude(result: Any) -> None:
     frame = result.leaderboard()
     console = Console()
     console.print(_board(frame))
-    _say_verdict(console, result.folder / "verdict.txt")
+    _say_verdict(console, result.run)
     console.print(f"\nReport       {result.folder / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(f"TensorBoard  tensorboard --logdir {result.folder / 'tensorboard'}", highlight=False, soft_wrap=True)
     console.print(f"Use it       labelwise predict {result.folder} IMAGES", highlight=False, soft_wrap=True)
@@ -207,9 +207,9 @@ def _conclude(result: Any) -> None:
         raise UserError(f"no trial finished; the reasons stand in {result.folder / 'leaderboard.csv'}")
 
 
-def _say_verdict(console: Console, file: Path) -> None:
-    if file.is_file():
-        for sentence in file.read_text(encoding="utf-8").splitlines():
+def _say_verdict(console: Console, folder: Any) -> None:
+    if folder.exists(folder.VERDICT):
+        for sentence in folder.read_text(folder.VERDICT).splitlines():
             # Only a terminal has a width; in a file or pipe a sentence is a line.
             console.print(sentence, highlight=False, soft_wrap=not console.is_terminal)
 

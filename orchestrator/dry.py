@@ -8,6 +8,7 @@ import numpy as np
 
 from cluster.connect import connect
 from cluster.plan import plan_resources
+from cluster.storage import open_storage
 from methods.data.records import Split
 from orchestrator.folder import RunFolder
 from orchestrator.prepare import check_weights, load_split, seconds_per_epoch
@@ -24,7 +25,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     check_weights(study, split)
     with connect(study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
-    setup = slot_setup(study, split, RunFolder(target), plan)
+    setup = slot_setup(study, split, RunFolder(open_storage(target)), plan)
     # Measured in this one process: the slots compute at the same time with the same number of threads each.
     epochs = seconds_per_epoch(setup, study.space(split.fewest_images()))
     folds = len(split.divisions())

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cluster.storage import Storage
 from methods.data.oneshot_runs import load_runs
 from methods.parts.distances import DISTANCES, similarity_logits
 from methods.parts.encoders import Encoder
 from methods.protocols.contract import embed, mean_interval
 from orchestrator.result import Result
-from orchestrator.study import StudyError
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,16 @@ class RunsScore:
         return f"one-shot error {self.error:.1%}{spread} over {self.runs} runs, {len(self.answers)} images, by {self.distance}"
 
 
-def one_shot(directory: str | Path, runs: str | Path) -> RunsScore:
+def one_shot(target: str | Path | Storage, runs: str | Path) -> RunsScore:
     """Classifies each test image by the nearest training image of its run, on its own and without adaptation.
 
     Args:
-        directory: the run folder of a finished study.
+        target: the run folder of a finished study.
         runs: a folder or zip, see ``methods.data.oneshot_runs``.
     Raises:
         UserError: no run folder, no winner, or no well-formed runs.
     """
-    best = Result.open(directory).best
-    if best is None:
-        raise StudyError(f"{directory} has no winner yet: finish the study with 'labelwise resume {directory}'")
+    best = Result.open(target).winner()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return score_runs(best.load_encoder().to(device), runs, distance_of(best.config))
 

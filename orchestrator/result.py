@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ import pandas as pd
 import yaml
 from torch import nn
 
+from cluster.storage import Storage
 from methods.parts.encoders import Encoder, load_encoder
 from methods.parts.heads import load_predictor
-from orchestrator.engine.history import History
+from orchestrator.engine.journal import History
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.leaderboard import COLUMNS, leaderboard
 from orchestrator.study import Study, StudyError
@@ -37,7 +39,7 @@ class Best:
     """The winner, ready to use.
 
     Attributes:
-        folder: the run folder's ``best/``.
+        run: the run folder.
         method: name of the method.
         config: its knobs.
         validation: mean validation score.
@@ -45,58 +47,87 @@ class Best:
         classes: class names, in the order of the predictor's logits.
     """
 
-    folder: Path
+    run: RunFolder
     method: str
     config: Mapping[str, Value]
     validation: float
     test: TestResult
     classes: tuple[str, ...]
 
+    @property
+    def folder(self) -> Path:
+        """The run folder's ``best/``. Raises StudyError where it does not lie on this machine."""
+        return self.run.path / "best"
+
+    @property
+    def classifies(self) -> bool:
+        """Whether there is a predictor: not after a few-shot study."""
+        return self.run.exists(f"{self.run.BEST}predictor.pt")
+
     def load_encoder(self) -> Encoder:
         """Images [B, C, H, W], uint8 or float in [0, 1] -> embeddings [B, D].
 
         Raises StudyError where the winner's encoder is a class of your own, which no file can rebuild.
         """
-        if not (self.folder / "encoder.pt").is_file():
-            raise StudyError(f"the winner's encoder is a class of your own; load its weights from {self.folder}/checkpoint.pt")
-        return load_encoder(self.folder / "encoder.pt")
+        if not self.run.exists(f"{self.run.BEST}encoder.pt"):
+            place = f"{self.run.storage.address}/{self.run.BEST}checkpoint.pt"
+            raise StudyError(f"the winner's encoder is a class of your own; load its weights from {place}")
+        return load_encoder(self._file("encoder.pt"))
 
     def load_predictor(self) -> nn.Module:
         """Images [B, C, H, W] -> logits [B, K]. Raises StudyError after a few-shot study, which has no fixed classes."""
-        path = self.folder / "predictor.pt"
-        if not path.is_file():
+        if not self.classifies:
             raise StudyError("a few-shot study has no predictor, since its classes come with each task; use load_encoder()")
-        return load_predictor(path)
+        return load_predictor(self._file("predictor.pt"))
+
+    def _file(self, name: str) -> io.BytesIO:
+        key = f"{self.run.BEST}{name}"
+        file = io.BytesIO(self.run.storage.get(key))
+        file.name = f"{self.run.storage.address}/{key}"
+        return file
 
 
 @dataclass(frozen=True)
 class Result:
     """What ``run`` returns. ``best`` is None where no trial finished."""
 
-    folder: Path
+    run: RunFolder
     best: Best | None
 
+    @property
+    def folder(self) -> Path:
+        """The run folder. Raises StudyError where it does not lie on this machine."""
+        return self.run.path
+
     @classmethod
-    def open(cls, directory: str | Path) -> Result:
+    def open(cls, target: str | Path | Storage) -> Result:
         """The result in a run folder. Raises StudyError where it is no run folder."""
-        folder = RunFolder.open(directory)
-        return cls(folder.path, read_best(folder))
+        folder = RunFolder.open(target)
+        return cls(folder, read_best(folder))
+
+    def winner(self) -> Best:
+        """``best``. Raises StudyError where there is none yet."""
+        if self.best is None:
+            place = self.run.storage.address
+            raise StudyError(f"{place} has no winner yet: finish the study with 'labelwise resume {place}'")
+        return self.best
 
     def leaderboard(self) -> pd.DataFrame:
         """One row a trial, best first: the columns of ``leaderboard.csv``."""
-        return read_leaderboard(self.folder)
+        return read_leaderboard(self.run.storage)
 
 
 def read_best(folder: RunFolder) -> Best | None:
-    if not (folder.best / "scores.json").is_file():
+    """The winner; None before its scores, which are written last, are there."""
+    if not folder.exists(folder.SCORES):
         return None
-    scores: dict[str, Any] = json.loads((folder.best / "scores.json").read_text(encoding="utf-8"))
-    config: dict[str, Value] = yaml.safe_load((folder.best / "config.yaml").read_text(encoding="utf-8"))
+    scores: dict[str, Any] = json.loads(folder.read_text(folder.SCORES))
+    config: dict[str, Value] = yaml.safe_load(folder.read_text(f"{folder.BEST}config.yaml"))
     method = str(config.pop("method"))
     values = tuple(float(s["value"]) for s in scores["test"])
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
     test = TestResult(float(np.mean(values)) if values else float("nan"), sd, len(values), values)
-    return Best(folder.best, method, config, float(scores["validation"]), test, tuple(scores["classes"]))
+    return Best(folder, method, config, float(scores["validation"]), test, tuple(scores["classes"]))
 
 
 def knob_columns(study: Study) -> list[str]:
@@ -104,16 +135,16 @@ def knob_columns(study: Study) -> list[str]:
     return [f"{name}.{knob}" for name, method in study.catalogue().items() for knob in method.knobs()]
 
 
-def read_leaderboard(directory: str | Path, study: Study | None = None) -> pd.DataFrame:
+def read_leaderboard(target: str | Path | Storage, study: Study | None = None) -> pd.DataFrame:
     """The leaderboard of a run folder, finished or not: as its journal stands now."""
-    folder = RunFolder.open(directory)
-    history = History(read_journal(folder.storage))
+    folder = RunFolder.open(target)
+    history = History.read(folder.journal)
     columns = knob_columns(study) if study is not None else _columns_of(folder)
     return leaderboard(history, columns)
 
 
 def _columns_of(folder: RunFolder) -> list[str]:
     """The columns that were written, where the study holds what YAML cannot; else the study's."""
-    if folder.leaderboard.is_file():
-        return list(pd.read_csv(folder.leaderboard, nrows=0).columns[len(COLUMNS) :])
+    if folder.exists(folder.LEADERBOARD):
+        return list(pd.read_csv(io.StringIO(folder.read_text(folder.LEADERBOARD)), nrows=0).columns[len(COLUMNS) :])
     return knob_columns(folder.load_study())

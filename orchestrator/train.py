@@ -11,13 +11,14 @@ import torch
 
 from cluster.connect import connect
 from cluster.plan import ResourcePlan, plan_resources
+from cluster.storage import LocalStorage, Storage, open_storage
 from methods.parts.modes import threads
 from methods.world import World
 from orchestrator.engine.records import SlotSetup, TrialSpec
-from orchestrator.engine.train_group import Group
-from orchestrator.engine.trial import SegmentRun, load_training, trained
-from orchestrator.finish import export
+from orchestrator.engine.slot import Group
+from orchestrator.engine.trial import TrialRun, load_training, trained
 from orchestrator.folder import RunFolder
+from orchestrator.outputs.export import export
 from orchestrator.prepare import check_weights, load_split
 from orchestrator.result import Result
 from orchestrator.run import slot_setup
@@ -25,7 +26,7 @@ from orchestrator.study import Study, StudyError, load_study
 from search_spaces.space import Suggestion
 
 
-def train(source: str, best: bool, workers: int, out: Path, address: str | None = None) -> Path:
+def train(source: str | Path | Storage, best: bool, workers: int, out: Path, address: str | None = None) -> Path:
     """Trains one configuration on the whole label budget and writes ``encoder.pt`` and ``predictor.pt`` into ``out``.
 
     Args:
@@ -47,9 +48,9 @@ def train(source: str, best: bool, workers: int, out: Path, address: str | None 
         plan = plan_resources(connection.nodes, workers_per_trial=workers, slots=1)
         temporary = Path(tempfile.mkdtemp(dir=_made(out.parent), prefix=f".{out.name}."))
         try:
-            setup = slot_setup(study, split, RunFolder(temporary), plan)
+            setup = slot_setup(study, split, RunFolder(LocalStorage(temporary)), plan)
             with threads(setup.threads):
-                _export(setup, _train(setup, spec, plan), spec, temporary)
+                _export(setup, _train(setup, spec, plan), spec)
             shutil.rmtree(temporary / "trials")
             os.chmod(temporary, 0o755)
             os.rename(temporary, out)
@@ -64,22 +65,20 @@ def _made(parent: Path) -> Path:
     return parent
 
 
-def _configuration(source: str, best: bool) -> tuple[Study, Suggestion | None]:
+def _configuration(source: str | Path | Storage, best: bool) -> tuple[Study, Suggestion | None]:
     """The study, and a run folder's winner."""
-    if Path(source).is_dir():
-        folder = RunFolder.open(source)
-        winner = Result.open(source).best
-        if winner is None:
-            raise StudyError(f"{source} has no winner yet: finish the study with 'labelwise resume {source}'")
-        return folder.load_study(), Suggestion(winner.method, winner.config)
+    if isinstance(source, Storage) or Path(source).is_dir():
+        result = Result.open(source)
+        winner = result.winner()
+        return result.run.load_study(), Suggestion(winner.method, winner.config)
     if best:
         raise StudyError(f"--best takes the winner of a run folder, and {source} is none; leave it out for a study file")
     return load_study(source), None
 
 
 def _train(setup: SlotSetup, spec: TrialSpec, plan: ResourcePlan) -> str:
-    """Trains to the top rung; returns the checkpoint's path."""
-    runner = Group(setup, plan) if plan.workers_per_trial > 1 else SegmentRun(setup, World(device=_device()))
+    """Trains to the top rung; returns the checkpoint's key."""
+    runner = Group(setup, plan) if plan.workers_per_trial > 1 else TrialRun(setup, World(device=_device()))
     try:
         runner.begin(spec)
         while (report := runner.advance()).status == "running":
@@ -96,5 +95,6 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _export(setup: SlotSetup, checkpoint: str, spec: TrialSpec, folder: Path) -> None:
-    export(trained(load_training(setup, spec, checkpoint, torch.device("cpu"))), setup, folder)
+def _export(setup: SlotSetup, checkpoint: str, spec: TrialSpec) -> None:
+    model = trained(load_training(setup, spec, checkpoint, torch.device("cpu")))
+    export(model, setup, open_storage(setup.folder))

@@ -74,7 +74,7 @@ class LocalStorage(Storage):
         except StorageError:
             return []
         with self._in_one_line(prefix or "the folder", "listed"):
-            return sorted(key for key in _keys(str(self.path), folder) if key.startswith(prefix))
+            return sorted(_keys(str(self.path), folder, prefix))
 
     def delete(self, key: str) -> None:
         path = self.path_of(key)
@@ -160,17 +160,17 @@ def _locked(handle: int, wait: bool) -> bool:
     return True
 
 
-def _keys(root: str, folder: str) -> Iterator[str]:
-    """All keys under a folder, in no order."""
+def _keys(root: str, folder: str, prefix: str) -> Iterator[str]:
+    """The keys under a folder that start with the prefix, in no order; folders that cannot hold any are not read."""
     try:
         entries = list(os.scandir(os.path.join(root, folder)))
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
-        if entry.name.startswith("."):
-            continue
         key = f"{folder}/{entry.name}" if folder else entry.name
+        if entry.name.startswith(".") or not key.startswith(prefix):
+            continue
         if entry.is_dir():
-            yield from _keys(root, key)
+            yield from _keys(root, key, prefix)
         else:
             yield key

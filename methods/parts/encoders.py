@@ -22,7 +22,7 @@ from methods.parts.framing import paper_of
 from methods.parts.joined import JoinedEncoder
 from methods.parts.pair import PairEncoder
 from methods.parts.vit import TokenEncoder
-from methods.parts.weights import cpu_state, load_state, read_weights, write_weights
+from methods.parts.weights import WeightsFile, cpu_state, load_state, name_of, read_weights, write_weights
 from search_spaces.domains import UserError, nearest
 
 __all__ = [
@@ -190,22 +190,22 @@ def build_encoder(
     return encoder
 
 
-def save_encoder(path: str | Path, encoder: Encoder) -> None:
+def save_encoder(file: WeightsFile, encoder: Encoder) -> None:
     """Writes a file that ``load_encoder`` can rebuild the encoder from, without any other knowledge.
 
     Raises:
         UserError: the encoder was not built by name.
     """
-    write_weights(path, encoder_record(encoder))
+    write_weights(file, encoder_record(encoder))
 
 
-def load_encoder(path: str | Path) -> Encoder:
+def load_encoder(file: WeightsFile) -> Encoder:
     """The encoder in a file of ``save_encoder``, on the CPU and in evaluation mode.
 
     Raises:
         UserError: not such a file.
     """
-    return encoder_from(read_weights(path), str(path))
+    return encoder_from(read_weights(file), name_of(file))
 
 
 def encoder_record(encoder: Encoder) -> dict[str, Any]:

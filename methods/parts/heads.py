@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.parts.encoders import Encoder, encoder_from, encoder_record
-from methods.parts.weights import cpu_state, load_state, read_weights, write_weights
+from methods.parts.weights import WeightsFile, cpu_state, load_state, name_of, read_weights, write_weights
 from search_spaces.domains import UserError
 
 
@@ -91,11 +90,11 @@ class Classifier(nn.Module):
         return self.head(self.encoder(images)).float()
 
 
-def save_predictor(path: str | Path, predictor: nn.Module, classes: tuple[str, ...] = ()) -> None:
+def save_predictor(file: WeightsFile, predictor: nn.Module, classes: tuple[str, ...] = ()) -> None:
     """Writes encoder and head to a file that ``load_predictor`` can rebuild them from, without any other knowledge.
 
     Args:
-        path: the file.
+        file: a path or a file object.
         predictor: applies ``predictor.head`` to ``predictor.encoder``; the head is made of the layers of this file.
         classes: class names in the order of the logits; by default those the predictor carries.
     Raises:
@@ -106,21 +105,21 @@ def save_predictor(path: str | Path, predictor: nn.Module, classes: tuple[str, .
         raise UserError(f"a predictor is saved as encoder and head, got {type(predictor).__name__}; use heads.Classifier")
     names = classes or tuple(getattr(predictor, "classes", ()))
     record = {"predictor": encoder_record(encoder), "layers": _describe(head), "head": cpu_state(head), "classes": list(names)}
-    write_weights(path, record)
+    write_weights(file, record)
 
 
-def load_predictor(path: str | Path) -> Classifier:
+def load_predictor(file: WeightsFile) -> Classifier:
     """The predictor in a file of ``save_predictor``, on the CPU and in evaluation mode.
 
     Raises:
         UserError: not such a file.
     """
-    record = read_weights(path)
+    record, source = read_weights(file), name_of(file)
     if "predictor" not in record:
-        raise UserError(f"{path} is not an exported predictor; load it as an encoder or export it with save_predictor")
+        raise UserError(f"{source} is not an exported predictor; load it as an encoder or export it with save_predictor")
     head = _rebuild(record["layers"])
-    load_state(head, record["head"], str(path))
-    classifier = Classifier(encoder_from(record["predictor"], str(path)), head, tuple(record["classes"]))
+    load_state(head, record["head"], source)
+    classifier = Classifier(encoder_from(record["predictor"], source), head, tuple(record["classes"]))
     return classifier.eval()
 
 

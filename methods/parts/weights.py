@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -13,26 +13,37 @@ from torch import Tensor, nn
 from methods.parts.files import written_whole
 from search_spaces.domains import UserError
 
+WeightsFile = str | Path | BinaryIO
+"""A path, or a file object open for bytes; one with a ``name`` is called so in errors."""
 
-def write_weights(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Writes tensors and plain values to ``path`` through a temporary file beside it."""
-    path = Path(path)
+
+def name_of(file: WeightsFile) -> str:
+    """What to call a file in an error."""
+    return str(file) if isinstance(file, str | Path) else str(getattr(file, "name", "the given file"))
+
+
+def write_weights(file: WeightsFile, record: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values; to a path through a temporary file beside it."""
+    if not isinstance(file, str | Path):
+        torch.save(dict(record), file)
+        return
+    path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
         torch.save(dict(record), temporary)
 
 
-def read_weights(path: str | Path) -> dict[str, Any]:
+def read_weights(file: WeightsFile) -> dict[str, Any]:
     """The dictionary in a weights file, on the CPU.
 
     Raises:
         UserError: there is no such file, or it is no weights file.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = name_of(file)
+    if isinstance(file, str | Path) and not Path(file).is_file():
         raise UserError(f"a weights file must exist, got {path}; check the path")
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
+        record = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise UserError(
             f"{path} is not a file of weights and plain values that torch.load can read; export it again"

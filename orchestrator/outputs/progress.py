@@ -30,7 +30,9 @@ class Progress:
         self.study = study
         self.started = time.monotonic()
         self.console = Console(stderr=True)
-        self.console.print(Text(f"{study.name}: {study.trials} trials, {len(study.method_names)} methods -> {folder.path}"))
+        self.console.print(
+            Text(f"{study.name}: {study.trials} trials, {len(study.method_names)} methods -> {folder.storage.address}")
+        )
         self.console.print(Text(plan.describe()))
         self._live = (
             Live(console=self.console, refresh_per_second=_REFRESH, transient=True) if self.console.is_terminal else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,13 +11,13 @@ from markupsafe import Markup
 
 from methods.data.records import Split
 from methods.health import SIGNALS
-from methods.parts.files import write_text
 from orchestrator.describe import span
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 from orchestrator.folder import RunFolder
-from orchestrator.outputs.leaderboard import Finalist, Verdict, compare, finalists, ranked
+from orchestrator.outputs.leaderboard import Finalist, finalists, ranked
 from orchestrator.outputs.plots import central_figure, curves_figure, health_figure, knob_figure, methods_figure, told_signals
+from orchestrator.outputs.verdict import Verdict, compare
 from orchestrator.study import Study
 
 
@@ -68,7 +67,7 @@ def write_report(folder: RunFolder, study: Study, split: Split, history: History
         versions=history.started.versions if history.started else {},
         describe=_values,
     )
-    write_text(folder.report, html)
+    folder.write_text(folder.REPORT, html)
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,15 @@ def _values(trial: Trial) -> str:
 
 def pictures(folder: RunFolder, history: History) -> list[Picture]:
     """One set of pictures a method: those of its best trial that has any."""
+    drawn = {key.split("/")[1] for key in folder.storage.list(folder.TRIALS) if key.endswith(".png")}
     shown: list[Picture] = []
     seen: set[str] = set()
     for trial in ranked(history):
-        files = sorted((folder.trials / trial.spec.key).glob("*.png"))
-        if trial.spec.method in seen or not files:
+        if trial.spec.method in seen or trial.spec.key not in drawn:
             continue
         seen.add(trial.spec.method)
-        shown.extend(Picture(f"{trial.spec.method}: {file.stem}", _uri(file)) for file in files)
+        found = folder.pictures(folder.trial(trial.spec.key))
+        shown.extend(Picture(f"{trial.spec.method}: {title}", _uri(png)) for title, png in found.items())
     return shown
 
 
@@ -129,9 +129,9 @@ def gallery(folder: RunFolder, history: History) -> list[Picture]:
     """What the chosen model makes of test images; empty before the end of a study."""
     if history.chosen is None:
         return []
-    files = sorted(folder.gallery(history.chosen.key).glob("*.png"))
-    return [Picture(file.stem, _uri(file)) for file in files]
+    found = folder.pictures(folder.gallery(history.chosen.key))
+    return [Picture(title, _uri(png)) for title, png in found.items()]
 
 
-def _uri(file: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -5,7 +5,7 @@ histogram, ``val/score`` and ``test/score``, ``pictures/`` what a method sees,
 ``gallery/`` what the best model makes of test images.
 
 The experiment's schema stands at the root, because TensorBoard otherwise takes it from one arbitrary trial and the knobs of
-the other methods vanish. A trial's file is closed when the trial ends, and holds a few kilobytes.
+the other methods vanish. A trial has a file of a few kilobytes for each of its scores, its end and its test.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import io
 import math
 import time
-from pathlib import Path
 
 from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event as Record
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.summary_v2 import (
@@ -27,12 +27,12 @@ from tensorboard.plugins.hparams.summary_v2 import (
     hparams_config_pb,
     hparams_pb,
 )
-from torch.utils.tensorboard import FileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import histogram_raw
 
+from cluster.storage import Storage
 from methods.health import SIGNALS
-from orchestrator.engine.events import Ended, Event, Scored, Tested, Trained, TrialStarted
-from orchestrator.engine.history import History
+from orchestrator.engine.journal import Asked, Ended, Event, History, Scored, Tested, Trained
 from orchestrator.engine.records import Trial
 from orchestrator.folder import RunFolder
 from orchestrator.study import Study
@@ -40,73 +40,118 @@ from search_spaces.domains import Choice, Domain, Float, Int
 
 VALIDATION, LOSS, TEST = "val/score", "train/loss", "test/score"
 
+_FILE = "events.out.tfevents."
+"""How TensorBoard tells event files from others."""
+
+
+EVERY = 20.0
+"""Seconds after which events that nothing else writes out are written."""
+
+
+class EventFiles:
+    """The event files of one run of TensorBoard's, numbered in the order in which TensorBoard reads them.
+
+    A file is written whole and never again, as every value of a storage: what is added later goes into the next one.
+    """
+
+    def __init__(self, storage: Storage, prefix: str) -> None:
+        self.storage, self.prefix = storage, prefix
+        names = (key.removeprefix(prefix) for key in storage.list(f"{prefix}{_FILE}"))
+        self.number = max((int(name.split(".")[3]) + 1 for name in names), default=0)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._records, self._count, self.written = io.BytesIO(), 0, time.monotonic()
+        self._add(Record(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def _add(self, record: Record) -> None:
+        RecordWriter(self._records).write(record.SerializeToString())
+
+    def add(self, summary: Summary, step: int = 0) -> None:
+        """Takes a summary; ``flush`` writes it."""
+        self._add(Record(wall_time=time.time(), step=step, summary=summary))
+        self._count += 1
+
+    def flush(self) -> None:
+        """Writes what was added since the last time as one more file."""
+        if not self._count:
+            return
+        while not self.storage.put_if_absent(f"{self.prefix}{_FILE}{self.number:06d}.labelwise", self._records.getbuffer()):
+            self.number += 1
+        self.number += 1
+        self._begin()
+
 
 class TensorBoardSink:
     """Writes ``tensorboard/`` as events come. Reopened for a resumed study, it adds to what is there."""
 
     def __init__(self, folder: RunFolder, study: Study) -> None:
         self.folder = folder
-        self._writers: dict[str, FileWriter] = {}
-        if not folder.tensorboard.exists():
-            root = FileWriter(str(folder.tensorboard))
-            root.add_summary(_experiment(study))
-            root.close()
+        self._open: dict[str, EventFiles] = {}
+        root = EventFiles(folder.storage, folder.TENSORBOARD)
+        if root.number == 0:
+            root.add(_experiment(study))
+            root.flush()
 
     def __call__(self, event: Event, history: History) -> None:
         match event:
-            case TrialStarted():
-                self._start(history.trials[event.spec.key])
+            case Asked():
+                self._files(history.trials[event.spec.key])
             case Trained():
-                writer = self._writer(event.key)
+                files = self._files(history.trials[event.key])
                 for name, value in event.parts.items():
                     if math.isfinite(value):
-                        writer.add_summary(_scalar(_tag(name), value), event.epoch)
+                        files.add(_scalar(_tag(name), value), event.epoch)
                 if sum(event.pseudo_labels):
-                    writer.add_summary(_classes("health/pseudo_labels", event.pseudo_labels), event.epoch)
-                writer.add_summary(_scalar("train/seconds", event.seconds), event.epoch)
+                    files.add(_classes("health/pseudo_labels", event.pseudo_labels), event.epoch)
+                files.add(_scalar("train/seconds", event.seconds), event.epoch)
+                if time.monotonic() - files.written >= EVERY:
+                    files.flush()
             case Scored():
-                self._writer(event.key).add_summary(_scalar(VALIDATION, event.rung.value), event.rung.epoch)
+                files = self._files(history.trials[event.key])
+                files.add(_scalar(VALIDATION, event.rung.value), event.rung.epoch)
+                files.flush()
             case Ended():
                 self._end(history.trials[event.key])
             case Tested():
-                self._writer(event.score.key).add_summary(_scalar(TEST, event.score.value), 0)
+                self._files(history.trials[event.score.key]).add(_scalar(TEST, event.score.value))
                 self._close(event.score.key)
 
-    def _writer(self, key: str) -> FileWriter:
-        if key not in self._writers:
-            self._writers[key] = FileWriter(str(self.folder.tensorboard / key))
-        return self._writers[key]
+    def _files(self, trial: Trial) -> EventFiles:
+        """The trial's event files, which begin with its knobs."""
+        spec = trial.spec
+        if spec.key not in self._open:
+            self._open[spec.key] = files = EventFiles(self.folder.storage, f"{self.folder.TENSORBOARD}{spec.key}/")
+            if files.number == 0:
+                values = {"method": spec.method, **{f"{spec.method}.{k}": v for k, v in spec.values.items()}}
+                files.add(hparams_pb(values, trial_id=spec.key, start_time_secs=time.time()))
+        return self._open[spec.key]
 
     def _close(self, key: str) -> None:
-        self._writers.pop(key).close()
-
-    def _start(self, trial: Trial) -> None:
-        spec = trial.spec
-        values = {"method": spec.method, **{f"{spec.method}.{k}": v for k, v in spec.values.items()}}
-        self._writer(spec.key).add_summary(hparams_pb(values, trial_id=spec.key, start_time_secs=time.time()))
+        self._open.pop(key).flush()
 
     def _end(self, trial: Trial) -> None:
-        writer = self._writer(trial.spec.key)
-        _add_pictures(writer, "pictures", trial, self.folder.trials / trial.spec.key)
+        files = self._files(trial)
+        _add_pictures(files, self.folder, "pictures", trial, self.folder.trial(trial.spec.key))
         status = api_pb2.STATUS_FAILURE if trial.status == "failed" else api_pb2.STATUS_SUCCESS
-        writer.add_summary(_session_end(status))
+        files.add(_session_end(status))
         self._close(trial.spec.key)
 
     def close(self) -> None:
-        for key in list(self._writers):
+        for key in list(self._open):
             self._close(key)
 
 
-def show_pictures(folder: RunFolder, trial: Trial, kind: str, place: Path) -> None:
-    """Adds the PNG files in ``place`` to what TensorBoard shows of an ended trial, under ``kind/METHOD/``."""
-    writer = FileWriter(str(folder.tensorboard / trial.spec.key))
-    _add_pictures(writer, kind, trial, place)
-    writer.close()
+def show_pictures(folder: RunFolder, trial: Trial, kind: str, prefix: str) -> None:
+    """Adds the PNG files under ``prefix`` to what TensorBoard shows of an ended trial, under ``kind/METHOD/``."""
+    files = EventFiles(folder.storage, f"{folder.TENSORBOARD}{trial.spec.key}/")
+    _add_pictures(files, folder, kind, trial, prefix)
+    files.flush()
 
 
-def _add_pictures(writer: FileWriter, kind: str, trial: Trial, place: Path) -> None:
-    for picture in sorted(place.glob("*.png")):
-        writer.add_summary(_picture(f"{kind}/{trial.spec.method}/{picture.stem}", picture.read_bytes()), trial.epochs)
+def _add_pictures(files: EventFiles, folder: RunFolder, kind: str, trial: Trial, prefix: str) -> None:
+    for title, png in folder.pictures(prefix).items():
+        files.add(_picture(f"{kind}/{trial.spec.method}/{title}", png), trial.epochs)
 
 
 def _experiment(study: Study) -> Summary:

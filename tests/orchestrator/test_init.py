@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.plan import ResourcePlan
+from cluster.storage import LocalStorage
 from methods.catalogue import CATALOGUE
 from methods.data.records import Split
 from methods.parts.averaged import AveragedEncoder
@@ -62,7 +63,7 @@ def start(name: str, run: RunFolder, data: Split, **values: object) -> Training:
     """The training that a study with ``init: RUN FOLDER`` starts, before its first step."""
     study = Study(data="digits", methods=[name], init=str(run.path), epochs=1, epoch_images=48, reduction=1)
     plan = ResourcePlan(1, 1.0, 0.0, 1, 1, 1.0, 0.0, 1)
-    setup = slot_setup(study, data, RunFolder(run.path.parent / "next"), plan)
+    setup = slot_setup(study, data, RunFolder(LocalStorage(run.path.parent / "next")), plan)
     return training_of(setup, TrialSpec("0", 0, name, {"batch_size": 16, **values}, 5), World())
 
 
@@ -92,7 +93,7 @@ def test_an_encoder_that_averages_over_views_starts_with_the_one_inside(data: Sp
     """What the metric methods of a few-shot study leave; the views are no part of the weights."""
     inner = build_encoder(EncoderSpec(), data.train.images.shape, data.train.mean, data.train.std)
     save_encoder(tmp_path / "best" / "encoder.pt", AveragedEncoder(inner, 5))
-    begun = start("supervised", RunFolder(tmp_path), data)
+    begun = start("supervised", RunFolder(LocalStorage(tmp_path)), data)
     expected = learned(inner.state_dict())
     found = learned(begun.learner.encoder().state_dict())
     assert found.keys() == expected.keys()
@@ -103,7 +104,7 @@ def test_an_encoder_composed_of_others_is_refused_in_one_line(data: Split, tmp_p
     members = [build_encoder(EncoderSpec(), data.train.images.shape, data.train.mean, data.train.std) for _ in range(2)]
     save_encoder(tmp_path / "best" / "encoder.pt", JoinedEncoder(members, unit=True))
     with pytest.raises(UserError, match=r"composed of others \(joined\), which cannot start a study; give another init"):
-        start("supervised", RunFolder(tmp_path), data)
+        start("supervised", RunFolder(LocalStorage(tmp_path)), data)
 
 
 @pytest.mark.parametrize(

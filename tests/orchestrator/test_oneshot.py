@@ -20,6 +20,7 @@ from PIL import Image
 
 from cluster.connect import Connection
 from cluster.machine import Node
+from cluster.storage import LocalStorage
 from methods.data.oneshot_runs import LABELS
 from methods.data.records import ImageSet, Source
 from methods.data.sources import load
@@ -34,9 +35,10 @@ from methods.world import World
 from orchestrator import Result, Study, resume, run
 from orchestrator import cli as cli_module
 from orchestrator.engine.controller import Controller
-from orchestrator.engine.history import History
+from orchestrator.engine.journal import History
 from orchestrator.engine.records import SlotSetup
-from orchestrator.engine.trial import SegmentRun
+from orchestrator.engine.trial import TrialRun
+from orchestrator.folder import load_tensors
 from orchestrator.oneshot import distance_of, one_shot
 from orchestrator.outputs.leaderboard import paired
 from orchestrator.predict import predict
@@ -63,7 +65,7 @@ STUDY: dict[str, Any] = {
 
 
 def in_this_process(sweep: Controller, shared: SlotSetup, plan: object) -> None:
-    slot = SegmentRun(shared, World())
+    slot = TrialRun(shared, World())
     while (job := sweep.next_job()) is not None:
         slot.begin(job)
         while not sweep.receive(slot.advance()):
@@ -117,7 +119,7 @@ def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result)
     ]
     for trial in history.trials.values():
         asked = [(r.scored_on, r.n) for r in trial.rungs]
-        assert asked == ([] if trial.spec.purpose == "refit" else [("folds", 30)])
+        assert asked == ([] if trial.spec.purpose == "refit" else [("turns", 30)])
     assert history.tests == []
     best = finished.best
     assert best is not None
@@ -127,7 +129,7 @@ def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result)
     assert scores["trained_on_validation_labels"]
     assert best.test.n == 0
     refits = [t.checkpoint for t in history.trials.values() if t.spec.purpose == "refit"]
-    weights = [torch.load(str(path), weights_only=True)["training"]["learner"] for path in refits]
+    weights = [load_tensors(LocalStorage(finished.folder), str(key), "cpu")["training"]["learner"] for key in refits]
     exported = best.load_encoder().state_dict()
     for k in range(2):
         name = "inside.blocks.0.0.weight"
@@ -320,7 +322,7 @@ def test_methods_without_labels_answer_the_same_episodes(tmp_path: Path, monkeyp
     assert {t.spec.method for t in trials} == {"simclr", "prototypical"}
     for trial in trials:
         (rung,) = trial.rungs
-        assert (rung.scored_on, rung.n) == ("folds", 24)
+        assert (rung.scored_on, rung.n) == ("turns", 24)
         assert rung.units is not None
         assert 0 < rung.value < 1
     assert paired(trials[0].rungs[0], trials[1].rungs[0]) is not None
@@ -392,7 +394,7 @@ def test_shared_images_and_classes(refuse: Callable[..., str], tmp_path: Path) -
         ({"few_shot": {**TASK, "hold_out": "class"}}, "leaves out whole groups, got hold_out: class"),
         (
             {"selection": {"top": 1, "seeds": 1, "refit": False}},
-            "selection.refit: true, since every fold's model lacks a group",
+            "selection.refit: true, since every turn's model lacks a group",
         ),
         ({"task": "classification", "test": None, "few_shot": {}}, "selection.join is for task: few_shot, got classification"),
         ({"protocol": "knn"}, "which protocol few_shot scores, got knn; leave protocol out"),

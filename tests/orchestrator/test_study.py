@@ -421,7 +421,7 @@ def test_a_run_folder_holds_the_study_and_is_made_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StudyError, match=r"cannot be made: .*; give another --out"):
         RunFolder.create(tmp_path / "file" / "run", study)
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "file", "run", "study.yaml", "trials"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "file", "run", "study.yaml"]
 
 
 def test_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from cluster.storage import LocalStorage
 from methods.batch import BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, SharedConfig
 from methods.data.records import Split
@@ -180,12 +181,12 @@ def test_killed_at_any_write_the_same_trials_are_stopped_at_the_same_epoch(tmp_p
 @pytest.mark.usefixtures("_no_sync")
 def test_tensorboard_and_the_report_show_signals_apart_from_losses(tmp_path: Path, configs: dict[str, type]) -> None:
     study = Study(data="digits", methods=["simclr"])
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(LocalStorage(tmp_path))
     sink = TensorBoardSink(folder, study)
     history = play(tmp_path, configs, None, Dying, (sink,))
     sink.close()
     stopped = next(key for key, trial in history.trials.items() if trial.status == "pruned")
-    events = EventAccumulator(str(folder.tensorboard / stopped), size_guidance={"histograms": 0}).Reload()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / stopped), size_guidance={"histograms": 0}).Reload()
     assert [e.value for e in events.Scalars("health/embedding_sd")] == pytest.approx([0.4, 0.01, 0.01])
     assert len(events.Scalars("train/loss")) == 3
     assert "train/embedding_sd" not in events.Tags()["scalars"]

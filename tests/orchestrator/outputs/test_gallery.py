@@ -15,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from cluster.storage import LocalStorage
 from methods.catalogue import CATALOGUE
 from methods.data.records import ArrayImages, ImageSet, LabelledSubset, Split
 from methods.parts.encoders import Encoder, EncoderSpec
@@ -166,7 +167,7 @@ def finished(make_split: Callable[..., Split], tmp_path: Path) -> tuple[SlotSetu
         Chosen(0, job.key),
     ):
         history.add(event)
-    return setup, split, RunFolder(tmp_path), history
+    return setup, split, RunFolder(LocalStorage(tmp_path)), history
 
 
 def test_pictures_reach_tensorboard_and_the_report_once(
@@ -175,21 +176,25 @@ def test_pictures_reach_tensorboard_and_the_report_once(
     setup, split, folder, history = finished
     draw_best(setup, split, folder, history)
     place = folder.gallery("0000-retrain-0")
-    names = sorted(file.stem for file in place.iterdir())
+    names = list(folder.pictures(place))
     assert [name[:16] for name in names] == ["map of 32 test i", "nearest neighbou"]
-    events = EventAccumulator(str(folder.tensorboard / "0000-retrain-0"), size_guidance={"images": 0}).Reload()
+    events = EventAccumulator(str(folder.path / "tensorboard" / "0000-retrain-0"), size_guidance={"images": 0}).Reload()
     assert events.Tags()["images"] == [f"gallery/supervised/{name}" for name in names]
     shown = report.gallery(folder, history)
     assert [picture.title for picture in shown] == names
     assert all(picture.uri.startswith("data:image/png;base64,iVBOR") for picture in shown)
     assert report.gallery(folder, dataclasses.replace(history, chosen=None)) == []
-    assert sorted(path.name for path in place.parent.iterdir()) == ["0000-retrain-0"], "nothing half-made is left"
 
     def never(*args: Any) -> None:
         raise AssertionError("drawn already")
 
     monkeypatch.setattr("orchestrator.finish.draw_gallery", never)
-    draw_best(setup, split, folder, history)
+    before = folder.storage.list()
+    assert not draw_best(setup, split, folder, history)
+    assert folder.storage.list() == before
+    monkeypatch.undo()
+    folder.storage.delete(f"{place}titles.json")
+    assert draw_best(setup, split, folder, history), "a gallery cut short is drawn again"
 
 
 def test_a_winner_whose_weights_are_gone_is_not_drawn(finished: tuple[SlotSetup, Split, RunFolder, History]) -> None:
@@ -197,15 +202,15 @@ def test_a_winner_whose_weights_are_gone_is_not_drawn(finished: tuple[SlotSetup,
     setup, split, folder, history = finished
     trial = history.trials["0000-retrain-0"]
     assert trial.checkpoint is not None
-    Path(trial.checkpoint).unlink()
+    folder.storage.delete(trial.checkpoint)
     draw_best(setup, split, folder, history)
-    assert not folder.gallery("0000-retrain-0").parent.exists()
+    assert folder.storage.list("gallery/") == []
 
 
 def test_what_a_method_sees_is_small_and_of_all_classes(finished: tuple[SlotSetup, Split, RunFolder, History]) -> None:
     _, split, folder, _ = finished
-    (file,) = (folder.trials / "0000-retrain-0").glob("*.png")
-    picture = np.asarray(Image.open(file))
+    (png,) = folder.pictures(folder.trial("0000-retrain-0")).values()
+    picture = np.asarray(Image.open(io.BytesIO(png)))
     rows, margin = PICTURES // 2, 2
     assert picture.shape == (rows * (THUMBNAIL + margin) + margin, 2 * (2 * THUMBNAIL + margin) + margin, 3)
     # Two to a row, each beside its augmented view: the originals are the evenly spaced images of the pool.

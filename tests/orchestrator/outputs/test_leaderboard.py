@@ -19,7 +19,8 @@ from orchestrator.engine import records
 from orchestrator.engine.events import Ended, Event, Extended, Scored, Selected, Trained, TrialStarted
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Rung, Status, TrialSpec
-from orchestrator.outputs.leaderboard import COLUMNS, compare, finalists, leaderboard, paired, ranked, verdict
+from orchestrator.outputs.leaderboard import COLUMNS, finalists, leaderboard, ranked
+from orchestrator.outputs.verdict import compare, paired, verdict
 
 
 def rung(value: float, epoch: int = 3, correct: list[bool] | None = None, scored_on: Any = "validation") -> Rung:

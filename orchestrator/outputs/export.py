@@ -1,0 +1,90 @@
+"""``best/``: the winner's encoder and predictor with its configuration and scores."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict
+
+import torch
+import yaml
+from torch import nn
+
+from cluster.storage import Storage
+from methods.parts.encoders import save_encoder
+from methods.parts.heads import save_predictor
+from methods.parts.joined import JoinedEncoder
+from methods.protocols import PROTOCOLS
+from methods.protocols.contract import Trained
+from orchestrator.engine.records import SlotSetup
+from orchestrator.engine.trial import load_training, trained
+from orchestrator.folder import RunFolder
+from orchestrator.oneshot import distance_of
+from orchestrator.outputs.leaderboard import Finalist
+
+
+def classifier_of(model: Trained, shared: SlotSetup) -> nn.Module | None:
+    """The method's own classifier, else a linear probe on the whole budget; None after a few-shot study, even where the method
+    has a classifier of the training classes: those are not the ones that matter there.
+    """
+    if shared.protocol.name == "few_shot":
+        return None
+    if model.predictor is not None:
+        return model.predictor
+    return PROTOCOLS["linear"]().score(model, shared.split.budget(), None, shared.seed).predictor
+
+
+def export(model: Trained, shared: SlotSetup, storage: Storage, prefix: str = "") -> None:
+    """Writes ``encoder.pt`` and, where the task has fixed classes, ``predictor.pt`` under the prefix.
+
+    An encoder class of the user's own cannot be rebuilt from a file; its weights are in the checkpoint.
+    """
+    if not model.encoder.name:
+        return
+    encoder = io.BytesIO()
+    save_encoder(encoder, model.encoder)
+    storage.put(f"{prefix}encoder.pt", encoder.getbuffer())
+    predictor = classifier_of(model, shared)
+    if predictor is not None:
+        file = io.BytesIO()
+        save_predictor(file, predictor, shared.split.labelled.data.classes)
+        storage.put(f"{prefix}predictor.pt", file.getbuffer())
+
+
+def joined(best: Finalist, shared: SlotSetup) -> Trained:
+    """The winner's trainings of all seeds as one encoder that is compared by the distance it was trained by."""
+    paths = [(t.spec, t.checkpoint) for t in best.tested if t.checkpoint is not None]
+    models = [trained(load_training(shared, spec, path, torch.device("cpu"))) for spec, path in paths]
+    if len(models) == 1 or not models[0].encoder.name:
+        return models[0]
+    unit = distance_of(best.trial.spec.values) == "cosine"
+    return Trained(JoinedEncoder([model.encoder for model in models], unit))
+
+
+def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool = False) -> None:
+    """``best/``, key by key and its scores last, which make it whole; ``join`` as in ``Selection``."""
+    source, storage = best.exported, folder.storage
+    assert source is not None
+    assert source.checkpoint is not None
+    model = (
+        joined(best, shared) if join else trained(load_training(shared, source.spec, source.checkpoint, torch.device("cpu")))
+    )
+    # The scores first: without them nobody takes an earlier winner's files for this one's.
+    for key in (folder.SCORES, *storage.list(folder.BEST)):
+        storage.delete(key)
+    export(model, shared, storage, folder.BEST)
+    storage.put(f"{folder.BEST}checkpoint.pt", storage.get(source.checkpoint))
+    spec = source.spec
+    config = {"method": spec.method, **dict(spec.values)}
+    folder.write_text(f"{folder.BEST}config.yaml", yaml.safe_dump(config, sort_keys=False))
+    scores = {
+        "trial": spec.trial,
+        "seed": spec.seed,
+        "validation": best.val,
+        "validation_per_seed": [t.value for t in best.retrained],
+        "test": [asdict(score) for score in best.tests],
+        "trained_on_validation_labels": bool(best.refits),
+        "joined": len(model.encoder.members) if isinstance(model.encoder, JoinedEncoder) else 1,
+        "classes": list(shared.split.labelled.data.classes),
+    }
+    folder.write_text(folder.SCORES, json.dumps(scores, indent=2))
