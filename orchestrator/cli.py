@@ -65,7 +65,8 @@ def resume(
 @app.command(epilog="Example: labelwise leaderboard runs/demo --json")
 def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False) -> None:
     """Prints the leaderboard of a run folder, finished or not, and what may be said of a winner."""
-    from orchestrator.engine.journal import History
+    from orchestrator.engine.history import History
+    from orchestrator.engine.journal import read_journal
     from orchestrator.folder import RunFolder
     from orchestrator.result import read_leaderboard
 
@@ -76,7 +77,7 @@ def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--j
         console = Console()
         console.print(_board(frame))
         folder = RunFolder.open(directory)
-        if History.read(folder.journal).chosen is not None:
+        if History(read_journal(folder.storage)).chosen is not None:
             # More trials reopen the choice; until they end the file tells of the last one.
             _say_verdict(console, folder)
 
@@ -84,14 +85,14 @@ def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--j
 @app.command(epilog="Example: labelwise report runs/demo")
 def report(directory: DIRECTORY) -> None:
     """Writes report.html, leaderboard.csv and the Optuna storage of a run folder anew, from its journal."""
-    from orchestrator.engine.journal import History
+    from orchestrator.engine.history import History
+    from orchestrator.engine.journal import read_journal
     from orchestrator.finish import write_outputs
     from orchestrator.folder import RunFolder
-    from orchestrator.prepare import load_split
+    from orchestrator.prepare import prepare
 
     folder = RunFolder.open(directory)
-    study = folder.load_study()
-    write_outputs(study, load_split(study), folder, History.read(folder.journal))
+    write_outputs(prepare(folder.load_study(), weights=False), folder, History(read_journal(folder.storage)))
     typer.echo(folder.path / folder.REPORT)
 
 

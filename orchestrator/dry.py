@@ -4,66 +4,55 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from cluster.connect import connect
-from cluster.plan import plan_resources
 from cluster.storage import open_storage
-from methods.data.records import Split
+from methods.batch import seed_of
+from methods.training.clock import Fidelity
+from orchestrator.engine.events import Trained
+from orchestrator.engine.history import History
+from orchestrator.engine.records import Configuration
+from orchestrator.engine.simulation import play
 from orchestrator.folder import RunFolder
-from orchestrator.prepare import check_weights, load_split, seconds_per_epoch
-from orchestrator.run import slot_setup
+from orchestrator.prepare import Prepared, check_budgets, full_seconds, plan_for, prepare
 from orchestrator.study import Study
 
 
 def dry_run(study: Study, out: str | Path | None = None) -> str:
     """What the study would do, and roughly how long it would take. Nothing is written."""
-    target = Path(out or study.out or Path("runs") / study.name)
+    target = out or study.out or Path("runs") / study.name
     RunFolder.check(target)
-    study.check_objective()
-    split = load_split(study)
-    check_weights(study, split)
+    prepared = prepare(study)
     with connect(study.address) as connection:
-        plan = plan_resources(connection.nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
-    setup = slot_setup(study, split, RunFolder(open_storage(target)), plan)
+        plan = plan_for(study, connection.nodes)
+    setup = prepared.setup(open_storage(target), plan)
+    check_budgets(prepared, setup, plan)
     # Measured in this one process: the slots compute at the same time with the same number of threads each.
-    epochs = seconds_per_epoch(setup, study.space(split.fewest_images()))
-    folds = len(split.divisions())
-    full = {name: each * study.epochs * folds / study.workers for name, each in epochs.items()}
-    mean = sum(full.values()) / len(full)
-    survivors = 1 / study.reduction
-    rungs = study.rungs()
-    kept = rungs[0] / study.epochs + sum(
-        survivors ** (i + 1) * (rungs[i + 1] - rungs[i]) / study.epochs for i in range(len(rungs) - 1)
-    )
-    searched = sum(full.values()) + (study.trials - len(full)) * mean * kept
-    chosen = study.selection
-    refits = (1 / folds if split.folds or study.task == "classification" else 0) if chosen.refit else 0
-    retrained = chosen.top * mean * (chosen.repeats("retrain") + chosen.repeats("refit") * refits)
-    minutes = (searched + retrained) / plan.slots / 60
-    c, h, w = split.train.images.shape
+    full = full_seconds(prepared, setup)
+    computed, trials = estimate(prepared, full, plan.slots)
     lines = [
-        f"data: {len(split.train)} training images of {c}x{h}x{w}, {len(split.labelled)} labels to train on, "
-        f"{len(split.validation)} to validate{f' ({folds} groups in turn)' if split.folds else ''}, "
-        f"{len(split.test) if split.test else 'no'} test images{' (held out)' if split.holdout else ''}"
-        f"{realism(study, split)}",
-        *([f"left out: {', '.join(split.left_out)} have too few images for the episodes"] if split.left_out else []),
+        prepared.task.describe(prepared.split),
         plan.describe(),
-        *(f"{name}: {each:.1f} s an epoch, {full[name]:.0f} s to epoch {study.epochs}" for name, each in epochs.items()),
-        f"estimate: about {minutes:.0f} min for {study.trials} trials and the finalists' retraining, scoring not counted",
+        *(f"{name}: about {seconds:.0f} s to {prepared.top}" for name, seconds in full.items()),
+        f"estimate: about {computed / plan.slots / 60:.0f} min for {trials} trials and the finalists' retraining,"
+        " scoring not counted",
     ]
     return "\n".join(lines)
 
 
-def realism(study: Study, split: Split) -> str:
-    """What makes the labels and the pool unlike a balanced, clean benchmark, with the figures that were drawn."""
-    said = []
-    if study.imbalance > 1:
-        count = np.bincount(split.budget().label)
-        said.append(f"labels imbalanced, {count.max()} of the most frequent class and {count.min()} of the rarest")
-    if study.mismatch is not None:
-        said.append(
-            f"{split.train.classes} classes are the task ({', '.join(split.labelled.data.classes)}) and "
-            f"{study.mismatch:.0%} of the unlabelled images are of others"
-        )
-    return "".join(f"; {each}" for each in said)
+def estimate(prepared: Prepared, full: dict[str, float], slots: int) -> tuple[float, int]:
+    """Seconds that the study's trainings would compute, all slots together, and how many trials its search would start.
+
+    The study's own strategy and budgets decide, on scores by lot.
+    """
+
+    def score(configuration: Configuration, at: Fidelity, seed: int) -> tuple[float, float]:
+        drawn = seed_of("estimate", configuration.method, sorted(configuration.values.items()), seed) / 2**63
+        return drawn, full[configuration.method] * at.amount / prepared.top.amount
+
+    course = prepared.course_for(slots)
+    history = History(play(course, score, slots, prepared.study.trials))
+    share = prepared.task.share_of_refit(prepared.split)
+    last = {e.key: e.seconds for e in history.events if isinstance(e, Trained)}
+    refitted = {key for key, trial in history.trials.items() if trial.spec.purpose == "refit"}
+    computed = sum(seconds * (share if key in refitted else 1.0) for key, seconds in last.items())
+    return computed, len(history.search())

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import ray
 import torch
 
 from cluster.plan import ResourcePlan
-from cluster.storage import LocalStorage
 from methods.data.records import LabelledSubset, Split
 from methods.parts.modes import threads
 from orchestrator.engine.controller import Controller
@@ -25,46 +23,48 @@ from orchestrator.outputs.optuna_storage import write_optuna
 from orchestrator.outputs.report import write_report
 from orchestrator.outputs.tensorboard import show_pictures
 from orchestrator.outputs.verdict import verdict
+from orchestrator.prepare import Prepared
 from orchestrator.result import Result, knob_columns
-from orchestrator.study import Study
 
 
 def finish(
-    study: Study, split: Split, shared: SlotSetup, folder: RunFolder, sweep: Controller, plan: ResourcePlan, remote: bool
+    prepared: Prepared, shared: SlotSetup, folder: RunFolder, controller: Controller, plan: ResourcePlan, remote: bool
 ) -> Result:
     """Chooses, tests, exports and reports. What a resumed study finds done is not done again.
 
     Args:
+        prepared, shared: the study, and what its slots share of it.
+        folder: where everything is written.
+        controller: of the study, which has nothing left to train.
+        plan: what a test may use.
         remote: whether this process only drives a cluster elsewhere, so that testing must be sent there.
     """
-    history = sweep.history
+    history, split = controller.history, prepared.split
     board = finalists(history)
     if board and history.chosen is None:
         exported = board[0].exported or board[0].trial
-        sweep.tell(Chosen(board[0].trial.spec.trial, exported.spec.key))
-    test_finalists(board, shared, split, sweep, plan, remote)
-    write_outputs(study, split, folder, history)
+        controller.tell(Chosen(board[0].trial.spec.trial, exported.spec.key))
+    test_finalists(board, shared, split, controller, plan, remote)
+    write_outputs(prepared, folder, history)
     board = finalists(history)
     if board and board[0].exported is not None:
         with threads(shared.threads):
-            export_best(board[0], shared, folder, study.selection.join)
+            export_best(board[0], shared, folder, prepared.study.selection.join)
     # Last, so that no result waits for a picture.
     with threads(shared.threads):
         drawn = draw_best(shared, split, folder, history)
     if drawn:
-        write_report(folder, study, split, history, verdict(history, split))
-    if isinstance(folder.storage, LocalStorage):
-        shutil.rmtree(folder.scratch, ignore_errors=True)
+        write_report(folder, prepared, history, verdict(history, prepared.facts))
     return Result.open(folder.storage)
 
 
 def test_finalists(
-    board: list[Finalist], shared: SlotSetup, split: Split, sweep: Controller, plan: ResourcePlan, remote: bool
+    board: list[Finalist], shared: SlotSetup, split: Split, controller: Controller, plan: ResourcePlan, remote: bool
 ) -> None:
     """Asks the test set, where there is one, about every finalist's models, each once."""
     if split.test is None:
         return
-    known = {score.key for score in sweep.history.tests}
+    known = {score.key for score in controller.history.tests}
     wanted = [t for f in board for t in f.tested if t.spec.key not in known and t.checkpoint is not None]
     if not wanted:
         return
@@ -72,14 +72,14 @@ def test_finalists(
         # The slots are done, so the machine is free, and this process is warm: a new one would cost seconds.
         for trial in wanted:
             assert trial.checkpoint is not None
-            sweep.tell(Tested(_test(shared, split.test, trial.spec, trial.checkpoint)))
+            controller.tell(Tested(_test(shared, split.test, trial.spec, trial.checkpoint)))
         return
     # A model is tested by one process, whatever number of workers trained it.
     request = plan.worker_resources
     task = ray.remote(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0))(_test)
     setup, test = ray.put(shared), ray.put(split.test)
     for score in ray.get([task.remote(setup, test, t.spec, t.checkpoint) for t in wanted]):
-        sweep.tell(Tested(score))
+        controller.tell(Tested(score))
 
 
 def _test(setup: SlotSetup, test: LabelledSubset, spec: TrialSpec, checkpoint: str) -> TestScore:
@@ -107,11 +107,11 @@ def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: Histo
     return True
 
 
-def write_outputs(study: Study, split: Split, folder: RunFolder, history: History) -> None:
+def write_outputs(prepared: Prepared, folder: RunFolder, history: History) -> None:
     """Leaderboard, Optuna storage and report, from the journal alone."""
-    frame = leaderboard(history, knob_columns(study))
+    frame = leaderboard(history, knob_columns(prepared.study))
     folder.write_text(folder.LEADERBOARD, frame.to_csv(index=False))
-    write_optuna(study, split, history, folder)
-    said = verdict(history, split)
+    write_optuna(prepared.study.name, prepared.space, history, folder)
+    said = verdict(history, prepared.facts)
     folder.write_text(folder.VERDICT, "\n".join(said.sentences) + "\n")
-    write_report(folder, study, split, history, said)
+    write_report(folder, prepared, history, said)

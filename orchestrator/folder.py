@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from cluster.storage import LocalStorage, Storage, StorageError, open_storage
-from orchestrator.engine.journal import FORMAT
+from orchestrator.engine.events import FORMAT
 from orchestrator.study import Study, StudyError, parse_study
 
 OLD_JOURNAL, OLD_FORMAT = "journal.jsonl", 2
@@ -53,13 +53,13 @@ class RunFolder:
     """Written last of ``best/``: where it is there, the winner is whole."""
 
     @staticmethod
-    def trial(key: str) -> str:
-        """Prefix of what the job ``key`` leaves: its checkpoint, pictures of what its method sees, a stack trace."""
-        return f"trials/{key}/"
+    def trial(key: str, name: str = "") -> str:
+        """Key of a file that trial ``key`` leaves, its prefix without a name: checkpoints, pictures, a stack trace."""
+        return f"trials/{key}/{name}"
 
     @staticmethod
     def gallery(key: str) -> str:
-        """Prefix of the pictures of what the model trained as job ``key`` makes of test images."""
+        """Prefix of the pictures of what the model trained as trial ``key`` makes of test images."""
         return f"gallery/{key}/"
 
     @property
@@ -68,16 +68,6 @@ class RunFolder:
         if isinstance(self.storage, LocalStorage):
             return self.storage.path
         raise StudyError(f"{self.storage.address} is no folder of this machine and has no path; read it by its storage's keys")
-
-    @property
-    def journal(self) -> Path:
-        """The journal's file."""
-        return self.path / OLD_JOURNAL
-
-    @property
-    def scratch(self) -> Path:
-        """Tune's own files: of no use after the study, and removed then."""
-        return self.path / ".ray"
 
     @staticmethod
     def check(target: str | Path | Storage) -> None:
@@ -120,7 +110,7 @@ class RunFolder:
         folder = cls(open_storage(target))
         if not folder.exists(cls.STUDY):
             raise StudyError(f"{_name(target)} is not a run folder: it has no study.yaml; give the folder that 'run' printed")
-        if FORMAT > OLD_FORMAT and folder.exists(OLD_JOURNAL):
+        if folder.exists(OLD_JOURNAL):
             raise StudyError(
                 f"{_name(target)} is a run folder of format {OLD_FORMAT} or older ({OLD_JOURNAL}), and this version reads "
                 f"format {FORMAT}; run the study anew, or read it with the labelwise that made it"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from typing import Literal
 
 import torch
 
-from cluster.plan import ResourcePlan
+from cluster.machine import Node
+from cluster.plan import ResourcePlan, plan_resources
 from cluster.storage import Storage
 from methods.contracts import Method
 from methods.data.episodic import NO_TEST
@@ -21,7 +23,7 @@ from methods.data.sources import load
 from methods.parts.encoders import build_encoder
 from methods.parts.modes import threads
 from methods.protocols.contract import Protocol
-from methods.tasks import TASKS, Task
+from methods.tasks import TASKS, Facts, Task
 from methods.training.clock import Fidelity
 from methods.world import World
 from orchestrator.budgets import Budget, Ledger, Resources, Trials
@@ -72,6 +74,11 @@ class Prepared:
         return rungs_of(self.study)[-1]
 
     @property
+    def facts(self) -> Facts:
+        """What the verdict and the report say of the task and its division."""
+        return self.task.facts(self.split)
+
+    @property
     def refits(self) -> frozenset[str]:
         """Names of the methods that are also trained on the whole budget."""
         if not self.study.selection.refit:
@@ -97,6 +104,10 @@ class Prepared:
             storage=storage,
             threads=plan.threads_per_worker,
         )
+
+    def course_for(self, slots: int) -> Course:
+        """The course with so many slots of one CPU each, before anything has happened."""
+        return course_of(self.study, self.space, self.refits, Resources(slots), self.study.trials)
 
     def course(self, plan: ResourcePlan, trials: int | None, earlier: Iterable[Trial] = ()) -> Course:
         """What decides the study's course; ``trials`` as the history wants them, ``earlier`` ones seed the search."""
@@ -124,10 +135,12 @@ def prepare(study: Study, began: float | None = None, weights: bool = True) -> P
     return Prepared(study, task, protocol, study.catalogue(), split, study.space(split.fewest_images()), began)
 
 
-def _test_of(study: Study, source: Source) -> float | Source | str | None:
+def _test_of(study: Study, source: Source) -> float | Source | Literal["none"] | None:
     """Test images of the training images' shape, a share, ``none``, or None for what the task does by itself."""
-    if study.test is None or study.test == NO_TEST or isinstance(study.test, float):
+    if study.test is None or isinstance(study.test, float):
         return study.test
+    if study.test == NO_TEST:
+        return NO_TEST
     channels, height, width = source.train.images.shape
     return load(study.test, size=(height, width), channels=channels, on_bad_image=study.on_bad_image)
 
@@ -162,6 +175,11 @@ def budgets_of(study: Study, trials: int | None) -> tuple[Budget, ...]:
 def strategy_of(study: Study) -> Strategy:
     """The study's strategy."""
     return AshaStopping(study.reduction)
+
+
+def plan_for(study: Study, nodes: Sequence[Node]) -> ResourcePlan:
+    """How the machines are divided among the study's trials."""
+    return plan_resources(nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
 
 
 def resources_of(plan: ResourcePlan) -> Resources:

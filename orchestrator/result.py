@@ -17,7 +17,8 @@ from torch import nn
 from cluster.storage import Storage
 from methods.parts.encoders import Encoder, load_encoder
 from methods.parts.heads import load_predictor
-from orchestrator.engine.journal import History
+from orchestrator.engine.history import History
+from orchestrator.engine.journal import read_journal
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.leaderboard import COLUMNS, leaderboard
 from orchestrator.study import Study, StudyError
@@ -138,7 +139,7 @@ def knob_columns(study: Study) -> list[str]:
 def read_leaderboard(target: str | Path | Storage, study: Study | None = None) -> pd.DataFrame:
     """The leaderboard of a run folder, finished or not: as its journal stands now."""
     folder = RunFolder.open(target)
-    history = History.read(folder.journal)
+    history = History(read_journal(folder.storage))
     columns = knob_columns(study) if study is not None else _columns_of(folder)
     return leaderboard(history, columns)
 

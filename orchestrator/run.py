@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.connect import connect
-from cluster.plan import ResourcePlan, plan_resources
+from cluster.plan import ResourcePlan
 from cluster.storage import Storage, open_storage
 from orchestrator.engine.controller import Controller, Sink
 from orchestrator.engine.events import FORMAT, Extended, Opened, Started
@@ -18,7 +18,7 @@ from orchestrator.engine.tune import run_slots
 from orchestrator.finish import finish
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.sinks import default_sinks
-from orchestrator.prepare import Prepared, check_budgets, prepare, versions
+from orchestrator.prepare import Prepared, check_budgets, plan_for, prepare, versions
 from orchestrator.result import Result
 from orchestrator.study import Study, StudyError
 
@@ -93,11 +93,6 @@ def resume(
             return _carry_out(prepared, folder, journal, history, extended, plan, quiet, (), remote)
     finally:
         journal.close()
-
-
-def plan_for(study: Study, nodes: Sequence[object]) -> ResourcePlan:
-    """How the machines are divided among the study's trials."""
-    return plan_resources(nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)  # type: ignore[arg-type]
 
 
 def _carry_out(

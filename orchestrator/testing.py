@@ -6,83 +6,16 @@ with a sentence where a contract is broken, and belong into one's own tests.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from methods.tasks.testing import check_task
-from methods.training.clock import Fidelity
-from orchestrator.budgets.contract import Budget, Resources
-from orchestrator.engine.controller import Controller
-from orchestrator.engine.events import FORMAT, Event, Opened, Started, decode, encode
+from orchestrator.budgets import Budget, Resources
+from orchestrator.engine.events import Event, decode, encode
 from orchestrator.engine.history import History
-from orchestrator.engine.records import Assignment, Configuration, Report, Rung
+from orchestrator.engine.simulation import Pretend, play
 from orchestrator.prepare import course_of
-from orchestrator.strategies.contract import Strategy
+from orchestrator.strategies import Strategy
 from orchestrator.study import Study
 
 __all__ = ["Pretend", "check_budget", "check_strategy", "check_task", "simulate"]
-
-Pretend = Callable[[Configuration, Fidelity, int], tuple[float, float]]
-"""(configuration, fidelity, seed) -> (score, seconds that training from nothing to there takes). A fixed function."""
-
-BEGIN = 1_000_000_000.0
-"""Seconds since 1970 at which a simulated study begins."""
-
-
-@dataclass
-class _Slots:
-    """Slots on simulated time: each report comes when its segment would have been trained."""
-
-    score: Pretend
-    controller: Controller
-    free: int
-
-    def __post_init__(self) -> None:
-        self.clock = BEGIN
-        self._ends: list[tuple[float, int, Assignment, Fidelity]] = []
-        self._count = 0
-
-    def play(self) -> None:
-        """Runs until nothing is left to train."""
-        while True:
-            while self.free and (given := self.controller.next_assignment()) is not None:
-                self.free -= 1
-                self._begin(given, given.segment.to)
-            if not self._ends:
-                return
-            self.clock, _, given, to = heapq.heappop(self._ends)
-            if self.controller.receive(self._report(given, to)):
-                self._begin(given, next(f for f in given.segment.onward if f.amount > to.amount))
-            else:
-                self.free += 1
-
-    def _pretend(self, given: Assignment, at: Fidelity) -> tuple[float, float]:
-        spec = given.spec
-        return self.score(Configuration(spec.method, spec.values, spec.origin), at, spec.seed)
-
-    def _begin(self, given: Assignment, to: Fidelity) -> None:
-        done = self.controller.history.trials[given.spec.key].done
-        before = 0.0 if done is None else self._pretend(given, done)[1]
-        self._count += 1
-        heapq.heappush(self._ends, (self.clock + self._pretend(given, to)[1] - before, self._count, given, to))
-
-    def _report(self, given: Assignment, to: Fidelity) -> Report:
-        value, seconds = self._pretend(given, to)
-        refit = given.spec.purpose == "refit"
-        rung = None if refit else Rung(to.amount, value, 1, value, value, "validation", None, 0.0)
-        return Report(
-            key=given.spec.key,
-            epoch=to.amount,
-            stage="",
-            parts={},
-            train_seconds=seconds,
-            images=0,
-            status="reached",
-            done=to,
-            rung=rung,
-            checkpoint=f"trials/{given.spec.key}/checkpoint-{to.amount:g}.pt",
-        )
 
 
 def simulate(study: Study, score: Pretend, slots: int = 1) -> list[Event]:
@@ -95,17 +28,7 @@ def simulate(study: Study, score: Pretend, slots: int = 1) -> list[Event]:
     """
     refits = frozenset(name for name, method in study.catalogue().items() if method.uses_labels and study.selection.refit)
     course = course_of(study, study.space(), refits, Resources(slots), study.trials)
-    history = History()
-    for event in (Started(FORMAT, study.trials, {}, time=BEGIN), Opened(BEGIN, time=BEGIN)):
-        history.add(event)
-    held: list[_Slots] = []
-    controller = Controller(
-        course, history, slots + 1, write=lambda *events: None, forget=lambda key: None,
-        clock=lambda: held[0].clock if held else BEGIN,
-    )  # fmt: skip
-    held.append(_Slots(score, controller, slots))
-    held[0].play()
-    return history.events
+    return play(course, score, slots, study.trials)
 
 
 def check_strategy(strategy: Strategy, study: Study, score: Pretend, slots: int = 2) -> History:

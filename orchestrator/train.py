@@ -11,17 +11,15 @@ import torch
 
 from cluster.connect import connect
 from cluster.plan import ResourcePlan, plan_resources
-from cluster.storage import LocalStorage, Storage, open_storage
+from cluster.storage import LocalStorage, Storage
 from methods.parts.modes import threads
 from methods.world import World
-from orchestrator.engine.records import SlotSetup, TrialSpec
-from orchestrator.engine.slot import Group
-from orchestrator.engine.trial import TrialRun, load_training, trained
-from orchestrator.folder import RunFolder
+from orchestrator.engine.records import Assignment, Segment, SlotSetup, TrialSpec
+from orchestrator.engine.train_group import Group
+from orchestrator.engine.trial import SegmentRun, load_training, trained
 from orchestrator.outputs.export import export
-from orchestrator.prepare import check_weights, load_split
+from orchestrator.prepare import prepare
 from orchestrator.result import Result
-from orchestrator.run import slot_setup
 from orchestrator.study import Study, StudyError, load_study
 from search_spaces.space import Suggestion
 
@@ -38,17 +36,15 @@ def train(source: str | Path | Storage, best: bool, workers: int, out: Path, add
     if out.exists():
         raise StudyError(f"{out} exists already; give another --out")
     study, chosen = _configuration(source, best)
-    split = load_split(study)
-    check_weights(study, split)
+    prepared = prepare(study)
     if chosen is None:
-        space = study.space(split.fewest_images())
-        chosen = space.defaults(space.methods[0])
+        chosen = prepared.space.defaults(prepared.space.methods[0])
     spec = TrialSpec("train", 0, chosen.method, chosen.values, study.seed, "refit")
     with connect(address or study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=workers, slots=1)
         temporary = Path(tempfile.mkdtemp(dir=_made(out.parent), prefix=f".{out.name}."))
         try:
-            setup = slot_setup(study, split, RunFolder(LocalStorage(temporary)), plan)
+            setup = prepared.setup(LocalStorage(temporary), plan)
             with threads(setup.threads):
                 _export(setup, _train(setup, spec, plan), spec)
             shutil.rmtree(temporary / "trials")
@@ -78,11 +74,11 @@ def _configuration(source: str | Path | Storage, best: bool) -> tuple[Study, Sug
 
 def _train(setup: SlotSetup, spec: TrialSpec, plan: ResourcePlan) -> str:
     """Trains to the top rung; returns the checkpoint's key."""
-    runner = Group(setup, plan) if plan.workers_per_trial > 1 else TrialRun(setup, World(device=_device()))
+    runner = Group(setup, plan) if plan.workers_per_trial > 1 else SegmentRun(setup, World(device=_device()))
     try:
-        runner.begin(spec)
+        runner.begin(Assignment(spec, Segment(spec.key, setup.top)))
         while (report := runner.advance()).status == "running":
-            print(f"epoch {report.epoch} of {setup.rungs[-1]}: loss {report.parts.get('loss', float('nan')):.4f}", flush=True)
+            print(f"epoch {report.epoch} of {setup.top}: loss {report.parts.get('loss', float('nan')):.4f}", flush=True)
     finally:
         if isinstance(runner, Group):
             runner.close()
@@ -97,4 +93,4 @@ def _device() -> torch.device:
 
 def _export(setup: SlotSetup, checkpoint: str, spec: TrialSpec) -> None:
     model = trained(load_training(setup, spec, checkpoint, torch.device("cpu")))
-    export(model, setup, open_storage(setup.folder))
+    export(model, setup, setup.storage)

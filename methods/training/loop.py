@@ -353,9 +353,7 @@ class Training:
         Raises:
             TrainingError: as for ``load``, or where this configuration's network has other parameters.
         """
-        own = [
-            {k: v for k, v in group.items() if k != "params"} for group in self._optimizer_of(state["stage"]).param_groups
-        ]
+        own = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer_of(state["stage"]).param_groups]
         try:
             self.load(state)
         except (RuntimeError, ValueError) as error:

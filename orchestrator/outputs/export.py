@@ -8,30 +8,17 @@ from dataclasses import asdict
 
 import torch
 import yaml
-from torch import nn
 
 from cluster.storage import Storage
 from methods.parts.encoders import save_encoder
 from methods.parts.heads import save_predictor
 from methods.parts.joined import JoinedEncoder
-from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Trained
 from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.trial import load_training, trained
 from orchestrator.folder import RunFolder
 from orchestrator.oneshot import distance_of
 from orchestrator.outputs.leaderboard import Finalist
-
-
-def classifier_of(model: Trained, shared: SlotSetup) -> nn.Module | None:
-    """The method's own classifier, else a linear probe on the whole budget; None after a few-shot study, even where the method
-    has a classifier of the training classes: those are not the ones that matter there.
-    """
-    if shared.protocol.name == "few_shot":
-        return None
-    if model.predictor is not None:
-        return model.predictor
-    return PROTOCOLS["linear"]().score(model, shared.split.budget(), None, shared.seed).predictor
 
 
 def export(model: Trained, shared: SlotSetup, storage: Storage, prefix: str = "") -> None:
@@ -44,7 +31,7 @@ def export(model: Trained, shared: SlotSetup, storage: Storage, prefix: str = ""
     encoder = io.BytesIO()
     save_encoder(encoder, model.encoder)
     storage.put(f"{prefix}encoder.pt", encoder.getbuffer())
-    predictor = classifier_of(model, shared)
+    predictor = shared.task.classifier(model, shared.split, shared.seed)
     if predictor is not None:
         file = io.BytesIO()
         save_predictor(file, predictor, shared.split.labelled.data.classes)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from orchestrator.engine.journal import History
+from orchestrator.engine.history import History
 from orchestrator.engine.records import TestScore, Trial
 
 COLUMNS = (

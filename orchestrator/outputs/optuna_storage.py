@@ -7,22 +7,20 @@ from pathlib import Path
 
 import optuna
 
-from methods.data.records import Split
-from orchestrator.engine.journal import History
+from orchestrator.engine.history import History
 from orchestrator.folder import RunFolder
-from orchestrator.strategies.sampler import Search
-from orchestrator.study import Study
+from orchestrator.strategies.sampler import frozen
+from search_spaces.space import Space
 
 
-def write_optuna(study: Study, split: Split, history: History, folder: RunFolder) -> None:
+def write_optuna(name: str, space: Space, history: History, folder: RunFolder) -> None:
     """The search's ended trials as an Optuna SQLite storage, so that nothing in it is left running."""
-    search = Search(study.space(split.fewest_images()), study.seed)
-    trials = [search.frozen(t) for t in history.search() if t.status != "running"]
+    trials = [frozen(space, t) for t in history.search() if t.status != "running"]
     # SQLite writes to a file of this machine only.
     with tempfile.TemporaryDirectory(prefix="labelwise-optuna-") as place:
         file = Path(place) / "optuna.db"
         storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
-        stored = optuna.create_study(storage=storage, study_name=study.name, direction="maximize")
+        stored = optuna.create_study(storage=storage, study_name=name, direction="maximize")
         stored.add_trials(trials)
         storage.remove_session()
         storage.engine.dispose()

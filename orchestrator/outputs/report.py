@@ -9,8 +9,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from methods.data.records import Split
 from methods.health import SIGNALS
+from methods.tasks import Facts
 from orchestrator.describe import span
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
@@ -18,7 +18,7 @@ from orchestrator.folder import RunFolder
 from orchestrator.outputs.leaderboard import Finalist, finalists, ranked
 from orchestrator.outputs.plots import central_figure, curves_figure, health_figure, knob_figure, methods_figure, told_signals
 from orchestrator.outputs.verdict import Verdict, compare
-from orchestrator.study import Study
+from orchestrator.prepare import Prepared
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class Picture:
     uri: str
 
 
-def write_report(folder: RunFolder, study: Study, split: Split, history: History, said: Verdict) -> None:
+def write_report(folder: RunFolder, prepared: Prepared, history: History, said: Verdict) -> None:
     """Writes the report from the journal, and from the pictures in the trials' folders."""
+    study, split, facts = prepared.study, prepared.split, prepared.facts
     board = finalists(history)
     space = study.space()
     names = list(space.methods)
@@ -50,7 +51,8 @@ def write_report(folder: RunFolder, study: Study, split: Split, history: History
         image=split.train.images.shape,
         test_size=len(split.test) if split.test is not None else None,
         verdict=said.sentences,
-        board=[_finalist(f, board) for f in board],
+        facts=facts,
+        board=[_finalist(f, board, facts) for f in board],
         trials=ranked(history),
         ended=sum(t.status != "running" for t in history.search()),
         failed=[t for t in history.search() if t.status == "failed"],
@@ -85,11 +87,11 @@ class FinalistRow:
     gap: str
 
 
-def _finalist(finalist: Finalist, board: list[Finalist]) -> FinalistRow:
+def _finalist(finalist: Finalist, board: list[Finalist], facts: Facts) -> FinalistRow:
     values = finalist.test_values()
     gap = ""
     if finalist is not board[0]:
-        against = compare(board[0], finalist)
+        against = compare(board[0], finalist, facts)
         gap = f"{-against.mean:+.1%}"
         if np.isfinite(against.low):
             gap += f" [{-against.high:+.1%}, {-against.low:+.1%}]"

@@ -32,7 +32,8 @@ from torch.utils.tensorboard.summary import histogram_raw
 
 from cluster.storage import Storage
 from methods.health import SIGNALS
-from orchestrator.engine.journal import Asked, Ended, Event, History, Scored, Tested, Trained
+from orchestrator.engine.events import Ended, Event, Scored, Tested, Trained, TrialStarted
+from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 from orchestrator.folder import RunFolder
 from orchestrator.study import Study
@@ -95,21 +96,21 @@ class TensorBoardSink:
 
     def __call__(self, event: Event, history: History) -> None:
         match event:
-            case Asked():
+            case TrialStarted():
                 self._files(history.trials[event.spec.key])
             case Trained():
                 files = self._files(history.trials[event.key])
                 for name, value in event.parts.items():
                     if math.isfinite(value):
-                        files.add(_scalar(_tag(name), value), event.epoch)
+                        files.add(_scalar(_tag(name), value), round(event.epoch))
                 if sum(event.pseudo_labels):
-                    files.add(_classes("health/pseudo_labels", event.pseudo_labels), event.epoch)
-                files.add(_scalar("train/seconds", event.seconds), event.epoch)
+                    files.add(_classes("health/pseudo_labels", event.pseudo_labels), round(event.epoch))
+                files.add(_scalar("train/seconds", event.seconds), round(event.epoch))
                 if time.monotonic() - files.written >= EVERY:
                     files.flush()
             case Scored():
                 files = self._files(history.trials[event.key])
-                files.add(_scalar(VALIDATION, event.rung.value), event.rung.epoch)
+                files.add(_scalar(VALIDATION, event.rung.value), round(event.rung.epoch))
                 files.flush()
             case Ended():
                 self._end(history.trials[event.key])
@@ -151,7 +152,7 @@ def show_pictures(folder: RunFolder, trial: Trial, kind: str, prefix: str) -> No
 
 def _add_pictures(files: EventFiles, folder: RunFolder, kind: str, trial: Trial, prefix: str) -> None:
     for title, png in folder.pictures(prefix).items():
-        files.add(_picture(f"{kind}/{trial.spec.method}/{title}", png), trial.epochs)
+        files.add(_picture(f"{kind}/{trial.spec.method}/{title}", png), round(trial.epochs))
 
 
 def _experiment(study: Study) -> Summary:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from methods.data.records import Split
 from methods.protocols.contract import difference_of
-from orchestrator.engine.journal import History
+from methods.tasks import Facts
+from orchestrator.engine.events import Scored
+from orchestrator.engine.history import History
 from orchestrator.engine.records import Rung
 from orchestrator.outputs.leaderboard import Finalist, finalists
 
@@ -27,38 +28,36 @@ class Interval:
     what: str
 
 
-def paired(a: Rung, b: Rung) -> Interval | None:
+def paired(a: Rung, b: Rung, facts: Facts) -> Interval | None:
     """Mean difference a - b over the validation images or episodes that both answered; None where they share none."""
     if not _pairs(a, b):
         return None
-    return _paired([a], [b])
+    return _paired([a], [b], facts)
 
 
 def _pairs(a: Rung, b: Rung) -> bool:
     return a.units is not None and b.units is not None and a.units.shape == b.units.shape and a.units.dtype == b.units.dtype
 
 
-def _paired(a: Sequence[Rung], b: Sequence[Rung]) -> Interval:
+def _paired(a: Sequence[Rung], b: Sequence[Rung], facts: Facts) -> Interval:
     """Every unit's mean over the rungs, paired."""
     mean_a, mean_b = (np.mean([r.units.astype(np.float64) for r in rungs if r.units is not None], axis=0) for rungs in (a, b))
     yes_or_no = len(a) == 1 and a[0].units is not None and a[0].units.dtype == bool
     found = difference_of(mean_a - mean_b, yes_or_no)
-    images = "images of another data set" if a[0].scored_on == "elsewhere" else "validation images"
-    what = "episodes" if a[0].scored_on in ("episodes", "turns") else images
     # A frozen encoder's probe is cross-validated on the whole budget, so it has learnt from more labels than a method that
     # was trained on one part: whoever reads the difference must know.
     unequal = ", though the frozen encoder's probe had more labels" if a[0].scored_on != b[0].scored_on else ""
-    return Interval(found.mean, found.low, found.high, found.n, f"{what}, paired{unequal}")
+    return Interval(found.mean, found.low, found.high, found.n, f"{facts.units[a[0].scored_on]}, paired{unequal}")
 
 
-def compare(a: Finalist, b: Finalist) -> Interval:
+def compare(a: Finalist, b: Finalist, facts: Facts) -> Interval:
     """How far a's validation score lies above b's: paired per image or episode over all seeds where both answered the same,
     else from the seeds' spread alone.
     """
     per_seed = [(x.rungs[-1], y.rungs[-1]) for x, y in zip(a.retrained, b.retrained, strict=False) if x.rungs and y.rungs]
     both = [(x, y) for x, y in per_seed if _pairs(x, y)]
     if both:
-        return _paired([x for x, _ in both], [y for _, y in both])
+        return _paired([x for x, _ in both], [y for _, y in both], facts)
     values_a = [t.value for t in a.retrained if t.value is not None]
     values_b = [t.value for t in b.retrained if t.value is not None]
     if len(values_a) < 2 or len(values_b) < 2:
@@ -74,64 +73,75 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-def verdict(history: History, split: Split) -> Verdict:
+def verdict(history: History, facts: Facts) -> Verdict:
     """The honest reading of a finished study.
 
     Args:
-        split: how its data was divided: where the test came from, if there was one, and whether groups validated in turn.
+        history: of the study.
+        facts: what its task says of the division: where the test came from, what validated, what the exported model saw.
     """
     board = finalists(history)
     if not board:
         return Verdict(("No trial finished, so there is no winner; the reasons stand in the leaderboard.",))
     best = board[0]
     spec = best.trial.spec
-    turns = f", each the mean over {len(split.turns)} groups left out in turn" if split.turns else ""
     said = [
         f"Winner: {spec.method} (trial {spec.trial}), chosen by validation: {best.val:.1%} over {len(best.retrained)} seed(s)"
-        f"{turns}."
+        f"{facts.folds}.",
+        _of_test(best, facts),
+        _against_runner_up(board, facts),
+        _against_defaults(history, best, facts),
+        facts.refitted if best.refits else facts.exported,
+        _of_the_last_tenth(history),
+        facts.left_out,
+        facts.luck,
     ]
+    return Verdict(tuple(sentence for sentence in said if sentence))
+
+
+def _of_test(best: Finalist, facts: Facts) -> str:
     tests = best.test_values()
-    if tests:
-        spread = f", sd {np.std(tests, ddof=1):.1%}" if len(tests) > 1 else ""
-        first = best.tests[0]
-        asked = "episodes" if best.trial.rungs and best.trial.rungs[-1].scored_on in ("episodes", "turns") else "images"
-        taken = "held out from your data" if split.holdout else "your test set"
-        said.append(
-            f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} seed(s), {first.n} {asked} ({taken}); "
-            f"95% interval of one model by the test set's size alone: {first.low:.1%} to {first.high:.1%}."
-        )
-    elif split.test is None:
-        said.append(
-            "No test was made (test: none). The validation score chose the winner, so for new classes it is optimistic."
-        )
-    if len(board) > 1:
-        gap = compare(best, board[1])
-        other = board[1].trial.spec
-        name = f"{other.method} (trial {other.trial})"
-        if gap.low > 0:
-            said.append(f"It is ahead of the runner-up, {name}: {_told(gap)}.")
-        elif gap.high < 0:
-            # A frozen encoder is ranked by all labels of the budget, and the two compared on those that both answered.
-            said.append(f"On what both answered, the runner-up, {name}, is ahead: {_told(gap)}.")
-        else:
-            said.append(f"It is not distinguishable from the runner-up, {name}: {_told(gap)}.")
-    said.append(_against_defaults(history, best))
-    if best.refits:
-        what = "all groups" if split.turns else "the whole label budget, validation labels included"
-        said.append(f"The exported model was trained on {what}.")
-    elif split.new_classes:
-        said.append("The exported encoder was trained without the classes that validated.")
-    else:
-        said.append("The exported encoder was trained without validation labels; a probe on it may use the whole budget.")
-    if split.left_out:
-        which = f"first {split.left_out[0]}"
-        said.append(f"{len(split.left_out)} class(es) have too few images for the episodes and were not asked, {which}.")
-    drawn = ["which images were labelled"]
-    if split.new_classes:
-        drawn = ["which classes validated"] * (not split.turns) + ["which classes were held out"] * split.holdout
-    if drawn:
-        said.append(f"The spread over seeds does not include the luck of {' and '.join(drawn)}.")
-    return Verdict(tuple(said))
+    if not tests:
+        return facts.no_test
+    spread = f", sd {np.std(tests, ddof=1):.1%}" if len(tests) > 1 else ""
+    first = best.tests[0]
+    asked = facts.asked[best.trial.rungs[-1].scored_on] if best.trial.rungs else "images"
+    return (
+        f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} seed(s), {first.n} {asked} ({facts.taken}); "
+        f"95% interval of one model by the test set's size alone: {first.low:.1%} to {first.high:.1%}."
+    )
+
+
+def _against_runner_up(board: Sequence[Finalist], facts: Facts) -> str:
+    if len(board) < 2:
+        return ""
+    gap, other = compare(board[0], board[1], facts), board[1].trial.spec
+    name = f"{other.method} (trial {other.trial})"
+    if gap.low > 0:
+        return f"It is ahead of the runner-up, {name}: {_told(gap)}."
+    if gap.high < 0:
+        # A frozen encoder is ranked by all labels of the budget, and the two compared on those that both answered.
+        return f"On what both answered, the runner-up, {name}, is ahead: {_told(gap)}."
+    return f"It is not distinguishable from the runner-up, {name}: {_told(gap)}."
+
+
+def _of_the_last_tenth(history: History) -> str:
+    """What the last tenth of the search brought, where a budget other than trials ended it; blank otherwise."""
+    ended = history.search_ended
+    if ended is None or history.trials_wanted is not None or history.started is None:
+        return ""
+    began = history.started.time
+    late = began + 0.9 * (ended.time - began)
+    scores = [(e.time, e.rung.value) for e in history.events if isinstance(e, Scored) and e.key in history.trials]
+    scores = [(time, value) for time, value in scores if time <= ended.time]
+    if not scores:
+        return ""
+    before = max((value for time, value in scores if time <= late), default=None)
+    after = max(value for _, value in scores)
+    if before is None:
+        return f"The search ended because {ended.reason}; all its scores came in the last tenth of it: give it more."
+    gain = f"raised the best validation score by {after - before:.1%}" if after > before else "brought nothing better"
+    return f"The search ended because {ended.reason}; its last tenth {gain}."
 
 
 def _told(gap: Interval) -> str:
@@ -139,12 +149,12 @@ def _told(gap: Interval) -> str:
     return f"{gap.mean:+.1%}{span} on {gap.n} {gap.what}"
 
 
-def _against_defaults(history: History, best: Finalist) -> str:
+def _against_defaults(history: History, best: Finalist, facts: Facts) -> str:
     """The winner against its own method's defaults, which are that method's first trial."""
     default = next(t for t in history.search() if t.spec.method == best.trial.spec.method)
     if default.spec.trial == best.trial.spec.trial:
         return "The winner is its method's default configuration: the search found none better."
-    gap = paired(best.trial.rungs[-1], default.rungs[-1]) if default.status == "finished" else None
+    gap = paired(best.trial.rungs[-1], default.rungs[-1], facts) if default.status == "finished" else None
     if gap is None:
         return "Its method's defaults were not scored on the same images."
     if gap.low > 0:

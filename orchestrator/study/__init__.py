@@ -2,7 +2,7 @@
 
 from orchestrator.study.fields import StudyError
 from orchestrator.study.health import COLLAPSE, Limit
-from orchestrator.study.load import PRESETS, find_study, load_study
+from orchestrator.study.load import PRESETS, find_study, load_study, parse_study
 from orchestrator.study.selection import IN_PYTHON, Selection
 from orchestrator.study.study import Study
 from orchestrator.study.task import FewShotTask
@@ -18,4 +18,5 @@ __all__ = [
     "StudyError",
     "find_study",
     "load_study",
+    "parse_study",
 ]

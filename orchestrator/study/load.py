@@ -22,18 +22,32 @@ def load_study(path: str | Path, settings: Sequence[str] = ()) -> Study:
     """
     file = find_study(path)
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise StudyError(f"{file} must be plain YAML, but {_yaml_problem(error)}") from None
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{file} cannot be read: {error}") from None
+    return parse_study(text, str(file), file.stem, settings)
+
+
+def parse_study(text: str, file: str, name: str, settings: Sequence[str] = ()) -> Study:
+    """The study in a YAML text, as ``load_study``.
+
+    Args:
+        text: the YAML.
+        file: what errors call it.
+        name: of the study where the text gives none.
+        settings: as for ``load_study``.
+    """
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StudyError(f"{file} must be plain YAML, but {_yaml_problem(error)}") from None
     except (ValueError, RecursionError) as error:
         raise StudyError(f"{file} must be plain YAML, but a value in it cannot be: {error}") from None
     if not isinstance(raw, dict):
         raise StudyError(f"{file} must hold a mapping of study fields such as 'data: digits', got {type(raw).__name__}")
     for setting in settings:
         _apply(raw, setting)
-    raw.setdefault("name", file.stem)
+    raw.setdefault("name", name)
     for key in raw:
         if not isinstance(key, str):
             raise StudyError(f"{file}: a study's fields are words, got {key!r}")

@@ -17,7 +17,7 @@ from orchestrator.study.selection import IN_PYTHON, SelectionFields
 from orchestrator.study.task import FewShotTask, TaskFields
 
 ORDER = (
-    *("data", "test", "labels", "validation", "imbalance", "mismatch", "task", "few_shot"),
+    *("data", "test", "labels", "validation", "imbalance", "mismatch", "keep_groups", "task", "few_shot"),
     *("methods", "encoder", "vit_encoder", "init", "trials", "epochs", "epoch_images", "reduction"),
     *("selection", "stop", "search", "protocol", "objective", "seed", "size", "on_bad_image"),
     *("workers", "slots", "address", "precision", "out", "name", "earlier"),

@@ -59,6 +59,7 @@ class TaskFields(Strict):
     validation: float | None = None
     imbalance: float = 1.0
     mismatch: float | None = None
+    keep_groups: bool = False
     task: Literal["classification", "few_shot"] = "classification"
     few_shot: FewShotTask = FewShotTask()
 

@@ -35,9 +35,9 @@ from methods.world import World
 from orchestrator import Result, Study, resume, run
 from orchestrator import cli as cli_module
 from orchestrator.engine.controller import Controller
-from orchestrator.engine.journal import History
+from orchestrator.engine.history import History
 from orchestrator.engine.records import SlotSetup
-from orchestrator.engine.trial import TrialRun
+from orchestrator.engine.trial import SegmentRun
 from orchestrator.folder import load_tensors
 from orchestrator.oneshot import distance_of, one_shot
 from orchestrator.outputs.leaderboard import paired
@@ -65,7 +65,7 @@ STUDY: dict[str, Any] = {
 
 
 def in_this_process(sweep: Controller, shared: SlotSetup, plan: object) -> None:
-    slot = TrialRun(shared, World())
+    slot = SegmentRun(shared, World())
     while (job := sweep.next_job()) is not None:
         slot.begin(job)
         while not sweep.receive(slot.advance()):
