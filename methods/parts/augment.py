@@ -104,7 +104,7 @@ class Augment:
             images = resize(images, self.size)
         share = SHIFT * (min(self.strength, 1.0) if strong else self.strength)
         mirrored = stream.chance(0.5) if self.flip else None
-        x = shift(images, _whole_steps(images, stream, share), mirrored)
+        x = shift(images, whole_steps(images, stream, share), mirrored)
         if strong:
             return to_float(rand_augment(to_uint8(x), stream, self.strength))
         return gaussian_noise(x, stream, NOISE * self.strength)
@@ -244,10 +244,10 @@ def rotate_quarter(images: Tensor, k: Tensor) -> Tensor:
 
 def translate(images: Tensor, stream: RandomStream, share: float = SHIFT) -> Tensor:
     """Move by whole pixels, uniform up to ``share`` of each side, borders filled by reflection; uint8 stays uint8."""
-    return shift(images, _whole_steps(images, stream, share))
+    return shift(images, whole_steps(images, stream, share))
 
 
-def _whole_steps(images: Tensor, stream: RandomStream, share: float) -> Tensor:
+def whole_steps(images: Tensor, stream: RandomStream, share: float) -> Tensor:
     """int64 [B, 2]: down and right, uniform over whole pixels within ``share`` of each side."""
     reach = torch.tensor([round(share * n) for n in images.shape[2:]], device=images.device)
     return (stream.uniform(2) * (2 * reach + 1)).floor().long().minimum(2 * reach) - reach
@@ -499,7 +499,7 @@ def colour_maps(jitter: Jitter, grey: Tensor, channels: int) -> tuple[Tensor, Te
         return to_grey + factor[:, None, None] * (eye - to_grey)
 
     bright, flat = brightness[:, None, None] * eye, contrast[:, None, None] * eye
-    vivid, turned = (towards_grey(saturation), _hue_matrix(hue)) if channels == 3 else (same, same)
+    vivid, turned = (towards_grey(saturation), hue_matrix(hue)) if channels == 3 else (same, same)
     of_pixels = torch.stack([bright, flat, vivid, turned], dim=1)
     of_mean = torch.stack([bright, towards_grey(contrast), vivid, turned], dim=1)
     where = torch.arange(len(order), device=device)[:, None]
@@ -511,7 +511,7 @@ def colour_maps(jitter: Jitter, grey: Tensor, channels: int) -> tuple[Tensor, Te
     return matrix, mean - matrix
 
 
-def _hue_matrix(turns: Tensor) -> Tensor:
+def hue_matrix(turns: Tensor) -> Tensor:
     """[B, 3, 3]: RGB turned about the grey axis by ``turns`` [B]; a third of a turn takes red to green to blue exactly."""
     angle = (2 * math.pi * turns)[:, None, None]
     grey = torch.full((3, 3), 1 / 3, device=turns.device)

@@ -170,7 +170,7 @@ class EpisodeViews:
     ``rotations`` is on every class or task turned."""
 
     def __init__(self, config: EpisodicConfig, context: Context) -> None:
-        self._augment = config.augment(context)
+        self.augment = config.augment(context)
         self._config = config
         self._paper = paper_of(context.data.mean)
 
@@ -200,11 +200,11 @@ class EpisodeViews:
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Each image with an augmented view to its right."""
-        return augmented_pictures(self._augment, batch)
+        return augmented_pictures(self.augment, batch)
 
     def _view(self, images: Tensor, stream: RandomStream) -> Tensor:
         tasks, n = images.shape[:2]
-        return self._augment(images.flatten(0, 1), stream.per(n)).unflatten(0, (tasks, n))
+        return self.augment(images.flatten(0, 1), stream.per(n)).unflatten(0, (tasks, n))
 
 
 def augmented_pictures(augment: Augment, batch: Batch) -> dict[str, Tensor]:

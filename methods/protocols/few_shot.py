@@ -98,11 +98,11 @@ class FewShot(Protocol):
             for _, _, support, query in self._draw(asked, _DRAWN):
                 s, q = z[support.to(z.device)], z[query.to(z.device)]  # [t, N*K, D], [t, N*Q, D]
                 if learner is None:
-                    yield self._rate(self._centroids(s, q))
+                    yield self._rate(self.centroid_logits(s, q))
                 else:
                     yield self._rate(learner.compare(s, classes.expand(len(s), -1), q, self.ways))
 
-    def _centroids(self, support: Tensor, query: Tensor) -> Tensor:
+    def centroid_logits(self, support: Tensor, query: Tensor) -> Tensor:
         """float [t, Q, N]: closeness of each query to each class's mean embedding."""
         if self.distance == "cosine":
             support, query = F.normalize(support, dim=2), F.normalize(query, dim=2)

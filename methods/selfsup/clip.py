@@ -124,7 +124,7 @@ class CLIP(Learner):
 
     def loss(self, step: Step) -> Loss:
         batch = step.from_labelled() if self.from_labelled else step.from_pool()
-        tokens, same = self._captions(batch)  # B L, B S
+        tokens, same = self.captions(batch)  # B L, B S
         x = self.augment(batch.images, batch.stream)  # B C H W
         image = F.normalize(self.image_head(self.backbone(x)).float(), dim=1)  # B D
         text = F.normalize(self.text_head(self.text(tokens)).float(), dim=1)  # B D
@@ -132,7 +132,7 @@ class CLIP(Learner):
         total, found = caption_loss(image, text, same, scale, step.world)
         return Loss(total, {"pretext_accuracy": found, "temperature": 1 / scale.detach()})
 
-    def _captions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def captions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """int64 [B, L], and int64 [B, S] that are equal where captions say the same."""
         if not self.from_names:
             assert batch.tokens is not None, "the data has captions"

@@ -245,7 +245,7 @@ def test_shift_is_reflect_padding_and_a_crop() -> None:
 
 
 def test_translation_reaches_its_share_evenly() -> None:
-    steps = A._whole_steps(photographs(1, 32, 16).expand(9000, 3, 32, 16), draws(9000), 0.125)
+    steps = A.whole_steps(photographs(1, 32, 16).expand(9000, 3, 32, 16), draws(9000), 0.125)
     for column, reach in ((0, 4), (1, 2)):
         counts = torch.bincount(steps[:, column] + reach).double()
         assert len(counts) == 2 * reach + 1
@@ -368,7 +368,7 @@ def test_contrast_uses_the_mean_of_the_image_so_far() -> None:
     grey = torch.tensor([0.0, 0.4, 1.0, 0.2])
     result = A.recoloured(images, jitter, grey)
     weights = np.array(A.GREY)
-    hues = A._hue_matrix(jitter[3]).double().numpy()
+    hues = A.hue_matrix(jitter[3]).double().numpy()
     for i in range(4):
         x = images[i].double().numpy() / 255
         for op in jitter[4][i].tolist():

@@ -179,5 +179,5 @@ def test_every_few_shot_method_offers_it_by_its_knob(name: str, paper: float) ->
         learner = method.plan(config)[0].learner(config, Context(data, EncoderSpec("conv4"), World(), 0))
         found = [module for module in learner.encoder().modules() if isinstance(module, FramedEncoder)]
         assert [module.paper for module in found] == [paper] * int(on)
-        augment = learner.views._augment if hasattr(learner, "views") else learner.augment
+        augment = learner.views.augment if hasattr(learner, "views") else learner.augment
         assert augment.paper == (paper if on else None), "in training nothing else frames"

@@ -298,7 +298,7 @@ def test_few_shot_is_at_chance_on_noise(trained: Trained) -> None:
 def test_nearest_centroid_is_its_definition(distance: str) -> None:
     """Against plain loops."""
     support, query = torch.randn(1, 6, 4), torch.randn(1, 5, 4)
-    logits = FewShot(ways=2, shots=3, queries=5, distance=distance)._centroids(support, query)[0]
+    logits = FewShot(ways=2, shots=3, queries=5, distance=distance).centroid_logits(support, query)[0]
     s = support[0].double()
     q = query[0].double()
     if distance == "cosine":

@@ -197,13 +197,13 @@ def test_clip_on_class_names_goes_on_bitwise_and_two_workers_draw_its_captions_b
     # What a worker draws of the global batch: its half of the labels, and of the phrasings.
     learner = whole.learner
     batch = whole.step_at(0, 0.0).from_labelled()
-    tokens, same = learner._captions(batch)
+    tokens, same = learner.captions(batch)
     halves = []
     for rank in range(2):
         rows = slice(rank * 8, rank * 8 + 8)
         draws = RandomStream(batch.stream.seed, 16, rows, torch.device("cpu"))
         part = dataclasses.replace(batch, images=batch.images[rows], label=batch.labels()[rows], stream=draws)
-        halves.append(learner._captions(part))
+        halves.append(learner.captions(part))
     assert torch.equal(torch.cat([half[0] for half in halves]), tokens)
     assert torch.equal(torch.cat([half[1] for half in halves]), same)
 
