@@ -89,7 +89,7 @@ class Batch:
         label: int64 [b], -1 where unlabelled; None in a batch drawn without regard to labels.
         group: int64 [b], alphabet or domain, or None.
         tokens: int64 [b, L], captions as token ids, or None.
-        targets: float32 [b, M], further targets (multi-task), or None.
+        targets: int64 [b, M], further label columns, -1 where unlabelled; None where there are none or labels are not regarded.
     """
 
     index: Tensor

@@ -26,7 +26,7 @@ from methods.batch import seed_of
 from methods.data.captions import encode, vocabulary
 from methods.data.drawing import LARGEST_MISMATCH, draw_labels, draw_mismatch, stratified
 from methods.data.grouping import divided_by_group, kept_together, straddling
-from methods.data.records import ImageSet, IntArray, LabelledSubset, Source, Split, TrainData, channel_statistics
+from methods.data.records import ImageSet, IntArray, LabelColumn, LabelledSubset, Source, Split, TrainData, channel_statistics
 from methods.data.views import renumber, select
 from search_spaces.domains import UserError
 
@@ -78,7 +78,7 @@ def split(
     visible[train_index] = data.label[train_index]
     within = np.full(len(data), -1, dtype=np.int64)
     within[chosen] = data.label[chosen]
-    seen = dataclasses.replace(data, label=within)
+    seen = dataclasses.replace(data, label=within, targets=shown(data, within))
     return Split(
         train=train_data(data, visible),
         labelled=LabelledSubset(seen, train_index, data.label[train_index]),
@@ -136,18 +136,23 @@ def train_data(data: ImageSet, label: IntArray) -> TrainData:
     words = vocabulary(data.captions)
     return TrainData(
         data.images, label, len(data.classes), mean, std, data.group, caption_tokens(data, label, words), data.flip,
-        names=data.classes, words=words, caption_labels=data.caption_labels,
+        names=data.classes, words=words, caption_labels=data.caption_labels, targets=shown(data, label),
     )  # fmt: skip
 
 
 def relabelled(train: TrainData, data: ImageSet, label: IntArray) -> TrainData:
-    """The same images with other labels to be seen, and the captions that go with them.
+    """The same images with other labels to be seen, and the captions and further labels that go with them.
 
     Args:
         train: made from ``data``.
         label: int64 [N], -1 hidden.
     """
-    return dataclasses.replace(train, label=label, tokens=caption_tokens(data, label, train.words))
+    return dataclasses.replace(train, label=label, tokens=caption_tokens(data, label, train.words), targets=shown(data, label))
+
+
+def shown(data: ImageSet, label: IntArray) -> tuple[LabelColumn, ...]:
+    """The further label columns, hidden where ``label`` int64 [N] is."""
+    return tuple(column.shown(label >= 0) for column in data.targets)
 
 
 def caption_tokens(data: ImageSet, label: IntArray, words: Sequence[str]) -> IntArray | None:

@@ -1,6 +1,6 @@
 """``glyphs``: characters of many scripts rendered from the fonts that matplotlib ships.
 
-One class a character, one group a script; every image has attributes (family, weight, slant, size, position) and a caption
+One class a character, one group a script; every image has further labels (family, weight, slant, size, position) and a caption
 such as "a bold italic small glyph of latin capital letter a at the top left in serif". Of characters whose shapes hardly
 differ (Latin A and Greek Alpha, o and O) only the first is a class; characters that a font lacks are not drawn in it.
 """
@@ -18,7 +18,7 @@ from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from methods.data.records import ArrayImages, Attribute, ImageSet, Source
+from methods.data.records import ArrayImages, ImageSet, LabelColumn, Source
 
 PER_CLASS = 20
 
@@ -190,8 +190,8 @@ def _describe(array: NDArray[np.uint8], plan: list[Glyph], characters: list[Char
     families = tuple(sorted({face.family for face in FACES}))
     captions = tuple(_caption(FACES[g.face], characters[g.character], g) for g in plan)
 
-    def attribute(name: str, values: tuple[str, ...], index: list[int]) -> Attribute:
-        return Attribute(name, values, np.array(index, dtype=np.int64))
+    def column(name: str, classes: tuple[str, ...], label: list[int]) -> LabelColumn:
+        return LabelColumn(name, classes, np.array(label, dtype=np.int64))
 
     return ImageSet(
         images=ArrayImages(array),
@@ -202,12 +202,12 @@ def _describe(array: NDArray[np.uint8], plan: list[Glyph], characters: list[Char
         captions=captions,
         flip=False,
         caption_labels=True,
-        attributes=(
-            attribute("family", families, [families.index(FACES[g.face].family) for g in plan]),
-            attribute("weight", ("regular", "bold"), [int(FACES[g.face].bold) for g in plan]),
-            attribute("slant", ("upright", "italic"), [int(FACES[g.face].italic) for g in plan]),
-            attribute("size", tuple(SIZES), [g.size for g in plan]),
-            attribute("position", tuple(POSITIONS), [g.position for g in plan]),
+        targets=(
+            column("family", families, [families.index(FACES[g.face].family) for g in plan]),
+            column("weight", ("regular", "bold"), [int(FACES[g.face].bold) for g in plan]),
+            column("slant", ("upright", "italic"), [int(FACES[g.face].italic) for g in plan]),
+            column("size", tuple(SIZES), [g.size for g in plan]),
+            column("position", tuple(POSITIONS), [g.position for g in plan]),
         ),
     )
 

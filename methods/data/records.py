@@ -58,12 +58,16 @@ class ArrayImages(Images):
 
 
 @dataclass(frozen=True)
-class Attribute:
-    """A further fact about every image (font, size, position): ``index`` int64 [N] counts into ``values``."""
+class LabelColumn:
+    """A further label of every image (font, size, scanner): ``label`` int64 [N] counts into ``classes``, -1 where unknown."""
 
     name: str
-    values: tuple[str, ...]
-    index: IntArray
+    classes: tuple[str, ...]
+    label: IntArray
+
+    def shown(self, where: NDArray[np.bool_]) -> LabelColumn:
+        """The column with every label outside ``where``, bool [N], hidden."""
+        return LabelColumn(self.name, self.classes, np.where(where, self.label, -1))
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class ImageSet:
         names: file names relative to the source, or ().
         flip: whether a mirrored image keeps its meaning; False for characters and digits.
         caption_labels: whether captions tell the class, so that they are hidden wherever the label is.
-        attributes: further facts about every image, or ().
+        targets: further labels of every image, or ().
         validates: bool [N], the images that the data itself sets apart to validate (a ``split`` column), or None.
         fold: int64 [N], the fold of a cross-validation that each image is in (a ``fold`` column), -1 where none; or None.
     """
@@ -94,7 +98,7 @@ class ImageSet:
     names: tuple[str, ...] = ()
     flip: bool = True
     caption_labels: bool = False
-    attributes: tuple[Attribute, ...] = ()
+    targets: tuple[LabelColumn, ...] = ()
     validates: NDArray[np.bool_] | None = None
     fold: IntArray | None = None
 
@@ -156,6 +160,7 @@ class TrainData:
         names: class names, or () where they are not known.
         words: of the captions; token k is ``words[k - 1]``.
         caption_labels: whether captions tell the class; only those of images with a label are then here.
+        targets: further label columns, hidden wherever the label is.
     """
 
     images: Images
@@ -169,9 +174,14 @@ class TrainData:
     names: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     caption_labels: bool = False
+    targets: tuple[LabelColumn, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def target_labels(self) -> IntArray | None:
+        """int64 [N, M]: the further label columns side by side, -1 where hidden; None where there is none."""
+        return np.stack([column.label for column in self.targets], axis=1) if self.targets else None
 
 
 @dataclass(frozen=True)

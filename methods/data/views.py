@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from methods.data.records import ArrayImages, Attribute, Images, ImageSet, IntArray
+from methods.data.records import ArrayImages, Images, ImageSet, IntArray, LabelColumn
 from search_spaces.domains import UserError
 
 
@@ -106,7 +106,7 @@ def select(data: ImageSet, index: IntArray) -> ImageSet:
         group=None if data.group is None else data.group[index],
         captions=tuple(data.captions[i] for i in index) if data.captions else (),
         names=tuple(data.names[i] for i in index) if data.names else (),
-        attributes=tuple(dataclasses.replace(a, index=a.index[index]) for a in data.attributes),
+        targets=tuple(dataclasses.replace(column, label=column.label[index]) for column in data.targets),
         validates=None if data.validates is None else data.validates[index],
         fold=None if data.fold is None else data.fold[index],
     )
@@ -143,7 +143,7 @@ def join(parts: Sequence[ImageSet]) -> ImageSet:
     # A part without any label, such as the crops of an image, takes no group away from the others.
     named = [part for part in parts if part.group is not None or (part.label >= 0).any()]
     grouped = bool(named) and all(part.group is not None for part in named)
-    shared = [a.name for a in parts[0].attributes if all(a.name in {b.name for b in part.attributes} for part in parts)]
+    further = dict.fromkeys(column.name for part in parts for column in part.targets)
     return ImageSet(
         images=images,
         label=np.concatenate([renumber(part, classes).label for part in parts]),
@@ -154,7 +154,7 @@ def join(parts: Sequence[ImageSet]) -> ImageSet:
         names=tuple(n for part in parts for n in part.names) if all(part.names for part in parts) else (),
         flip=all(part.flip for part in parts),
         caption_labels=any(part.caption_labels for part in parts),
-        attributes=tuple(_join_attribute(name, parts) for name in shared),
+        targets=tuple(_join_targets(name, parts) for name in further),
         validates=_join_column([part.validates for part in parts], parts, False, bool),
         fold=_join_column([part.fold for part in parts], parts, -1, np.int64),
     )
@@ -167,10 +167,14 @@ def _regroup(part: ImageSet, groups: tuple[str, ...]) -> IntArray:
     return number[part.group]
 
 
-def _join_attribute(name: str, parts: Sequence[ImageSet]) -> Attribute:
-    found = [next(a for a in part.attributes if a.name == name) for part in parts]
-    values = tuple(dict.fromkeys(v for a in found for v in a.values))
-    return Attribute(name, values, np.concatenate([np.array([values.index(v) for v in a.values])[a.index] for a in found]))
+def _join_targets(name: str, parts: Sequence[ImageSet]) -> LabelColumn:
+    """One further label column of all parts, unknown in those that lack it."""
+    found = [next((c for c in part.targets if c.name == name), None) for part in parts]
+    classes = tuple(dict.fromkeys(value for column in found if column is not None for value in column.classes))
+    own = [None if c is None else np.array([*map(classes.index, c.classes), -1], dtype=np.int64)[c.label] for c in found]
+    label = _join_column(own, parts, -1, np.int64)
+    assert label is not None, "the name came from one of the parts"
+    return LabelColumn(name, classes, label)
 
 
 def _join_column(

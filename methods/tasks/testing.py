@@ -84,10 +84,12 @@ def _check_parts(task: Task, part: Split, test: LabelledSubset | None) -> None:
 
 
 def _check_further(data: TrainData) -> None:
-    """Captions that tell the class are hidden where the label is."""
+    """Captions that tell the class, and further labels, are hidden where the label is."""
     hidden = data.label < 0
     if data.tokens is not None and data.caption_labels:
         assert not data.tokens[hidden].any(), "a caption tells a hidden label"
+    further = data.target_labels()
+    assert further is None or (further[hidden] < 0).all(), "a further label is shown where the label is hidden"
 
 
 def _check_shown(data: TrainData, split: Split) -> None:

@@ -68,6 +68,8 @@ class Feeder:
         self._label = torch.from_numpy(data.label)
         self._group = None if data.group is None else torch.from_numpy(data.group)
         self._tokens = None if data.tokens is None else torch.from_numpy(data.tokens)
+        targets = data.target_labels()
+        self._targets = None if targets is None else torch.from_numpy(targets)
 
     def _episode_sampler(self, labelled: IntArray) -> EpisodeSampler:
         assert self.batch_spec.episodes is not None
@@ -91,6 +93,7 @@ class Feeder:
             label=self._to_device(self._label[index]) if labels else None,
             group=None if self._group is None else self._to_device(self._group[index]),
             tokens=None if self._tokens is None else self._to_device(self._tokens[index]),
+            targets=self._to_device(self._targets[index]) if labels and self._targets is not None else None,
         )
 
     def _episodes(self, shape: EpisodeShape, number: int) -> Episodes:

@@ -76,10 +76,10 @@ def glyph_looks() -> Split:
     """Glyphs with captions to train on. Asked is which of all looks (weight, slant, size and place together) an image has,
     of images whose look no training image has, though each part of it stands in many."""
     data = load("glyphs").train
-    parts = [next(a for a in data.attributes if a.name == name) for name in ("weight", "slant", "size", "position")]
-    looks = list(itertools.product(*(a.values for a in parts)))
+    parts = [next(c for c in data.targets if c.name == name) for name in ("weight", "slant", "size", "position")]
+    looks = list(itertools.product(*(column.classes for column in parts)))
     assert len(looks) == LOOKS
-    look = np.ravel_multi_index([a.index for a in parts], [len(a.values) for a in parts])
+    look = np.ravel_multi_index([column.label for column in parts], [len(column.classes) for column in parts])
     new = np.isin(look, np.random.default_rng(0).permutation(LOOKS)[: LOOKS // 5])
     hidden = np.full(int((~new).sum()), -1, dtype=np.int64)
     shown = dataclasses.replace(select(data, np.flatnonzero(~new)), label=hidden, caption_labels=False)

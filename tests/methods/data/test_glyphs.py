@@ -46,8 +46,8 @@ def test_the_same_seed_gives_the_same_pixels(monkeypatch: pytest.MonkeyPatch) ->
     assert (arrays[0] != arrays[2]).any()
 
 
-def test_captions_say_what_the_attributes_say(data: ImageSet) -> None:
-    values = {a.name: [a.values[k] for k in a.index] for a in data.attributes}
+def test_captions_say_what_the_further_labels_say(data: ImageSet) -> None:
+    values = {column.name: [column.classes[k] for k in column.label] for column in data.targets}
     assert set(values) == {"family", "weight", "slant", "size", "position"}
     for i in range(0, len(data), 97):
         v = {name: found[i] for name, found in values.items()}
