@@ -40,7 +40,7 @@ from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.trial import SegmentRun
 from orchestrator.folder import load_tensors
 from orchestrator.oneshot import distance_of, one_shot
-from orchestrator.outputs.leaderboard import paired
+from orchestrator.outputs.verdict import paired
 from orchestrator.predict import predict
 from orchestrator.prepare import load_split
 from orchestrator.study import StudyError, load_study
