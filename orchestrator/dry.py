@@ -35,7 +35,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     kept = rungs[0] / study.epochs + sum(
         survivors ** (i + 1) * (rungs[i + 1] - rungs[i]) / study.epochs for i in range(len(rungs) - 1)
     )
-    searched = sum(full.values()) + (study.trials - len(full)) * mean * kept
+    searched = sum(full.values()) + ((study.trials or len(full)) - len(full)) * mean * kept
     chosen = study.selection
     refits = (1 / turns if split.turns or study.task == "classification" else 0) if chosen.refit else 0
     retrained = chosen.top * mean * (chosen.repeats("retrain") + chosen.repeats("refit") * refits)

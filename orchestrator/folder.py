@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,8 +119,9 @@ class RunFolder:
             raise StudyError(f"{path} is not a run folder: it has no study.yaml; give the folder that 'run' printed")
         return folder
 
-    def load_study(self) -> Study:
-        return load_study(self.study)
+    def load_study(self, imports: Sequence[str] = ()) -> Study:
+        """The study, with code of one's own from the modules ``imports``."""
+        return load_study(self.study, imports=imports)
 
 
 def dump_study(study: Study) -> str:

@@ -51,7 +51,7 @@ def run(study: Study, out: str | Path | None = None, quiet: bool = True, sinks: 
         journal = Journal(folder.journal)
         history = History(None, 0, {}, {}, None, None, [])
         told = [*default_sinks(folder, study, plan, quiet), *sinks]
-        started = Started(FORMAT, study.trials, versions())
+        started = Started(FORMAT, study.trials or 0, versions())
         journal.write(started)
         history.add(started)
         return _carry_out(study, split, folder, journal, history, plan, told, connection.origin == "joined")

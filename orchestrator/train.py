@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from orchestrator.study import Study, StudyError, load_study
 from search_spaces.space import Suggestion
 
 
-def train(source: str, best: bool, workers: int, out: Path, address: str | None = None) -> Path:
+def train(source: str, best: bool, workers: int, out: Path, address: str | None = None, imports: Sequence[str] = ()) -> Path:
     """Trains one configuration on the whole label budget and writes ``encoder.pt`` and ``predictor.pt`` into ``out``.
 
     Args:
@@ -33,10 +34,12 @@ def train(source: str, best: bool, workers: int, out: Path, address: str | None 
         best: asserts that the winner is meant; a run folder without one is refused.
         workers: that train together.
         out: must not exist yet; written whole or not at all.
+        address: of a running Ray cluster; None for the study's.
+        imports: modules that may be imported for code of one's own.
     """
     if out.exists():
         raise StudyError(f"{out} exists already; give another --out")
-    study, chosen = _configuration(source, best)
+    study, chosen = _configuration(source, best, imports)
     split = load_split(study)
     check_weights(study, split)
     if chosen is None:
@@ -64,17 +67,17 @@ def _made(parent: Path) -> Path:
     return parent
 
 
-def _configuration(source: str, best: bool) -> tuple[Study, Suggestion | None]:
+def _configuration(source: str, best: bool, imports: Sequence[str]) -> tuple[Study, Suggestion | None]:
     """The study, and a run folder's winner."""
     if Path(source).is_dir():
         folder = RunFolder.open(source)
         winner = Result.open(source).best
         if winner is None:
             raise StudyError(f"{source} has no winner yet: finish the study with 'labelwise resume {source}'")
-        return folder.load_study(), Suggestion(winner.method, winner.config)
+        return folder.load_study(imports), Suggestion(winner.method, winner.config)
     if best:
         raise StudyError(f"--best takes the winner of a run folder, and {source} is none; leave it out for a study file")
-    return load_study(source), None
+    return load_study(source, imports=imports), None
 
 
 def _train(setup: SlotSetup, spec: TrialSpec, plan: ResourcePlan) -> str:

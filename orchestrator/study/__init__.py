@@ -1,5 +1,7 @@
 """What a study is: its fields, each with its owner, and how it is read and checked."""
 
+from orchestrator.study.budget import Spending
+from orchestrator.study.extensions import Allowed, Extension
 from orchestrator.study.fields import StudyError
 from orchestrator.study.health import COLLAPSE, Limit
 from orchestrator.study.load import PRESETS, find_study, load_study
@@ -11,9 +13,12 @@ __all__ = [
     "COLLAPSE",
     "IN_PYTHON",
     "PRESETS",
+    "Allowed",
+    "Extension",
     "FewShotTask",
     "Limit",
     "Selection",
+    "Spending",
     "Study",
     "StudyError",
     "find_study",

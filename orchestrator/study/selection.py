@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, WithJsonSchema, field_validator
 
-from methods.protocols import protocol
+from methods.protocols import PROTOCOLS, protocol
 from methods.protocols.contract import Protocol
 from orchestrator.engine.records import Purpose
-from orchestrator.study.fields import Strict, StudyError, single
+from orchestrator.study.extensions import Extension, in_python
+from orchestrator.study.fields import Strict, StudyError, lost, single
+from orchestrator.study.shapes import choice_schema
 from orchestrator.study.task import FewShotTask
 
 IN_PYTHON = "(a function given in Python)"
@@ -41,18 +43,22 @@ class Selection(Strict):
         return self.refit_seeds if purpose == "refit" and self.refit_seeds is not None else self.seeds
 
 
+_PROTOCOL: dict[str, Any] = {"anyOf": [*choice_schema(list(PROTOCOLS))["anyOf"], {"type": "null"}]}
+
+
 class SelectionFields(Strict):
     """How a trained method is scored and the winner chosen.
 
     Attributes:
         selection: how the winner is chosen.
-        protocol: how a trained method is scored; None for the task's default. A name, or a name with its settings.
+        protocol: how a trained method is scored; None for the task's default. A name, or a name with its settings; in
+            Python also a ``Protocol`` of your own.
         objective: in Python: from a ``Score`` to the number that the search maximises, instead of the score's value.
     """
 
     selection: Selection = Selection()
-    protocol: str | Mapping[str, Any] | None = None
-    objective: Any = None
+    protocol: Annotated[str | Mapping[str, Any] | Protocol | Extension | None, WithJsonSchema(_PROTOCOL)] = None
+    objective: Annotated[Any, WithJsonSchema({"enum": [None, IN_PYTHON]})] = None
 
     @field_validator("objective")
     @classmethod
@@ -63,6 +69,13 @@ class SelectionFields(Strict):
 
     def scoring_of(self, few_shot: FewShotTask | None) -> Protocol:
         """The protocol of a study, with its settings; ``few_shot`` shapes its episodes where the task is few-shot."""
+        if isinstance(self.protocol, Protocol):
+            return self.protocol
+        if isinstance(self.protocol, Extension):
+            made: Protocol = self.protocol.made()
+            return made
+        if self.protocol == in_python("protocol"):
+            raise StudyError(lost("protocol"))
         raw = self.protocol if self.protocol is not None else "few_shot" if few_shot is not None else "predict"
         name, settings = (raw, {}) if isinstance(raw, str) else single("protocol", raw)
         if name == "few_shot" and few_shot is not None:
@@ -71,7 +84,13 @@ class SelectionFields(Strict):
             settings = {**shape, "within_group": task.within_group, **settings}
         return protocol(name, **settings)
 
-    def check_selection(self, few_shot: FewShotTask | None, task: str, scoring: Protocol) -> None:
+    def plain_protocol(self) -> Any:
+        """``protocol`` for a run folder."""
+        if isinstance(self.protocol, Extension):
+            return self.protocol.plain()
+        return in_python("protocol") if isinstance(self.protocol, Protocol) else self.protocol
+
+    def check_selection(self, few_shot: FewShotTask | None, task: object, scoring: Protocol) -> None:
         """Raises StudyError where the finalists cannot be retrained, refitted or joined as it is asked."""
         crossed = few_shot is not None and few_shot.cross_validate
         if self.selection.join and few_shot is None:
