@@ -76,19 +76,23 @@ class Job:
         return self.status == "SUCCEEDED"
 
 
-def study_entrypoint(study: Path | str, *, out: str | None = None, overrides: Sequence[str] = ()) -> str:
+def study_entrypoint(
+    study: Path | str, *, out: str | None = None, overrides: Sequence[str] = (), imports: Sequence[str] = ()
+) -> str:
     """The shell command that runs a study inside the job's working directory, every argument quoted.
 
     Args:
         study: the study file, relative to the working directory.
         out: the run folder, on storage that outlives the job.
         overrides: ``key=value`` settings, as ``--set`` takes them.
+        imports: modules whose code the study may use, as ``--import`` takes them; they lie in the working directory.
     """
     for override in overrides:
         if "=" not in override:
             raise ClusterError(f"an override is written key=value, got {override!r}")
     words = ["python", "-m", "orchestrator", "run", str(study)]
     words += ["--out", out] if out is not None else []
+    words += [word for module in imports for word in ("--import", module)]
     return shlex.join([*words, *(word for override in overrides for word in ("--set", override))])
 
 
@@ -164,6 +168,7 @@ def submit(
     working_dir: Path | str = ".",
     out: str | None = None,
     overrides: Sequence[str] = (),
+    imports: Sequence[str] = (),
     excludes: Sequence[str] = EXCLUDES,
     environment: Mapping[str, str] | None = None,
     wait: bool = True,
@@ -181,7 +186,7 @@ def submit(
         raise ClusterError(
             f"the study must lie inside the working directory {folder.resolve()} to travel with it, got {file.resolve()}"
         )
-    command = study_entrypoint(file.resolve().relative_to(folder.resolve()), out=out, overrides=overrides)
+    command = study_entrypoint(file.resolve().relative_to(folder.resolve()), out=out, overrides=overrides, imports=imports)
     return submit_command(
         command, address, working_dir=folder, excludes=excludes, environment=environment, wait=wait, echo=echo
     )

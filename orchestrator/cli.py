@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from search_spaces.domains import UserError
+
+BEGAN = time.time()
+"""When the command began: budgets of minutes count from here."""
 
 app = typer.Typer(
     name="labelwise",
@@ -27,6 +31,11 @@ DIRECTORY = Annotated[Path, typer.Argument(help="A run folder.")]
 SETTINGS = Annotated[list[str] | None, typer.Option("--set", help="key=value: replaces a field of the study; repeatable.")]
 ADDRESS = Annotated[str | None, typer.Option(help="Address of a running Ray cluster; by default this machine.")]
 
+IMPORTS = Annotated[
+    list[str] | None,
+    typer.Option("--import", metavar="MODULE", help="Allows code of your own that the study names, MODULE:Name; repeatable."),
+]
+
 
 @app.command(epilog="Example: labelwise run demo --out runs/first --set trials=8 --set search.simclr.temperature=0.2")
 def run(
@@ -34,13 +43,14 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The run folder; it must not exist yet.")] = None,
     settings: SETTINGS = None,
     address: ADDRESS = None,
+    imports: IMPORTS = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, estimate the time, run nothing.")] = False,
 ) -> None:
     """Runs a study: searches, retrains the finalists, tests them once, and writes the run folder."""
     from orchestrator.study import load_study
 
     given = list(settings or []) + ([f"address={address}"] if address else [])
-    loaded = load_study(study, given)
+    loaded = load_study(study, given, imports or ())
     if dry_run:
         from orchestrator.dry import dry_run as estimate
 
@@ -48,29 +58,36 @@ def run(
         return
     from orchestrator.run import run as run_study
 
-    _conclude(run_study(loaded, out, quiet=False))
+    _conclude(run_study(loaded, out, quiet=False, began=BEGAN))
 
 
 @app.command(epilog="Example: labelwise resume runs/demo --trials 40")
 def resume(
     directory: DIRECTORY,
     trials: Annotated[int | None, typer.Option(help="Trials in all: more than before lets the search go on.")] = None,
+    imports: IMPORTS = None,
 ) -> None:
     """Goes on with an interrupted study, or gives a finished one more trials."""
+    from orchestrator.folder import RunFolder
     from orchestrator.run import resume as resume_study
 
-    _conclude(resume_study(directory, trials, quiet=False))
+    study = RunFolder.open(directory).load_study(imports) if imports else None
+    _conclude(resume_study(directory, trials, study, quiet=False, began=BEGAN))
 
 
 @app.command(epilog="Example: labelwise leaderboard runs/demo --json")
-def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False) -> None:
+def leaderboard(
+    directory: DIRECTORY,
+    as_json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False,
+    imports: IMPORTS = None,
+) -> None:
     """Prints the leaderboard of a run folder, finished or not, and what may be said of a winner."""
     from orchestrator.engine.history import History
     from orchestrator.engine.journal import read_journal
     from orchestrator.folder import RunFolder
     from orchestrator.result import read_leaderboard
 
-    frame = read_leaderboard(directory)
+    frame = read_leaderboard(directory, RunFolder.open(directory).load_study(imports) if imports else None)
     if as_json:
         typer.echo(frame.to_json(orient="records", indent=2))
     else:
@@ -83,7 +100,7 @@ def leaderboard(directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--j
 
 
 @app.command(epilog="Example: labelwise report runs/demo")
-def report(directory: DIRECTORY) -> None:
+def report(directory: DIRECTORY, imports: IMPORTS = None) -> None:
     """Writes report.html, leaderboard.csv and the Optuna storage of a run folder anew, from its journal."""
     from orchestrator.engine.history import History
     from orchestrator.engine.journal import read_journal
@@ -92,7 +109,8 @@ def report(directory: DIRECTORY) -> None:
     from orchestrator.prepare import prepare
 
     folder = RunFolder.open(directory)
-    write_outputs(prepare(folder.load_study(), weights=False), folder, History(read_journal(folder.storage)))
+    study = folder.load_study(imports or ())
+    write_outputs(prepare(study, weights=False), folder, History(read_journal(folder.storage)))
     typer.echo(folder.path / folder.REPORT)
 
 
@@ -101,10 +119,15 @@ def predict(
     directory: DIRECTORY,
     images: Annotated[Path, typer.Argument(help="A folder or zip of images.")],
     out: Annotated[Path | None, typer.Option(help="CSV file; standard output by default.")] = None,
+    imports: IMPORTS = None,
 ) -> None:
     """Classifies images by the winner: file, class, confidence. After a few-shot study: file and embedding."""
+    from orchestrator.folder import RunFolder
     from orchestrator.predict import predict as predict_images
 
+    if imports:
+        # The winner may be of a class of one's own, which must be there before its model is read.
+        RunFolder.open(directory).load_study(imports)
     text = predict_images(directory, images).to_csv(index=False)
     if out is None:
         typer.echo(text, nl=False)
@@ -157,6 +180,7 @@ def train(
     best: Annotated[bool, typer.Option("--best", help="Insist on a run folder's winner; refuse a study file.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Workers that train together by Ray Train.")] = 1,
     address: ADDRESS = None,
+    imports: IMPORTS = None,
 ) -> None:
     """Trains one configuration across workers and exports encoder and predictor.
 
@@ -164,7 +188,7 @@ def train(
     """
     from orchestrator.train import train as train_one
 
-    typer.echo(train_one(source, best, workers, out, address))
+    typer.echo(train_one(source, best, workers, out, address, imports or ()))
 
 
 @app.command(epilog="Example: labelwise submit study.yaml --address http://head:8265")
@@ -173,11 +197,32 @@ def submit(
     address: Annotated[str, typer.Option(help="Address of the cluster's job server, http://HEAD:8265.")],
     settings: SETTINGS = None,
     out: Annotated[Path | None, typer.Option(help="The run folder, on storage that the whole cluster sees.")] = None,
+    imports: IMPORTS = None,
 ) -> None:
     """Runs a study on a Ray cluster as a job, and follows its log."""
     from orchestrator.submit import submit as submit_study
 
-    raise typer.Exit(submit_study(study, address, list(settings or []), out))
+    raise typer.Exit(submit_study(study, address, list(settings or []), out, imports or ()))
+
+
+@app.command(epilog="Example: labelwise schema > study.schema.json")
+def schema() -> None:
+    """The study file's JSON Schema, for editors and programs."""
+    from orchestrator.strategies import STRATEGIES
+    from orchestrator.study.schema import study_schema
+
+    typer.echo(json.dumps(study_schema(list(STRATEGIES)), indent=2))
+
+
+@app.command(epilog="Example: labelwise journal runs/demo --json")
+def journal(
+    directory: DIRECTORY, as_json: Annotated[bool, typer.Option("--json", help="The events as a JSON list.")] = False
+) -> None:
+    """The events of a study in order, a line each: what was decided and what came of it."""
+    from orchestrator.outputs.events import event_lines, event_rows
+
+    rows = event_rows(directory)
+    typer.echo(json.dumps(rows, indent=2) if as_json else "\n".join(event_lines(rows)))
 
 
 @app.command(epilog="Example: labelwise doctor")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -117,9 +117,13 @@ class RunFolder:
             )
         return folder
 
-    def load_study(self) -> Study:
-        """The study as it was resolved. Raises StudyError where the file was spoilt since."""
-        return parse_study(self.read_text(self.STUDY), f"{self.storage.address}/{self.STUDY}", "study")
+    def load_study(self, imports: Sequence[str] = ()) -> Study:
+        """The study as it was resolved, with code of one's own from the modules ``imports``.
+
+        Raises:
+            StudyError: the file was spoilt since, or names code that may not be imported.
+        """
+        return parse_study(self.read_text(self.STUDY), f"{self.storage.address}/{self.STUDY}", "study", imports=imports)
 
     def exists(self, key: str) -> bool:
         return key in self.storage.list(key)

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Literal
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cluster.machine import Node
 from cluster.plan import ResourcePlan, plan_resources
@@ -23,18 +24,19 @@ from methods.data.sources import load
 from methods.parts.encoders import build_encoder
 from methods.parts.modes import threads
 from methods.protocols.contract import Protocol
-from methods.tasks import TASKS, Facts, Task
+from methods.tasks import Facts, Task
 from methods.training.clock import Fidelity
 from methods.world import World
-from orchestrator.budgets import Budget, Ledger, Resources, Trials
+from orchestrator.budgets import BUDGETS, Budget, Ledger, Resources, Trials
 from orchestrator.engine.controller import Course
 from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.records import SlotSetup, Trial, TrialSpec
 from orchestrator.engine.selection import Finals, trainings_after
 from orchestrator.engine.trial import training_of
-from orchestrator.strategies import AshaStopping, Problem, Strategy
+from orchestrator.strategies import STRATEGIES, Problem, Strategy
 from orchestrator.strategies.sampler import Sampler
 from orchestrator.study import Study, StudyError
+from search_spaces.domains import nearest
 from search_spaces.space import Space
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "learn2learn", "tensorboard", "numpy", "scikit-learn")
@@ -126,8 +128,7 @@ def prepare(study: Study, began: float | None = None, weights: bool = True) -> P
     """
     began = time.time() if began is None else began
     study.check_objective()
-    task = task_of(study)
-    protocol = study.scoring()
+    task, protocol = study.task_object(), study.scoring()
     source = load(study.data, size=study.size, on_bad_image=study.on_bad_image)
     split = task.divide(source, _test_of(study, source), protocol, study.seed)
     if weights:
@@ -153,28 +154,40 @@ def _check_weights(study: Study, split: Split) -> None:
                 build_encoder(spec, split.train.images.shape, split.train.mean, split.train.std)
 
 
-def task_of(study: Study) -> Task:
-    """The study's task. Its settings stand under its own name (``few_shot: {...}``), or are fields of the study itself."""
-    if isinstance(study.task, Task):
-        return study.task
-    kind = TASKS[study.task]
-    settings = getattr(study, kind.name, study)
-    return kind(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
-
-
 def rungs_of(study: Study) -> tuple[Fidelity, ...]:
     """Fidelities at which trials are scored, ascending."""
-    return tuple(Fidelity("epochs", epoch) for epoch in study.rungs())
+    unit: Literal["epochs", "seconds"] = "epochs" if study.seconds is None else "seconds"
+    return tuple(Fidelity(unit, amount) for amount in study.rungs())
 
 
 def budgets_of(study: Study, trials: int | None) -> tuple[Budget, ...]:
-    """The study's budgets, with so many trials."""
-    return () if trials is None else (Trials(trials),)
+    """The study's budgets, with so many trials where it counts them."""
+    amounts = {name: amount for name, amount in study.budget.amounts().items() if name != Trials.name}
+    counted = () if trials is None else (Trials(trials),)
+    return (*counted, *(BUDGETS[name](amount) for name, amount in amounts.items()), *study.budget.objects())
 
 
 def strategy_of(study: Study) -> Strategy:
-    """The study's strategy."""
-    return AshaStopping(study.reduction)
+    """The study's strategy. Raises StudyError on an unknown name (the near ones shown) or setting."""
+    chosen = study.strategy_choice()
+    if not isinstance(chosen, tuple):
+        return chosen
+    name, settings = chosen
+    if name not in STRATEGIES:
+        raise StudyError(f"{name} is not a strategy{nearest(name, STRATEGIES)}")
+    kind = STRATEGIES[name]
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = next((key for key in settings if key not in known), None)
+    if unknown is not None:
+        raise StudyError(f"strategy.{name}.{unknown} is not a setting{nearest(unknown, known)}")
+    # Files of before the strategy had a name give its reduction beside it.
+    inherited = {"reduction": study.reduction} if "reduction" in known else {}
+    try:
+        return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python({**inherited, **settings})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("strategy", name, *first["loc"]))
+        raise StudyError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}") from None
 
 
 def plan_for(study: Study, nodes: Sequence[Node]) -> ResourcePlan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ from orchestrator.study import Study, StudyError, load_study
 from search_spaces.space import Suggestion
 
 
-def train(source: str | Path | Storage, best: bool, workers: int, out: Path, address: str | None = None) -> Path:
+def train(
+    source: str | Path | Storage, best: bool, workers: int, out: Path, address: str | None = None, imports: Sequence[str] = ()
+) -> Path:
     """Trains one configuration on the whole label budget and writes ``encoder.pt`` and ``predictor.pt`` into ``out``.
 
     Args:
@@ -32,10 +35,11 @@ def train(source: str | Path | Storage, best: bool, workers: int, out: Path, add
         best: asserts that the winner is meant; a run folder without one is refused.
         workers: that train together.
         out: must not exist yet; written whole or not at all.
+        imports: modules that may be imported where the study names code of one's own.
     """
     if out.exists():
         raise StudyError(f"{out} exists already; give another --out")
-    study, chosen = _configuration(source, best)
+    study, chosen = _configuration(source, best, imports)
     prepared = prepare(study)
     if chosen is None:
         chosen = prepared.space.defaults(prepared.space.methods[0])
@@ -61,15 +65,15 @@ def _made(parent: Path) -> Path:
     return parent
 
 
-def _configuration(source: str | Path | Storage, best: bool) -> tuple[Study, Suggestion | None]:
+def _configuration(source: str | Path | Storage, best: bool, imports: Sequence[str]) -> tuple[Study, Suggestion | None]:
     """The study, and a run folder's winner."""
     if isinstance(source, Storage) or Path(source).is_dir():
         result = Result.open(source)
         winner = result.winner()
-        return result.run.load_study(), Suggestion(winner.method, winner.config)
+        return result.run.load_study(imports), Suggestion(winner.method, winner.config)
     if best:
         raise StudyError(f"--best takes the winner of a run folder, and {source} is none; leave it out for a study file")
-    return load_study(source), None
+    return load_study(source, imports=imports), None
 
 
 def _train(setup: SlotSetup, spec: TrialSpec, plan: ResourcePlan) -> str:

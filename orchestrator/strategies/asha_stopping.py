@@ -8,8 +8,10 @@ finite never enters a rung.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
@@ -24,7 +26,7 @@ class AshaStopping(Strategy):
         reduction: one of so many goes on.
     """
 
-    reduction: int = 3
+    reduction: Annotated[int, Field(ge=1)] = 3
 
     def next(self, problem: Problem, history: History) -> Decision:
         for trial in history.undecided():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, WithJsonSchema, field_validator
 
 from orchestrator.study.fields import Strict
+
+_PLACES: list[dict[str, Any]] = [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]
+_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 
 
 class DataFields(Strict):
@@ -25,8 +28,8 @@ class DataFields(Strict):
         on_bad_image: ``refuse`` a data set with an unreadable image, or ``skip`` such images and name them.
     """
 
-    data: Any
-    test: Any = None
+    data: Annotated[Any, WithJsonSchema({"anyOf": _PLACES})]
+    test: Annotated[Any, WithJsonSchema({"anyOf": [*_PLACES, _SHARE, {"type": "null"}]})] = None
     size: int | None = Field(None, ge=4, le=1024)
     on_bad_image: Literal["refuse", "skip"] = "refuse"
 

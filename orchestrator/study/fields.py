@@ -42,10 +42,15 @@ def one_line(error: ValidationError, model: type[BaseModel], order: Sequence[str
         return f"{where} is not a field of a study{nearest(str(first['loc'][-1]), owner.model_fields)}"
     if first["type"] == "missing":
         return f"a study needs the field '{where}', for example {where}: digits"
-    rules = [e["msg"].removeprefix("Value error, ") for e in errors if e["loc"][0] == first["loc"][0]]
+    rules = [e["msg"].removeprefix("Value error, ") for e in errors if e["loc"][0] == first["loc"][0] and not _unwritable(e)]
     rule = " or ".join(dict.fromkeys(r[0].lower() + r[1:] for r in rules))
     given = first["input"]
     return f"{where}: {rule}, got {reprlib.repr(given) if isinstance(given, np.ndarray) else repr(given)}"
+
+
+def _unwritable(error: Any) -> bool:
+    """Whether a rule asks for what only the loading of ``module:Name`` makes, so that no remedy lies in it."""
+    return error.get("ctx", {}).get("class") == "Extension"
 
 
 def _branch(part: str) -> bool:
@@ -70,6 +75,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def lost(what: str) -> str:
+    """The sentence for something of a script that its run folder does not hold."""
+    return (
+        f"this study's {what} was given in Python, and its run folder cannot hold it; go on with it from the script that has"
+        " it, by resume(DIR, study=study)"
+    )
 
 
 def listed(value: object) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from methods.health import SIGNALS
 from orchestrator.study.fields import Strict, StudyError
@@ -59,7 +59,9 @@ class HealthFields(Strict):
             of a stage. By default only plain collapse stops a trial, since its later epochs would be wasted; {} stops none.
     """
 
-    stop: Mapping[str, Limit] = Field(default_factory=lambda: dict(COLLAPSE))
+    stop: Mapping[str, Limit] = Field(
+        default_factory=lambda: dict(COLLAPSE), json_schema_extra={"propertyNames": {"enum": list[JsonValue](sorted(SIGNALS))}}
+    )
 
     def check_stop(self) -> None:
         """Raises StudyError on an unknown health signal."""

@@ -8,15 +8,20 @@ from typing import Any
 
 import yaml
 
+from orchestrator.study.extensions import Allowed, replaced
 from orchestrator.study.fields import StudyError
 from orchestrator.study.study import Study
 
 PRESETS = Path(__file__).resolve().parents[2] / "search_spaces" / "presets"
 
 
-def load_study(path: str | Path, settings: Sequence[str] = ()) -> Study:
+def load_study(path: str | Path, settings: Sequence[str] = (), imports: Sequence[str] = ()) -> Study:
     """Reads a study file, or a preset by name, and applies ``key=value`` settings (dots reach into mappings).
 
+    Args:
+        path: of the file, or the preset's name.
+        settings: each replaces a field, and what the file says in other words about the same.
+        imports: modules that may be imported where the study names code of one's own, ``module:Name``.
     Raises:
         StudyError: unreadable, unparsable or not a mapping; YAML tags are refused, so no file can run code.
     """
@@ -25,17 +30,17 @@ def load_study(path: str | Path, settings: Sequence[str] = ()) -> Study:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{file} cannot be read: {error}") from None
-    return parse_study(text, str(file), file.stem, settings)
+    return parse_study(text, str(file), file.stem, settings, imports)
 
 
-def parse_study(text: str, file: str, name: str, settings: Sequence[str] = ()) -> Study:
+def parse_study(text: str, file: str, name: str, settings: Sequence[str] = (), imports: Sequence[str] = ()) -> Study:
     """The study in a YAML text, as ``load_study``.
 
     Args:
         text: the YAML.
         file: what errors call it.
         name: of the study where the text gives none.
-        settings: as for ``load_study``.
+        settings, imports: as for ``load_study``.
     """
     try:
         raw = yaml.safe_load(text)
@@ -51,7 +56,7 @@ def parse_study(text: str, file: str, name: str, settings: Sequence[str] = ()) -
     for key in raw:
         if not isinstance(key, str):
             raise StudyError(f"{file}: a study's fields are words, got {key!r}")
-    return Study(**raw)
+    return Study(**replaced(raw, Allowed(frozenset(imports))))
 
 
 def find_study(path: str | Path) -> Path:
@@ -79,6 +84,19 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
         raw[head] = {**(raw.get(head) or {}), rest: value}
     else:
         raw[key] = value
+    _drop_rival(raw, key)
+
+
+def _drop_rival(raw: dict[str, Any], key: str) -> None:
+    """A setting replaces what the file says in other words about the same."""
+    budget = raw.get("budget")
+    if key == "trials" and isinstance(budget, dict):
+        raw["budget"] = {name: amount for name, amount in budget.items() if name != "trials"}
+    rivals = {"budget.trials": "trials", "seconds": "epochs", "epochs": "seconds"}
+    if key == "budget" and isinstance(budget, dict) and "trials" in budget:
+        rivals["budget"] = "trials"
+    if key in rivals:
+        raw.pop(rivals[key], None)
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from methods.catalogue import CATALOGUE, method
 from methods.contracts import Method
 from methods.parts.encoders import ENCODERS, EncoderSpec
-from orchestrator.study.fields import Strict, StudyError, one_or_more
+from orchestrator.study.extensions import CONTRACTS, Extension, in_python
+from orchestrator.study.fields import Strict, StudyError, lost, one_or_more, single
+from orchestrator.study.shapes import OVERRIDES, one_or_more_schema
 from search_spaces.domains import nearest
 from search_spaces.space import Override, Space, parse_override
+
+SPAN = 27
+"""The highest rung over the lowest one, at the most, where rungs are in seconds."""
 
 
 class SearchFields(Strict):
@@ -24,30 +29,61 @@ class SearchFields(Strict):
         vit_encoder: name of the encoder of methods that need patch tokens.
         init: the encoder's starting weights: ``none``, ``torchvision``, a weights file or a run folder.
         epochs: the highest rung.
+        seconds: the highest rung in seconds of training, instead of ``epochs``.
         epoch_images: training images in an epoch; None for max(pool size, 10,240).
         reduction: of every so many trials at a rung, one goes on (ASHA); 1 trains every trial to the end.
+        strategy: what is tried next and how far it trains: a name, or a name with its settings; in Python also an object.
         search: ``method.knob`` or ``*.knob`` -> a range, choices or a value.
     """
 
-    methods: tuple[str | Method, ...] = ("supervised", "simclr", "moco", "mae", "mean_teacher", "fixmatch")
-    encoder: str = "resnet_small"
-    vit_encoder: str = "vit_tiny"
+    methods: Annotated[tuple[str | Method | Extension, ...], WithJsonSchema(one_or_more_schema(list(CATALOGUE)))] = (
+        "supervised",
+        "simclr",
+        "moco",
+        "mae",
+        "mean_teacher",
+        "fixmatch",
+    )
+    encoder: Annotated[str, WithJsonSchema({"enum": sorted(ENCODERS)})] = "resnet_small"
+    vit_encoder: Annotated[str, WithJsonSchema({"enum": sorted(ENCODERS)})] = "vit_tiny"
     init: str = "none"
     epochs: int = Field(10, ge=1)
+    seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     epoch_images: int | None = Field(None, ge=1)
     reduction: int = Field(3, ge=1)
-    search: Mapping[str, Any] = Field(default_factory=dict)
+    strategy: Any = "asha_stopping"
+    search: Annotated[Mapping[str, Any], WithJsonSchema(OVERRIDES)] = Field(default_factory=dict)
 
     _several_methods = field_validator("methods", mode="before")(one_or_more)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_top(cls, raw: Any) -> Any:
+        """The highest rung is in epochs or in seconds; an empty line leaves it to the other."""
+        epochs, seconds = raw.get("epochs"), raw.get("seconds")
+        if epochs is not None and seconds is not None:
+            raise StudyError(
+                f"the highest rung is in epochs or in seconds, got epochs {epochs} and seconds {seconds}; give one"
+            )
+        return {key: value for key, value in raw.items() if key != "epochs" or value is not None}
+
+    @field_validator("strategy")
+    @classmethod
+    def _one_strategy(cls, value: object) -> object:
+        if isinstance(value, Mapping):
+            single("strategy", value)
+        elif not isinstance(value, str | Extension) and CONTRACTS["strategy"](value):
+            raise ValueError("must be a name, one name with its settings or, in Python, an object with a method 'next'")
+        return value
 
     @property
     def method_names(self) -> list[str]:
         """The names of the study's methods, in its order."""
-        return [m if isinstance(m, str) else m.name for m in self.methods]
+        return [m if isinstance(m, str) else _own(m).name for m in self.methods]
 
     def catalogue(self) -> dict[str, Method]:
         """The study's methods by name."""
-        return {m if isinstance(m, str) else m.name: method(m) if isinstance(m, str) else m for m in self.methods}
+        return {m if isinstance(m, str) else _own(m).name: method(m) if isinstance(m, str) else _own(m) for m in self.methods}
 
     def encoders(self) -> tuple[EncoderSpec, EncoderSpec]:
         """The encoder, and that of methods which need patch tokens, each with where its weights start."""
@@ -68,8 +104,37 @@ class SearchFields(Strict):
             overrides[str(pattern)] = parse_override(raw, item, f"search.{pattern}")
         return Space({name: m.config for name, m in catalogue.items()}, overrides, images)
 
-    def rungs(self) -> tuple[int, ...]:
-        """Epochs at which trials are scored, ascending; the last is ``epochs``."""
+    def strategy_choice(self) -> Any:
+        """A name of ours with its settings (str, dict), or the object of one's own.
+
+        Raises:
+            StudyError: code of one's own does not take its settings, or an object stayed behind in a script.
+        """
+        if self.strategy == in_python("strategy"):
+            raise StudyError(lost("strategy"))
+        if isinstance(self.strategy, Extension):
+            return self.strategy.made()
+        if isinstance(self.strategy, Mapping):
+            return single("strategy", self.strategy)
+        return (self.strategy, {}) if isinstance(self.strategy, str) else self.strategy
+
+    def plain_strategy(self) -> Any:
+        """``strategy`` for a run folder."""
+        if isinstance(self.strategy, Extension):
+            return self.strategy.plain()
+        return self.strategy if isinstance(self.strategy, str | Mapping) else in_python("strategy")
+
+    def top(self) -> tuple[str, float]:
+        """Unit and amount of the highest rung: where a training ends."""
+        return ("epochs", self.epochs) if self.seconds is None else ("seconds", self.seconds)
+
+    def rungs(self) -> tuple[Any, ...]:
+        """Epochs (int) or seconds (float) at which trials are scored, ascending; the last is the highest."""
+        if self.seconds is not None:
+            steps = [0]
+            while self.reduction > 1 and self.reduction ** (steps[-1] + 1) <= SPAN:
+                steps.append(steps[-1] + 1)
+            return tuple(self.seconds / self.reduction**step for step in reversed(steps))
         if self.reduction == 1:
             return (self.epochs,)
         rungs = [self.epochs]
@@ -95,9 +160,17 @@ class SearchFields(Strict):
             if name not in ENCODERS:
                 raise StudyError(f"{field}: {name} is not an encoder{nearest(name, ENCODERS)}")
 
+    def plain_methods(self) -> list[str]:
+        """``methods`` for a run folder."""
+        return [m if isinstance(m, str) else m.name for m in self.methods]
+
     def plain_search(self) -> dict[str, Any]:
         """``search`` with domains of Python written as YAML has them."""
         return {key: _plain_override(value) for key, value in self.search.items()}
+
+
+def _own(entry: Method | Extension) -> Method:
+    return entry.target if isinstance(entry, Extension) else entry
 
 
 def _plain_override(value: Any) -> Any:

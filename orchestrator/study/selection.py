@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, WithJsonSchema, field_validator
 
-from methods.protocols import protocol
+from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Protocol
+from methods.tasks import Task
 from orchestrator.engine.records import Purpose
-from orchestrator.study.fields import Strict, StudyError, single
-from orchestrator.study.task import FewShotTask
+from orchestrator.study.extensions import Extension, in_python
+from orchestrator.study.fields import Strict, StudyError, lost
+from orchestrator.study.shapes import choice_schema
 
 IN_PYTHON = "(a function given in Python)"
 """Stands for the objective in a run folder, which can hold none."""
@@ -41,18 +43,22 @@ class Selection(Strict):
         return self.refit_seeds if purpose == "refit" and self.refit_seeds is not None else self.seeds
 
 
+_PROTOCOL: dict[str, Any] = {"anyOf": [*choice_schema(list(PROTOCOLS))["anyOf"], {"type": "null"}]}
+
+
 class SelectionFields(Strict):
     """How a trained method is scored and the winner chosen.
 
     Attributes:
         selection: how the winner is chosen.
-        protocol: how a trained method is scored; None for the task's default. A name, or a name with its settings.
+        protocol: how a trained method is scored; None for the task's default. A name, or a name with its settings; in
+            Python also a ``Protocol`` of your own.
         objective: in Python: from a ``Score`` to the number that the search maximises, instead of the score's value.
     """
 
     selection: Selection = Selection()
-    protocol: str | Mapping[str, Any] | None = None
-    objective: Any = None
+    protocol: Annotated[str | Mapping[str, Any] | Protocol | Extension | None, WithJsonSchema(_PROTOCOL)] = None
+    objective: Annotated[Any, WithJsonSchema({"enum": [None, IN_PYTHON]})] = None
 
     @field_validator("objective")
     @classmethod
@@ -61,37 +67,19 @@ class SelectionFields(Strict):
             raise ValueError("must be a function in Python, from a Score to a number")
         return value
 
-    def scoring_of(self, few_shot: FewShotTask | None) -> Protocol:
-        """The protocol of a study, with its settings; ``few_shot`` shapes its episodes where the task is few-shot."""
-        raw = self.protocol if self.protocol is not None else "few_shot" if few_shot is not None else "predict"
-        name, settings = (raw, {}) if isinstance(raw, str) else single("protocol", raw)
-        if name == "few_shot" and few_shot is not None:
-            task = few_shot
-            shape = {"ways": task.ways, "shots": task.shots, "queries": task.queries, "episodes": task.episodes}
-            settings = {**shape, "within_group": task.within_group, **settings}
-        return protocol(name, **settings)
+    def scoring_of(self, task: Task) -> Protocol:
+        """The protocol of a study, with its settings; the task has one of its own, and shapes what it knows."""
+        if isinstance(self.protocol, Protocol):
+            return self.protocol
+        if isinstance(self.protocol, Extension):
+            made: Protocol = self.protocol.made()
+            return made
+        if self.protocol == in_python("protocol"):
+            raise StudyError(lost("protocol"))
+        return task.protocol(self.protocol)
 
-    def check_selection(self, few_shot: FewShotTask | None, task: str, scoring: Protocol) -> None:
-        """Raises StudyError where the finalists cannot be retrained, refitted or joined as it is asked."""
-        crossed = few_shot is not None and few_shot.cross_validate
-        if self.selection.join and few_shot is None:
-            raise StudyError(f"selection.join is for task: few_shot, got {task}; leave it out")
-        if few_shot is not None and scoring.name != "few_shot":
-            raise StudyError(
-                f"task few_shot has new classes to be told apart from few images, which protocol few_shot scores, got "
-                f"{scoring.name}; leave protocol out"
-            )
-        refitted = self.selection.refit and (few_shot is None or crossed)
-        if self.selection.refit_seeds is not None and not refitted:
-            raise StudyError(
-                f"selection.refit_seeds is for finalists that are trained on the whole budget, got {self.selection.refit_seeds}"
-                " where none are (refit: false, or few-shot without cross_validate); leave it out"
-            )
-        if few_shot is None or not crossed:
-            return
-        if few_shot.hold_out == "class":
-            raise StudyError("few_shot.cross_validate leaves out whole groups, got hold_out: class; leave one of them out")
-        if not self.selection.refit:
-            raise StudyError(
-                "few_shot.cross_validate needs selection.refit: true, since every turn's model lacks a group, got false"
-            )
+    def plain_protocol(self) -> Any:
+        """``protocol`` for a run folder."""
+        if isinstance(self.protocol, Extension):
+            return self.protocol.plain()
+        return in_python("protocol") if isinstance(self.protocol, Protocol) else self.protocol

@@ -9,20 +9,37 @@ from pydantic import ValidationError, field_validator, model_validator
 from methods.protocols.contract import Protocol
 from orchestrator.study.budget import BudgetFields
 from orchestrator.study.data import DataFields
+from orchestrator.study.extensions import Allowed, in_python, replaced
 from orchestrator.study.fields import StudyError, one_line, plain
 from orchestrator.study.health import HealthFields
 from orchestrator.study.machine import MachineFields
 from orchestrator.study.search import SearchFields
 from orchestrator.study.selection import IN_PYTHON, SelectionFields
-from orchestrator.study.task import FewShotTask, TaskFields
+from orchestrator.study.task import TaskFields
 
 ORDER = (
     *("data", "test", "labels", "validation", "imbalance", "mismatch", "keep_groups", "task", "few_shot"),
-    *("methods", "encoder", "vit_encoder", "init", "trials", "epochs", "epoch_images", "reduction"),
+    *(
+        "methods",
+        "encoder",
+        "vit_encoder",
+        "init",
+        "trials",
+        "budget",
+        "epochs",
+        "seconds",
+        "epoch_images",
+        "strategy",
+        "reduction",
+    ),
     *("selection", "stop", "search", "protocol", "objective", "seed", "size", "on_bad_image"),
     *("workers", "slots", "address", "precision", "out", "name", "earlier"),
 )
 """The fields as a person reads them: the order of a resolved study, and of which mistake is told first."""
+
+
+BLANK = ("search", "selection", "stop")
+"""Fields that a heading without lines leaves at their default."""
 
 
 class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFields, TaskFields, DataFields):
@@ -33,11 +50,12 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
 
     def __init__(self, /, **values: Any) -> None:
         try:
-            super().__init__(**values)
+            # Without leave nothing is imported: code of one's own comes as objects, or through ``load_study``.
+            super().__init__(**replaced(values, Allowed()))
         except ValidationError as error:
             raise StudyError(one_line(error, type(self), ORDER)) from None
 
-    @field_validator("search", "selection", "few_shot", "stop", mode="before")
+    @field_validator(*BLANK, mode="before")
     @classmethod
     def _blank(cls, value: object, info: Any) -> object:
         """A heading whose lines are all commented out says nothing."""
@@ -48,27 +66,29 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
         self.check_methods()
         self.check_budget(self.method_names)
         self.check_encoders()
-        self.check_task(self.test)
-        if self.few_shot.cross_validate and self.task != "few_shot":
-            raise StudyError(f"few_shot.cross_validate is for task: few_shot, got {self.task}; set the task or leave it out")
-        self.check_selection(self._episodes, self.task, self.scoring())
+        if self.task != in_python("task"):
+            task = self.task_object()
+            self.check_task(task)
+            chosen = self.selection
+            if self.protocol != in_python("protocol"):
+                task.check(self.scoring(), self.test)
+            task.check_selection(chosen.refit, chosen.refit_seeds, chosen.join)
         self.check_stop()
         self.space()
         return self
 
-    @property
-    def _episodes(self) -> FewShotTask | None:
-        return self.few_shot if self.task == "few_shot" else None
-
     def scoring(self) -> Protocol:
         """The protocol, with its settings. Raises StudyError on an unknown name or setting."""
-        return self.scoring_of(self._episodes)
+        return self.scoring_of(self.task_object())
 
     def check_objective(self) -> None:
-        """Raises StudyError where the search would maximise an error, or where the objective stayed behind in a script.
+        """Raises StudyError where the search would maximise an error, or where something of Python stayed behind in a script.
 
-        Not part of the study's own checks: a run folder holds no objective, and its study must still be read from there.
+        Not part of the study's own checks: a run folder holds no objects, and its study must still be read from there.
         """
+        self.strategy_choice()
+        self.budget.objects()
+        self.task_object()
         if self.objective == IN_PYTHON:
             raise StudyError(
                 "this study's objective is a function that its run folder cannot hold; go on with it from the script that has"
@@ -83,9 +103,17 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
 
     def resolved(self) -> dict[str, Any]:
         """The study with every default written out, as plain values for YAML."""
-        dump = self.model_dump()
-        dump["objective"] = None if self.objective is None else IN_PYTHON
-        dump["methods"] = self.method_names
-        dump["search"] = self.plain_search()
-        dump["data"] = self.plain_data()
+        dump = {
+            **self.model_dump(exclude={"objective", "methods", "search", "data", "strategy", "budget", "task", "protocol"}),
+            "objective": None if self.objective is None else IN_PYTHON,
+            "methods": self.plain_methods(),
+            "search": self.plain_search(),
+            "data": self.plain_data(),
+            "strategy": self.plain_strategy(),
+            "budget": self.budget.plain(),
+            "task": self.plain_task(),
+            "protocol": self.plain_protocol(),
+        }
+        if self.seconds is not None:
+            dump["epochs"] = None
         return plain({name: dump[name] for name in ORDER})

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import WithJsonSchema, field_validator
 
-from methods.data import budget
-from methods.data.episodic import NO_TEST
-from orchestrator.study.fields import Strict, StudyError, listed
+from methods.tasks import TASKS, Classification, FewShotTask, Task, task
+from orchestrator.study.extensions import CONTRACTS, Extension, in_python
+from orchestrator.study.fields import Strict, StudyError, lost
+from orchestrator.study.shapes import choice_schema
 
-
-class FewShotTask(Strict):
-    """The few-shot task: N-way K-shot episodes on classes that training never sees.
-
-    Attributes:
-        ways, shots, queries: of an evaluation episode.
-        episodes: evaluation episodes, the same for every method.
-        within_group: every episode's classes come from one group (alphabet).
-        hold_out: whether validation (and, without a test set, test) classes are held out by class or by whole
-            group; None for groups where there are at least three.
-        validation: share of the classes or groups that is held out for validation, where the data sets none apart itself.
-        cross_validate: each group is held out for validation in turn. A configuration's score is the mean over the turns,
-            which multiply the time; the finalists are refitted on all groups for the test and the exported model.
-        test_groups: only these groups of the test set are used.
-        rotations: rotations by 90 degrees become classes of their own in training.
-    """
-
-    ways: int = Field(5, ge=2)
-    shots: int = Field(1, ge=1)
-    queries: int = Field(15, ge=1)
-    episodes: int = Field(600, ge=2)
-    within_group: bool = False
-    hold_out: Literal["class", "group"] | None = None
-    validation: float = Field(0.2, gt=0, lt=1)
-    cross_validate: bool = False
-    test_groups: tuple[str, ...] = ()
-    rotations: bool = False
-
-    _listed = field_validator("test_groups", mode="before")(listed)
+CLASSIFICATION = {
+    "validation": "set few_shot.validation",
+    "imbalance": "leave it out",
+    "mismatch": "leave it out",
+    "keep_groups": "set few_shot.hold_out: group",
+}
+"""Fields of classification alone, with what a few-shot study does instead."""
 
 
 class TaskFields(Strict):
@@ -51,25 +32,68 @@ class TaskFields(Strict):
         imbalance: labels of the most frequent class over those of the rarest, 1 or more; needs a number of labels.
         mismatch: share, 0 to 0.75, of the unlabelled pool that is of other classes than the task's; needs a number of
             labels. Even 0 makes 60% of the classes the task, to be compared with; None leaves pool and classes alone.
-        task: ``classification`` or ``few_shot`` (then ``few_shot`` describes the episodes).
+        task: ``classification`` or ``few_shot`` (then ``few_shot`` describes the episodes); in Python also a task of your own.
         few_shot: the episodes of a few-shot study.
+        keep_groups: images of one group (patient, scene) stay on one side of every division.
     """
 
     labels: int | Literal["all"] = "all"
     validation: float | None = None
     imbalance: float = 1.0
     mismatch: float | None = None
-    keep_groups: bool = False
-    task: Literal["classification", "few_shot"] = "classification"
+    task: Annotated[Any, WithJsonSchema(choice_schema(list(TASKS)))] = "classification"
     few_shot: FewShotTask = FewShotTask()
+    keep_groups: bool = False
 
-    def check_task(self, test: object) -> None:
-        """Raises StudyError or UserError where the labels do not fit the task, or the task not the ``test``."""
-        if self.task == "few_shot":
-            for field, value in (("validation", self.validation), ("imbalance", self.imbalance), ("mismatch", self.mismatch)):
+    @field_validator("few_shot", mode="before")
+    @classmethod
+    def _settings(cls, value: object) -> object:
+        if not isinstance(value, Mapping | None):
+            raise ValueError("must be a mapping such as {ways: 5, shots: 1}")
+        return task(FewShotTask.name, **(value or {}))
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: object) -> object:
+        names = " or ".join(repr(name) for name in TASKS)
+        if isinstance(value, str) and value not in (*TASKS, in_python("task")):
+            raise ValueError(f"input should be {names}")
+        if not isinstance(value, str | Extension) and CONTRACTS["task"](value):
+            raise ValueError(f"input should be {names} or, in Python, a task with a method 'divide'")
+        return value
+
+    def task_object(self) -> Task:
+        """The study's task. Its settings stand under its own name (``few_shot: {...}``), or are fields of the study itself.
+
+        Raises:
+            StudyError: code of one's own does not take its settings, or an object stayed behind in a script.
+        """
+        if self.task == in_python("task"):
+            raise StudyError(lost("task"))
+        if isinstance(self.task, Extension):
+            made: Task = self.task.made()
+            return made
+        if not isinstance(self.task, str):
+            own: Task = self.task
+            return own
+        kind = TASKS[self.task]
+        block = getattr(self, kind.name, None)
+        if block is not None:
+            return block
+        return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+    def plain_task(self) -> Any:
+        """``task`` for a run folder."""
+        if isinstance(self.task, Extension):
+            return self.task.plain()
+        return self.task if isinstance(self.task, str) else in_python("task")
+
+    def check_task(self, task: Task) -> None:
+        """Raises StudyError where fields of another task are given."""
+        if not isinstance(task, Classification):
+            for field, remedy in CLASSIFICATION.items():
+                value = getattr(self, field)
                 if value != type(self).model_fields[field].default:
-                    remedy = "set few_shot.validation" if field == "validation" else "leave it out"
-                    raise StudyError(f"{field} belongs to task classification, got {value} for few_shot; {remedy}")
-        budget.check(self.labels, test, self.validation, self.imbalance, self.mismatch)
-        if test == NO_TEST and self.task != "few_shot":
-            raise StudyError(f"test: {NO_TEST} is for task: few_shot, got {self.task}; leave test out for a holdout")
+                    raise StudyError(f"{field} belongs to task classification, got {value} for {task.name}; {remedy}")
+        if self.few_shot.cross_validate and not isinstance(task, FewShotTask):
+            raise StudyError(f"few_shot.cross_validate is for task: few_shot, got {task.name}; set the task or leave it out")

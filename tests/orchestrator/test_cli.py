@@ -27,7 +27,10 @@ from orchestrator.outputs.leaderboard import COLUMNS
 from orchestrator.study import Study
 from search_spaces.domains import SWITCH, Choice, Float, Int
 
-COMMANDS = ("run", "resume", "leaderboard", "report", "predict", "oneshot", "methods", "train", "submit", "doctor")
+COMMANDS = (
+    *("run", "resume", "leaderboard", "report", "predict", "oneshot", "methods", "train", "submit", "schema", "journal"),
+    "doctor",
+)
 
 
 @pytest.fixture
@@ -238,7 +241,9 @@ def test_an_unwritable_output_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("words", [("resume",), ("leaderboard",), ("report",), ("predict", "images"), ("oneshot", "runs")])
+@pytest.mark.parametrize(
+    "words", [("resume",), ("leaderboard",), ("report",), ("predict", "images"), ("oneshot", "runs"), ("journal",)]
+)
 def test_what_is_no_run_folder(cli: Callable[..., SimpleNamespace], tmp_path: Path, words: tuple[str, ...]) -> None:
     for where in (tmp_path, tmp_path / "nowhere"):
         refused(cli(words[0], where, *words[1:]), "is not a run folder", str(where))
