@@ -25,7 +25,7 @@ _NAMES = re.compile(r"([a-z_0-9]+(?:, [a-z_0-9]+)*): (.*)")
 def attributes(kind: type) -> dict[str, str]:
     """What the "Attributes:" section of a class, and of its bases, says of each of its fields."""
     found: dict[str, str] = {}
-    for owner in reversed(kind.__mro__):
+    for owner in (base for base in reversed(kind.__mro__) if base is not BaseModel):
         _, _, section = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")
         names: list[str] = []
         for line in section.splitlines():

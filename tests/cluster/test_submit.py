@@ -21,6 +21,8 @@ def test_every_argument_survives_the_shell() -> None:
     shown = subprocess.run(["sh", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True)
     expected = ["python", "-m", "orchestrator", "run", "my study.yaml", "--out", "runs/a b"]
     assert shown.stdout.splitlines() == [*expected, *(word for each in overrides for word in ("--set", each))]
+    allowed = study_entrypoint("s.yaml", imports=["own.rules"])
+    assert allowed == "python -m orchestrator run s.yaml --import own.rules"
     with pytest.raises(ClusterError, match="key=value, got 'epochs'"):
         study_entrypoint("s.yaml", overrides=["epochs"])
 
