@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Literal
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from cluster.machine import Node
 from cluster.plan import ResourcePlan, plan_resources
@@ -183,7 +183,7 @@ def strategy_of(study: Study) -> Strategy:
     # Files of before the strategy had a name give its reduction beside it.
     inherited = {"reduction": study.reduction} if "reduction" in known else {}
     try:
-        return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python({**inherited, **settings})
+        return TypeAdapter(kind).validate_python({**inherited, **settings})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("strategy", name, *first["loc"]))

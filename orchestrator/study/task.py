@@ -48,6 +48,8 @@ class TaskFields(Strict):
     @field_validator("few_shot", mode="before")
     @classmethod
     def _settings(cls, value: object) -> object:
+        if isinstance(value, FewShotTask):
+            return value
         if not isinstance(value, Mapping | None):
             raise ValueError("must be a mapping such as {ways: 5, shots: 1}")
         return task(FewShotTask.name, **(value or {}))

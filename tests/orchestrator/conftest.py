@@ -65,8 +65,8 @@ class DyingJournal(Journal):
 class PretendSlot:
     """What ``SegmentRun`` tells, without training: scores are a fixed function of study, configuration, seed, epoch."""
 
-    def __init__(self, folder: Path, failing: float, study: int, top: int) -> None:
-        self.folder, self.failing, self.study, self.top = folder, failing, study, top
+    def __init__(self, folder: Path, failing: float, study: int) -> None:
+        self.folder, self.failing, self.study = folder, failing, study
         self.spec: TrialSpec | None = None
 
     def begin(self, given: Assignment) -> None:
@@ -124,6 +124,9 @@ class Pretence:
     seed: int = 0
     startup: int = 3
     failing: float = 0.2
+    health: HealthLimits = field(default_factory=lambda: HealthLimits({}, {}))
+    slot: type[Any] = PretendSlot
+    sinks: tuple[Any, ...] = ()
     written: int = 0
 
     @property
@@ -141,7 +144,7 @@ class Pretence:
         rungs = tuple(Fidelity("epochs", epoch) for epoch in self.epochs)
         problem = Problem(self.seed, space.methods, rungs, {}, sampler, ledger)
         finals = Finals(self.selection, self.refits, self.seed, ledger)
-        return Course(problem, self.strategy, finals, ledger, HealthLimits({}, {}))
+        return Course(problem, self.strategy, finals, ledger, self.health)
 
     def controller(self, journal: Journal) -> Controller:
         history = History(read_journal(self.storage) if self.storage.list("journal/") else ())
@@ -150,15 +153,15 @@ class Pretence:
                 journal.write(event)
                 history.add(event)
         forget = self.storage.delete
-        return Controller(self.course(history.trials_wanted), history, self.slots + 1, journal.write, forget)
+        return Controller(self.course(history.trials_wanted), history, self.slots + 1, journal.write, forget, self.sinks)
 
     def play(self, kill_at: int | None = None, order: Callable[[int], int] = lambda n: 0, lose: str = "") -> History:
         """Runs to the end, or until write number ``kill_at``. ``order`` picks which of n busy slots reports next."""
         journal = DyingJournal(self.storage, -1 if kill_at is None else kill_at)
         try:
             controller = self.controller(journal)
-            idle = [PretendSlot(self.folder, self.failing, self.seed, self.epochs[-1]) for _ in range(self.slots)]
-            busy: list[PretendSlot] = []
+            idle = [self.slot(self.folder, self.failing, self.seed) for _ in range(self.slots)]
+            busy: list[Any] = []
             while not controller.over:
                 while idle and (given := controller.next_assignment()) is not None:
                     busy.append(idle.pop())

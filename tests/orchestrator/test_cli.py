@@ -16,7 +16,9 @@ from PIL import Image
 
 from cluster.connect import Connection
 from cluster.machine import Node
+from cluster.storage import LocalStorage
 from methods.catalogue import CATALOGUE
+from methods.training.clock import Fidelity
 from orchestrator import cli as cli_module
 from orchestrator.describe import catalogue_json, markdown_table, span
 from orchestrator.engine.events import FORMAT, Chosen, Ended, Extended, Scored, Started, TrialStarted
@@ -254,10 +256,10 @@ def test_what_is_no_run_folder(cli: Callable[..., SimpleNamespace], tmp_path: Pa
 def begun(tmp_path: Path, folder: Path) -> Path:
     """A run folder whose study was stopped after a trial."""
     run = RunFolder.create(tmp_path / "run", Study(data=str(folder), methods=["supervised", "simclr"], trials=4))
-    journal = Journal(run.journal)
+    journal = Journal(run.storage)
     journal.write(Started(FORMAT, 4, {}))
     journal.write(TrialStarted(TrialSpec("0000", 0, "supervised", {"lr": 0.01}, 1)))
-    journal.write(Scored("0000", Rung(10, 0.75, 20, 0.6, 0.9, "validation", None, 0.1)))
+    journal.write(Scored("0000", Rung(10, 0.75, 20, 0.6, 0.9, "validation", None, 0.1), Fidelity("epochs", 10)))
     journal.write(Ended("0000", "finished", ""))
     journal.write(TrialStarted(TrialSpec("0001", 1, "simclr", {"temperature": 0.2}, 1)))
     journal.close()
@@ -281,28 +283,29 @@ def test_a_verdict_is_told_while_its_winner_stands(cli: Callable[..., SimpleName
     """More trials reopen the choice, and the file still tells of the last one."""
     (begun / "verdict.txt").write_text("Winner: supervised.\n")
     assert "Winner" not in cli("leaderboard", begun).out
-    journal = Journal(begun / "journal.jsonl")
+    journal = Journal(LocalStorage(begun))
     journal.write(Chosen(0, "0000"))
     journal.close()
     assert "Winner: supervised." in cli("leaderboard", begun).out
-    journal = Journal(begun / "journal.jsonl")
+    journal = Journal(LocalStorage(begun))
     journal.write(Extended(8))
     journal.close()
     assert "Winner" not in cli("leaderboard", begun).out
 
 
 def test_what_a_begun_study_refuses(cli: Callable[..., SimpleNamespace], begun: Path, folder: Path) -> None:
-    before = (begun / "journal.jsonl").read_bytes()
+    part = begun / "journal" / "000000.jsonl"
+    before = part.read_bytes()
     refused(cli("resume", begun, "--trials", 3), "at least 4", "got 3")
     refused(cli("predict", begun, folder), "no winner yet", "labelwise resume")
     refused(cli("oneshot", begun, folder), "no winner yet", "labelwise resume")
     refused(cli("train", begun, "--best", "--out", begun.parent / "t"), "no winner yet")
-    other = Journal(begun / "journal.jsonl")
+    other = Journal(LocalStorage(begun))
     refused(cli("resume", begun), "being written by another run")
     other.close()
-    assert (begun / "journal.jsonl").read_bytes() == before
+    assert part.read_bytes() == before
     lines = before.splitlines(keepends=True)
-    (begun / "journal.jsonl").write_bytes(b"".join([*lines[:2], b"damage\n", *lines[2:]]))
+    part.write_bytes(b"".join([*lines[:2], b"damage\n", *lines[2:]]))
     refused(cli("leaderboard", begun), "damaged at line 3")
     refused(cli("resume", begun), "damaged at line 3")
 

@@ -36,13 +36,14 @@ from orchestrator import Result, Study, resume, run
 from orchestrator import cli as cli_module
 from orchestrator.engine.controller import Controller
 from orchestrator.engine.history import History
+from orchestrator.engine.journal import read_journal
 from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.trial import SegmentRun
 from orchestrator.folder import load_tensors
 from orchestrator.oneshot import distance_of, one_shot
 from orchestrator.outputs.verdict import paired
 from orchestrator.predict import predict
-from orchestrator.prepare import load_split
+from orchestrator.prepare import prepare
 from orchestrator.study import StudyError, load_study
 from orchestrator.train import train
 
@@ -64,11 +65,11 @@ STUDY: dict[str, Any] = {
 }
 
 
-def in_this_process(sweep: Controller, shared: SlotSetup, plan: object) -> None:
+def in_this_process(controller: Controller, shared: SlotSetup, plan: object) -> None:
     slot = SegmentRun(shared, World())
-    while (job := sweep.next_job()) is not None:
-        slot.begin(job)
-        while not sweep.receive(slot.advance()):
+    while (given := controller.next_assignment()) is not None:
+        slot.begin(given)
+        while controller.receive(slot.advance()):
             pass
 
 
@@ -111,7 +112,7 @@ def write(data: ImageSet, position: int, path: Path) -> None:
 
 
 def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result) -> None:
-    history = History.read(finished.folder / "journal.jsonl")
+    history = History(read_journal(finished.storage))
     assert sorted(t.spec.key for t in history.trials.values() if t.spec.purpose != "search") == [
         f"{history.selected[0]:04d}-{purpose}-{seed}"  # type: ignore[index]
         for purpose in ("refit", "retrain")
@@ -119,7 +120,7 @@ def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result)
     ]
     for trial in history.trials.values():
         asked = [(r.scored_on, r.n) for r in trial.rungs]
-        assert asked == ([] if trial.spec.purpose == "refit" else [("turns", 30)])
+        assert asked == ([] if trial.spec.purpose == "refit" else [("folds", 30)])
     assert history.tests == []
     best = finished.best
     assert best is not None
@@ -153,12 +154,12 @@ def test_leaderboard_and_report_say_that_no_test_was_made(finished: Result, caps
 
 def test_a_finished_study_resumes_to_nothing(finished: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     without_ray(monkeypatch)
-    before = (finished.folder / "journal.jsonl").read_bytes()
+    before = [finished.storage.get(key) for key in finished.storage.list("journal/")]
     again = resume(finished.folder).best
     assert again is not None
     assert finished.best is not None
     assert (again.config, again.validation) == (finished.best.config, finished.best.validation)
-    assert (finished.folder / "journal.jsonl").read_bytes() == before
+    assert [finished.storage.get(key) for key in finished.storage.list("journal/")] == before
 
 
 def test_its_best_model_embeds_a_folder_of_images(finished: Result, glyphs: ImageSet, tmp_path: Path) -> None:
@@ -318,11 +319,11 @@ def test_methods_without_labels_answer_the_same_episodes(tmp_path: Path, monkeyp
     task = {"ways": 3, "shots": 1, "queries": 3, "episodes": 8, "cross_validate": True}
     given = {**STUDY, "data": alphabets(tmp_path / "d", 3, 4, 4), "few_shot": task, "methods": ["simclr", "prototypical"]}
     result = run(Study(**{**given, "search": {"*.batch_size": 16}}), tmp_path / "out")
-    trials = [t for t in History.read(result.folder / "journal.jsonl").search() if t.status == "finished"]
+    trials = [t for t in History(read_journal(result.storage)).search() if t.status == "finished"]
     assert {t.spec.method for t in trials} == {"simclr", "prototypical"}
     for trial in trials:
         (rung,) = trial.rungs
-        assert (rung.scored_on, rung.n) == ("turns", 24)
+        assert (rung.scored_on, rung.n) == ("folds", 24)
         assert rung.units is not None
         assert 0 < rung.value < 1
     assert paired(trials[0].rungs[0], trials[1].rungs[0]) is not None
@@ -404,6 +405,6 @@ def test_shared_images_and_classes(refuse: Callable[..., str], tmp_path: Path) -
 def test_what_does_not_go_together(changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     without_ray(monkeypatch)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the text is what is looked at)
-        load_split(Study(**{**STUDY, **changes}))
+        prepare(Study(**{**STUDY, **changes}))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

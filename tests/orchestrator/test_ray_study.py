@@ -20,13 +20,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from cluster.connect import connect
+from cluster.storage import LocalStorage
 from methods import BatchSpec, Classifier, Context, Encoder, Learner, Loss, Method, Optimizer, SharedConfig, Step
 from methods.parts.heads import load_predictor
 from orchestrator import Result, Study, resume, run
 from orchestrator.engine.history import History
+from orchestrator.engine.journal import read_journal
 from orchestrator.outputs.leaderboard import COLUMNS
 from orchestrator.predict import predict
-from orchestrator.prepare import load_split
+from orchestrator.prepare import prepare
 from orchestrator.train import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -50,7 +52,7 @@ def _ray():
 
 
 def histories(result: Result) -> History:
-    return History.read(result.folder / "journal.jsonl")
+    return History(read_journal(result.storage))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_the_winner_loads_and_scores_as_reported(finished: tuple[Study, Result])
     study, result = finished
     best = result.best
     assert best is not None
-    test = load_split(study).test
+    test = prepare(study).split.test
     assert test is not None
     images = test.data.images.take(torch.from_numpy(test.index))
     with torch.no_grad():
@@ -93,7 +95,7 @@ def test_the_winner_loads_and_scores_as_reported(finished: tuple[Study, Result])
 
 def test_the_winner_names_images_in_a_folder(finished: tuple[Study, Result], tmp_path: Path) -> None:
     study, result = finished
-    test = load_split(study).test
+    test = prepare(study).split.test
     assert test is not None
     for row in range(20):
         Image.fromarray(test.data.images.take(torch.tensor([test.index[row]]))[0, 0].numpy()).save(tmp_path / f"{row:02d}.png")
@@ -273,7 +275,7 @@ def test_a_killed_driver_resumes_to_exactly_the_requested_trials(tmp_path: Path)
         [sys.executable, "-c", script], env={**os.environ, "RAY_ADDRESS": ""}, capture_output=True, timeout=240
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
-    left = History.read(out / "journal.jsonl")
+    left = History(read_journal(LocalStorage(out)))
     assert any(t.status == "running" for t in left.trials.values())
     result = resume(out, study=Study(**{**given, "address": None}))
     history = histories(result)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from methods.catalogue import CATALOGUE
 from methods.parts.files import write_text
-from orchestrator.dry import dry_run, realism
+from orchestrator.dry import dry_run
 from orchestrator.folder import RunFolder, dump_study
-from orchestrator.prepare import load_split
+from orchestrator.prepare import prepare
 from orchestrator.run import run
 from orchestrator.study import IN_PYTHON, FewShotTask, Study, StudyError, load_study
 from search_spaces.domains import Choice, Float, Int, UserError
@@ -332,17 +332,17 @@ def test_labels_pool_and_validation_are_what_the_study_says() -> None:
     """The settings survive YAML, reach the split, and stand in the dry run's line of data with the figures drawn."""
     study = Study(data="digits", methods=["fixmatch"], labels=60, validation=0.25, imbalance=4, mismatch=0.5)
     assert Study(**yaml.safe_load(dump_study(study))) == study
-    part = load_split(study)
+    part = prepare(study).split
     drawn = np.bincount(part.budget().label)
     assert (len(part.validation), len(part.labelled), part.train.classes) == (15, 45, 6)
     assert drawn.max() / drawn.min() == pytest.approx(4, rel=0.3)
-    said = realism(study, part)
+    said = study.task_object().describe(part)
     names = ", ".join(part.labelled.data.classes)
     assert f"{drawn.max()} of the most frequent class and {drawn.min()} of the rarest" in said
     assert f"6 classes are the task ({names}) and 50% of the unlabelled images are of others" in said
     assert "\n" not in said
-    plain = Study(data="digits", methods=["fixmatch"], labels=60)
-    assert realism(plain, load_split(plain)) == ""
+    plain = prepare(Study(data="digits", methods=["fixmatch"], labels=60))
+    assert "of the rarest" not in plain.task.describe(plain.split)
 
 
 @pytest.mark.parametrize(
