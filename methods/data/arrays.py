@@ -2,8 +2,9 @@
 
 Images: uint8 (or whole numbers 0 .. 255) or floats in [0, 1], as [N, H, W, C], [N, C, H, W] or [N, H, W] with C = 1 or 3;
 where both readings fit, channels come last. Labels: whole numbers or text, [N]; -1 or blank text means unlabelled. A file
-holds ``images`` and ``labels``, and where it has them ``test_images`` and ``test_labels``, ``groups``, ``captions`` and
-``classes`` (names).
+holds ``images`` and ``labels``, and where it has them ``test_images`` and ``test_labels``, ``groups``, ``captions``,
+``classes`` (names), ``split`` (train, val, validation or test, kept as it is), ``fold`` (whole numbers) and further labels
+under ``labels_NAME``.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from methods.data.captions import tell_classes
+from methods.data.columns import by_parts, part_of
 from methods.data.decode import Size, sides
-from methods.data.records import ArrayImages, ImageSet, IntArray, Source
+from methods.data.records import ArrayImages, ImageSet, IntArray, LabelColumn, Source
 from search_spaces.domains import UserError
 
-KEYS = ("images", "labels", "test_images", "test_labels", "groups", "captions", "classes")
+KEYS = ("images", "labels", "test_images", "test_labels", "groups", "captions", "classes", "split", "fold")
+FURTHER = "labels_"
+"""Before the name of a further label column."""
 
 
 def load_npz(path: Path, size: Size | None, channels: int | None, flip: bool | None) -> Source:
@@ -33,7 +37,7 @@ def load_npz(path: Path, size: Size | None, channels: int | None, flip: bool | N
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in KEYS if key in archive.files}
+            arrays = {key: archive[key] for key in archive.files if key in KEYS or key.startswith(FURTHER)}
             found = archive.files
     except FileNotFoundError as error:
         raise UserError(f"{path} must exist, but it does not; check the path") from error
@@ -61,6 +65,12 @@ def from_arrays(
         raise UserError(
             f"captions of {where} must be one for each of {len(images)} images, got {len(captions)}; check the arrays"
         )
+    further = [
+        (key.removeprefix(FURTHER), as_labels(arrays[key], len(images), f"{key} of {where}", None))
+        for key in arrays
+        if key.startswith(FURTHER)
+    ]
+    fold = as_folds(arrays["fold"], len(images), f"fold of {where}") if "fold" in arrays else None
     train = ImageSet(
         images=images,
         label=label,
@@ -70,7 +80,11 @@ def from_arrays(
         captions=captions,
         flip=True if flip is None else flip,
         caption_labels=tell_classes(captions, label, classes),
+        targets=tuple(LabelColumn(name, values, column) for name, (column, values) in further),
+        fold=fold,
     )
+    if "split" in arrays:
+        return _divided(train, arrays, where)
     if "test_images" not in arrays:
         return Source(train)
     tested = as_images(arrays["test_images"], f"test_images of {where}", images.shape[1:] if size else None, channels)
@@ -80,6 +94,33 @@ def from_arrays(
         label = np.array([known[name] for name in own] + [-1], dtype=np.int64)[label]
         own = classes
     return Source(train, ImageSet(images=tested, label=label, classes=own, flip=train.flip))
+
+
+def _divided(data: ImageSet, arrays: Mapping[str, Any], where: str) -> Source:
+    """The images by the ``split`` of each."""
+    if "test_images" in arrays:
+        raise UserError(f"{where} must have either split or test_images, got both; leave one of them out")
+    values = np.asarray(arrays["split"]).astype(str)
+    if values.shape != (len(data),):
+        raise UserError(
+            f"split of {where} must be one for each of {len(data)} images, got shape {values.shape}; check the arrays"
+        )
+    parts = [
+        part_of(value.strip(), bool(label >= 0), f"row {row} of {where}")
+        for row, (value, label) in enumerate(zip(values.tolist(), data.label, strict=True))
+    ]
+    return by_parts(data, parts, kept=True)
+
+
+def as_folds(value: Any, n: int, where: str) -> IntArray:
+    """int64 [N] folds from 0, -1 for none. Raises UserError where they are anything else."""
+    array = np.asarray(value)
+    if array.shape != (n,):
+        raise UserError(f"{where} must be one for each of {n} images, got shape {array.shape}; check the arrays")
+    if array.dtype.kind not in "iu" or (n and array.min() < -1):
+        found = array.min() if array.dtype.kind in "iu" else array.dtype
+        raise UserError(f"{where} must be whole numbers from 0, -1 for none, got {found}; number the folds")
+    return array.astype(np.int64)
 
 
 def as_images(value: Any, where: str, size: Size | None = None, channels: int | None = None) -> ArrayImages:

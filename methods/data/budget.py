@@ -220,8 +220,11 @@ def _take_test(
         return data, test_set(own, data), False, unit
     share = HOLDOUT if own is None else float(own)
     draw = seed_of(seed, "holdout")
-    free = data.label if data.validates is None else np.where(data.validates, -1, data.label)
-    known = np.flatnonzero(free >= 0)
+    # What the data marks to validate is never held out, nor what must stay with it.
+    marked = np.zeros(len(data), dtype=bool) if data.validates is None else data.validates
+    if unit is not None:
+        marked = np.isin(unit, unit[marked])
+    known = np.flatnonzero((data.label >= 0) & ~marked)
     if unit is not None:
         what = "a test, a validation and a training one (give a test set to need only two)"
         chosen = divided_by_group(data.label[known], unit[known], data.classes, share, draw, what, leave=2)

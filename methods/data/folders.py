@@ -8,24 +8,24 @@ Class folders (a wrapping folder around any of these is looked through):
   but where its classes are others than those of ``train`` few-shot studies validate on them (CIFAR-FS, miniImageNet);
 - ``unlabelled/...`` beside the classes or beside ``train``: images without label, in any arrangement.
 
-``labels.csv`` with the columns ``file,label[,group][,caption]``: ``file`` counts from the csv's folder, a blank label means
-unlabelled, and every image outside an ``unlabelled/`` folder has a row. In its place there may be ``train.csv``, ``val.csv``
-and ``test.csv``, as miniImageNet comes (``filename`` counts from the csv's folder or from ``images/`` beside it). Files that
-are not images are ignored and counted.
+``labels.csv`` with the columns ``file,label[,group][,caption][,split][,fold][,label:NAME ...]``: ``file`` counts from the csv's
+folder, a blank label means unlabelled, and every image outside an ``unlabelled/`` folder has a row. ``split`` says train, val
+(or validation) or test, and is kept as it is; ``fold`` is a whole number; ``label:NAME`` is a further label. In its place
+there may be ``train.csv``, ``val.csv`` and ``test.csv``, as miniImageNet comes (``filename`` counts from the csv's folder or
+from ``images/`` beside it). Files that are not images are ignored and counted.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from methods.data.captions import tell_classes
+from methods.data.columns import FURTHER, Part, by_parts, fold_of, in_order, label_column, part_of, read_table
 from methods.data.decode import (
     Bad,
     Files,
@@ -39,7 +39,6 @@ from methods.data.decode import (
     read_all,
 )
 from methods.data.records import ArrayImages, Images, ImageSet, Source
-from methods.data.views import renumber, select
 from search_spaces.domains import UserError
 
 TRAIN = frozenset(("train", "training"))
@@ -47,20 +46,28 @@ TEST = frozenset(("test", "testing"))
 VALIDATION = frozenset(("val", "valid", "validation"))
 UNLABELLED = frozenset(("unlabelled", "unlabeled"))
 CSV = "labels.csv"
-Part = Literal["train", "validation", "test"]
 TABLES: dict[str, Part] = {"train.csv": "train", "val.csv": "validation", "test.csv": "test"}
 """Tables that divide the images, where there is no ``labels.csv``."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image file and what its place or its csv row says of it; a blank label means unlabelled."""
+    """One image file and what its place or its csv row says of it; a blank label means unlabelled.
+
+    Attributes:
+        marked: whether a ``split`` column named the part.
+        fold: -1 where none.
+        further: further labels by the name of their column.
+    """
 
     name: str
     label: str = ""
     group: str = ""
     caption: str = ""
     part: Part = "train"
+    marked: bool = False
+    fold: int = -1
+    further: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_files(path: Path) -> Files:
@@ -194,7 +201,7 @@ def _rows_of_csv(files: Files, tables: Mapping[str, Part], names: Sequence[str])
     for table, part in tables.items():
         where = f"{files.path}/{table}"
         missing: list[str] = []
-        for line, record in _read_csv(files, table, where):
+        for line, record in read_table(files, table, where):
             file = record.get("file", "").replace("\\", "/").removeprefix("./")
             name = next((n for n in (prefix + file, f"{prefix}images/{file}") if n in known), "")
             if not name:
@@ -204,7 +211,7 @@ def _rows_of_csv(files: Files, tables: Mapping[str, Part], names: Sequence[str])
                     f"{where} must name every file once, but {file} comes again in line {line}; remove one of the rows"
                 )
             else:
-                rows[name] = Row(name, record.get("label", ""), record.get("group", ""), record.get("caption", ""), part)
+                rows[name] = _row(name, record, part, PurePosixPath(table).name.lower() == CSV, f"line {line} of {where}")
         if missing:
             raise UserError(
                 f"every row of {where} must name an image, but {len(missing)} do not, first {missing[0]};"
@@ -221,34 +228,19 @@ def _rows_of_csv(files: Files, tables: Mapping[str, Part], names: Sequence[str])
     return [*rows.values(), *(Row(name) for name in rest)], []
 
 
-def _read_csv(files: Files, table: str, where: str) -> list[tuple[int, dict[str, str]]]:
-    data = files.read(table)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} must be UTF-8 text, but byte {error.start} is not; save it as CSV UTF-8") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        if "file" not in header:
-            header = ["file" if name == "filename" else name for name in header]
-        if not {"file", "label"} <= set(header):
-            raise UserError(
-                f"{where} must start with the columns file,label, got {','.join(header) or 'nothing'}; add a header row"
-            )
-        records = []
-        for cells in reader:
-            if len(cells) > len(header):
-                raise UserError(
-                    f"line {reader.line_num} of {where} must have {len(header)} cells, got {len(cells)}; quote commas"
-                )
-            if any(cell.strip() for cell in cells):
-                records.append((reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=False))))
-    except csv.Error as error:
-        raise UserError(
-            f"{where} must be a comma-separated table, but line {reader.line_num} is not ({error}); mend it"
-        ) from error
-    return records
+def _row(name: str, record: Mapping[str, str], part: Part, whole: bool, where: str) -> Row:
+    """An image's row; ``whole`` where the table holds all parts, so that its ``split`` column counts."""
+    label, marked = record.get("label", ""), whole and "split" in record
+    return Row(
+        name,
+        label,
+        record.get("group", ""),
+        record.get("caption", ""),
+        part_of(record["split"], bool(label), where) if marked else part,
+        marked,
+        fold_of(record.get("fold", ""), where),
+        {column.removeprefix(FURTHER): cell for column, cell in record.items() if column.startswith(FURTHER)},
+    )
 
 
 def _assemble(
@@ -281,7 +273,7 @@ def _assemble(
         # 1-bit images are characters or drawings, whose mirror image is another character.
         flip = not all(h.mode == "1" for h in good)
     everything = _image_set(images, rows, flip)
-    return _divide(everything, rows, tuple(notes))
+    return by_parts(everything, [row.part for row in rows], notes, any(row.marked for row in rows))
 
 
 def _refuse(files: Files, bad: Sequence[Bad], total: int) -> None:
@@ -293,10 +285,12 @@ def _refuse(files: Files, bad: Sequence[Bad], total: int) -> None:
 
 
 def _image_set(images: Images, rows: Sequence[Row], flip: bool) -> ImageSet:
-    classes = _sorted({row.label for row in rows if row.label})
-    groups = _sorted({row.group for row in rows if row.group})
+    classes = in_order({row.label for row in rows if row.label})
+    groups = in_order({row.group for row in rows if row.group})
     number = {name: k for k, name in enumerate(classes)}
     of_group = {name: k for k, name in enumerate(groups)}
+    fold = np.array([row.fold for row in rows], dtype=np.int64)
+    further = dict.fromkeys(name for row in rows for name in row.further)
     captions = tuple(row.caption for row in rows) if any(row.caption for row in rows) else ()
     label = np.array([number.get(row.label, -1) for row in rows], dtype=np.int64)
     return ImageSet(
@@ -309,29 +303,6 @@ def _image_set(images: Images, rows: Sequence[Row], flip: bool) -> ImageSet:
         names=tuple(row.name for row in rows),
         flip=flip,
         caption_labels=tell_classes(captions, label, classes),
+        targets=tuple(label_column(name, [row.further.get(name, "") for row in rows]) for name in further),
+        fold=fold if (fold >= 0).any() else None,
     )
-
-
-def _divide(data: ImageSet, rows: Sequence[Row], notes: tuple[str, ...]) -> Source:
-    part = np.array([row.part for row in rows])
-    classes = {each: {data.classes[k] for k in np.unique(data.label[part == each]) if k >= 0} for each in get_args(Part)}
-    apart = _sorted(classes["validation"]) if classes["validation"].isdisjoint(classes["train"]) else ()
-    if classes["validation"]:
-        note = "counts as training images: the label budget draws its own"
-        if apart:
-            note += f", and few-shot studies validate on its {len(apart)} classes"
-        notes = (*notes, f"a validation part of {np.count_nonzero(part == 'validation')} images {note}")
-    if not (part == "test").any():
-        return Source(data, None, notes, apart)
-    train, test = (select(data, np.flatnonzero(rows_)) for rows_ in (part != "test", part == "test"))
-    own, asked = classes["train"] | classes["validation"], classes["test"]
-    train = renumber(train, _sorted(own))
-    return Source(train, renumber(test, train.classes if asked <= own else _sorted(asked)), notes, apart)
-
-
-def _sorted(names: Iterable[str]) -> tuple[str, ...]:
-    """In alphabetical order; numbers by value where all are numbers."""
-    found = list(names)
-    if all(name.isdecimal() for name in found):
-        return tuple(sorted(found, key=lambda name: (int(name), name)))
-    return tuple(sorted(found))

@@ -108,6 +108,16 @@ def test_unlabelled_images_of_a_held_out_group_leave_the_pool() -> None:
     assert len(part.train) < len(plain.train)
 
 
+def test_groups_that_are_marked_to_validate_do_and_are_never_held_out() -> None:
+    data = patients(groups=40)
+    assert data.group is not None
+    validates = np.isin(data.group, [3, 8, 14, 20, 31])
+    part = split(Source(dataclasses.replace(data, validates=validates)), keep_groups=True, seed=2)
+    assert groups_of(part.validation) == {"p3", "p8", "p14", "p20", "p31"}
+    assert part.test is not None
+    assert not groups_of(part.test) & (groups_of(part.labelled) | groups_of(part.validation))
+
+
 def test_a_number_of_labels_draws_as_before_and_validates_by_group() -> None:
     train, test = patients(groups=80, seed=1), patients(groups=9, seed=2)
     test = dataclasses.replace(test, groups=tuple(f"other {name}" for name in test.groups))
