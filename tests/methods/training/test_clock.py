@@ -188,24 +188,22 @@ def test_every_stage_does_a_step_however_late_it_is(toys: SimpleNamespace, split
 def test_seconds_survive_state_and_load(toys: SimpleNamespace, split: Split, seconds: dict[str, float], stop: float) -> None:
     """Under a clock as regular as this one, stopped and resumed is bitwise what runs through."""
 
-    def to_the_end(training: object) -> list[tuple[float, str, float]]:
+    def reports(training: Training, until: float) -> list[tuple[float, str, float]]:
         told = []
-        while training.done.amount < 40:  # type: ignore[attr-defined]
-            report = training.train()  # type: ignore[attr-defined]
+        while training.done.amount < until:
+            report = training.train(until)
             told.append((report.epoch, report.stage, report.done.amount))
         return told
 
-    whole = toys.start(split, toys.three_stages(), seconds=40.0)
-    whole.train(until=stop)
-    before = toys.start(split, toys.three_stages(), seconds=40.0)
-    before.train(until=stop)
+    whole, before = (toys.start(split, toys.three_stages(), seconds=40.0) for _ in range(2))
+    assert reports(whole, stop) == reports(before, stop)
     state = toys.through_disk(before.state())
     seconds["now"] += 77
     after = toys.start(split, toys.three_stages(), seconds=40.0)
     after.load(state)
-    assert after.done == before.done
+    assert after.done == before.done == Fidelity("seconds", stop)
     assert after.epoch == before.epoch
-    assert to_the_end(after) == to_the_end(whole)
+    assert reports(after, 40) == reports(whole, 40)
     toys.assert_equal_state(whole, after)
 
 
