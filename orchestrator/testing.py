@@ -13,7 +13,7 @@ from orchestrator.engine.history import History
 from orchestrator.engine.simulation import Pretend, play
 from orchestrator.prepare import course_of
 from orchestrator.strategies import Strategy
-from orchestrator.study import Study
+from orchestrator.study import Spending, Study
 
 __all__ = ["Pretend", "check_budget", "check_strategy", "check_task", "simulate"]
 
@@ -67,7 +67,7 @@ def check_budget(budget: Budget, study: Study, score: Pretend) -> History:
 
     What is spent never falls, is a fixed function of the history, and ends the search.
     """
-    study = study.model_copy(update={"budget": (budget,), "trials": None})
+    study = study.model_copy(update={"budget": Spending(own=(budget,)), "trials": None})
     events = simulate(study, score)
     history, resources, before = History(), Resources(), 0.0
     for event in events:

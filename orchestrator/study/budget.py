@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from orchestrator.study.extensions import CONTRACTS, Extension, in_python
+from orchestrator.budgets.contract import Budget
+from orchestrator.study.extensions import Extension, in_python
 from orchestrator.study.fields import Strict, StudyError, lost
 from orchestrator.study.shapes import NAME
 
@@ -26,7 +27,7 @@ class Spending(Strict):
         cpu_hours: hours of training and scoring, times the CPUs of a trial.
         gpu_hours: hours of training and scoring, times the GPUs of a trial.
         labels: bought during the study, beyond those known at its start.
-        own: budgets of one's own: in Python objects with a ``spent`` method, in a study file ``module:Name: AMOUNT``.
+        own: budgets of one's own: in Python ``Budget`` objects, in a study file ``module:Name: AMOUNT``.
     """
 
     model_config = ConfigDict(json_schema_extra={"patternProperties": {f"^{NAME}$": {}}})
@@ -43,10 +44,9 @@ class Spending(Strict):
     @classmethod
     def _budgets(cls, value: object) -> object:
         several = (value,) if value == in_python("budget") else tuple(value) if isinstance(value, list | tuple) else value
-        check = CONTRACTS["budget"]
         for each in several if isinstance(several, tuple) else ():
-            if not isinstance(each, Extension) and each != in_python("budget") and check(each):
-                raise ValueError("a budget is a mapping such as {minutes: 30} or, in Python, an object with a method 'spent'")
+            if not isinstance(each, Extension | Budget) and each != in_python("budget"):
+                raise ValueError("a budget is a mapping such as {minutes: 30} or, in Python, a Budget of your own")
         return several
 
     def amounts(self) -> dict[str, float]:
@@ -118,7 +118,7 @@ def _merged(budget: Any) -> Any:
     if isinstance(budget, Mapping):
         return budget
     if not isinstance(budget, list | tuple):
-        return budget if CONTRACTS["budget"](budget) else {"own": (budget,)}
+        return {"own": (budget,)} if isinstance(budget, Budget) else budget
     found: dict[str, Any] = {}
     own: list[Any] = []
     for each in budget:

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ from typing import Any
 
 from methods.contracts import Method
 from methods.protocols.contract import Protocol
+from methods.tasks.contract import Task
+from orchestrator.budgets.contract import Budget
+from orchestrator.strategies.contract import Strategy
 from orchestrator.study.fields import StudyError
 from orchestrator.study.shapes import NAME
 from search_spaces.domains import UserError, nearest
-
-Contract = type | Callable[[object], Sequence[str]]
-"""What an extension must be: a class that it derives from, or a function that names what it lacks."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,14 @@ def in_python(what: str) -> str:
     return f"(a {what} given in Python)"
 
 
-def having(*verbs: str) -> Callable[[object], Sequence[str]]:
-    """A contract by its verbs alone: names those that an object or class lacks."""
-    return lambda target: [verb for verb in verbs if not callable(getattr(target, verb, None))]
-
-
-CONTRACTS: dict[str, Contract] = {
-    "strategy": having("next"),
-    "budget": having("spent"),
-    "task": having("divide"),
+CONTRACTS: dict[str, type] = {
+    "strategy": Strategy,
+    "budget": Budget,
+    "task": Task,
     "methods": Method,
     "protocol": Protocol,
 }
-"""By the field that may name one: what code of one's own must be."""
+"""By the field that may name one: the class that code of one's own derives from."""
 
 
 def named(value: object) -> bool:
@@ -92,7 +87,7 @@ def named(value: object) -> bool:
     return isinstance(value, str) and ":" in value and not value.startswith("(")
 
 
-def load(field: str, name: str, contract: Contract, allowed: Allowed) -> Any:
+def load(field: str, name: str, contract: type, allowed: Allowed) -> Any:
     """What ``module:Name`` names.
 
     Args:
@@ -115,7 +110,7 @@ def load(field: str, name: str, contract: Contract, allowed: Allowed) -> Any:
     target = getattr(owner, attribute)
     if missing := _missing(target, contract):
         raise StudyError(f"{field}: {name} is no {_kind(field)}: it lacks {', '.join(missing)}")
-    if isinstance(contract, type) and not _derives(target, contract):
+    if not _derives(target, contract):
         raise StudyError(f"{field}: {name} is no {_kind(field)}, got {_words(target)}; make it a {_origin(contract)}")
     return target
 
@@ -167,11 +162,9 @@ def _imported(field: str, module: str) -> object:
         raise StudyError(f"{field}: {module} does not import: {type(error).__name__}: {_reason(error)}") from None
 
 
-def _missing(target: object, contract: Contract) -> list[str]:
+def _missing(target: object, contract: type) -> list[str]:
     """The verbs that a target lacks: those it leaves abstract, and those of the contract that it has not."""
     left = set(getattr(target, "__abstractmethods__", ()))
-    if not isinstance(contract, type):
-        return sorted(left | set(contract(target)))
     abstract: frozenset[str] = getattr(contract, "__abstractmethods__", frozenset())
     return sorted(left | {verb for verb in abstract if not hasattr(target, verb)})
 

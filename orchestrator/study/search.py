@@ -10,7 +10,8 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from methods.catalogue import CATALOGUE, method
 from methods.contracts import Method
 from methods.parts.encoders import ENCODERS, EncoderSpec
-from orchestrator.study.extensions import CONTRACTS, Extension, in_python
+from orchestrator.strategies.contract import Strategy
+from orchestrator.study.extensions import Extension, in_python
 from orchestrator.study.fields import Strict, StudyError, lost, one_or_more, single
 from orchestrator.study.shapes import OVERRIDES, one_or_more_schema
 from search_spaces.domains import nearest
@@ -72,8 +73,8 @@ class SearchFields(Strict):
     def _one_strategy(cls, value: object) -> object:
         if isinstance(value, Mapping):
             single("strategy", value)
-        elif not isinstance(value, str | Extension) and CONTRACTS["strategy"](value):
-            raise ValueError("must be a name, one name with its settings or, in Python, an object with a method 'next'")
+        elif not isinstance(value, str | Extension | Strategy):
+            raise ValueError("must be a name, one name with its settings or, in Python, a Strategy of your own")
         return value
 
     @property

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import WithJsonSchema, field_validator
 
 from methods.tasks import TASKS, Classification, FewShotTask, Task, task
-from orchestrator.study.extensions import CONTRACTS, Extension, in_python
+from orchestrator.study.extensions import Extension, in_python
 from orchestrator.study.fields import Strict, StudyError, lost
 from orchestrator.study.shapes import choice_schema
 
@@ -60,8 +60,8 @@ class TaskFields(Strict):
         names = " or ".join(repr(name) for name in TASKS)
         if isinstance(value, str) and value not in (*TASKS, in_python("task")):
             raise ValueError(f"input should be {names}")
-        if not isinstance(value, str | Extension) and CONTRACTS["task"](value):
-            raise ValueError(f"input should be {names} or, in Python, a task with a method 'divide'")
+        if not isinstance(value, str | Extension | Task):
+            raise ValueError(f"input should be {names} or, in Python, a Task of your own")
         return value
 
     def task_object(self) -> Task:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from methods.tasks import Task
 from orchestrator.folder import RunFolder, dump_study
 from orchestrator.study import Study, StudyError, load_study
 
@@ -20,6 +22,9 @@ from typing import ClassVar
 from methods.catalogue import CATALOGUE
 from methods.protocols import Predict
 from methods.protocols.contract import Protocol
+from methods.tasks import Classification, Task
+from orchestrator.budgets import Budget
+from orchestrator.strategies import Strategy
 
 Path("imported").write_text("yes")
 
@@ -27,7 +32,7 @@ mine = dataclasses.replace(CATALOGUE["supervised"], name="mine")
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundRobin:
+class RoundRobin(Strategy):
     turns: int = 1
 
     def next(self, problem, history):
@@ -38,16 +43,23 @@ ready = RoundRobin(7)
 
 
 @dataclasses.dataclass(frozen=True)
-class Joules:
+class Joules(Budget):
+    name: ClassVar[str] = "joules"
     amount: float
 
     def spent(self, history, resources):
         return 0.0
 
 
-class Ordinal:
-    def divide(self, *args):
-        return None
+@dataclasses.dataclass(frozen=True)
+class Ordinal(Task):
+    name: ClassVar[str] = "ordinal"
+
+    def divide(self, source, test, protocol, seed):
+        return Classification().divide(source, test, protocol, seed)
+
+    def facts(self, split):
+        return Classification().facts(split)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +108,7 @@ def test_every_kind_is_loaded_where_it_is_allowed(rules: Path) -> None:
     assert study.strategy_choice().turns == 2
     assert [type(b).__name__ for b in study.budget.objects()] == ["Joules"]
     assert (study.budget.objects()[0].amount, study.budget.amounts(), study.trials) == (60.0, {"minutes": 5}, None)
-    assert type(study.task_choice()).__name__ == "Ordinal"
+    assert type(study.task_object()).__name__ == "Ordinal"
     assert study.scoring().name == "plainer"
     study.check_objective()
 
@@ -180,8 +192,12 @@ def test_settings_meet_the_object_when_it_is_made(rules: Path) -> None:
 def test_objects_of_python_need_no_leave_and_are_asked_for_again() -> None:
     from methods.protocols import Knn
 
-    class Ordinal:
-        def divide(self) -> None: ...
+    class Ordinal(Task):
+        name = "ordinal"
+
+        def divide(self, source: Any, test: Any, protocol: Any, seed: int) -> Any: ...
+
+        def facts(self, split: Any) -> Any: ...
 
     study = Study(data="digits", methods=["simclr"], protocol=Knn(), task=Ordinal())
     assert study.scoring().name == "knn"
