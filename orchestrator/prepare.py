@@ -157,7 +157,8 @@ def _check_weights(study: Study, split: Split) -> None:
 def rungs_of(study: Study) -> tuple[Fidelity, ...]:
     """Fidelities at which trials are scored, ascending."""
     unit: Literal["epochs", "seconds"] = "epochs" if study.seconds is None else "seconds"
-    return tuple(Fidelity(unit, amount) for amount in study.rungs())
+    # A strategy with a reduction of its own spaces its rungs by it.
+    return tuple(Fidelity(unit, amount) for amount in study.rungs(getattr(strategy_of(study), "reduction", None)))
 
 
 def budgets_of(study: Study, trials: int | None) -> tuple[Budget, ...]:

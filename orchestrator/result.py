@@ -96,6 +96,11 @@ class Result:
     best: Best | None
 
     @property
+    def storage(self) -> Storage:
+        """Where the run folder lies."""
+        return self.run.storage
+
+    @property
     def folder(self) -> Path:
         """The run folder. Raises StudyError where it does not lie on this machine."""
         return self.run.path

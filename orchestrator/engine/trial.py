@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.utils import make_grid, save_image
 
+from cluster.errors import ClusterError
 from methods.batch import Batch, RandomStream, seed_of
 from methods.data.records import LabelledSubset
 from methods.parts.modes import evaluating, threads
@@ -147,7 +148,7 @@ class SegmentRun:
     def _guard(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except UserError as error:
+        except (UserError, ClusterError) as error:
             self._failed = str(error)
         except Exception as error:
             self._failed = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -72,6 +72,11 @@ def in_python(what: str) -> str:
     return f"(a {what} given in Python)"
 
 
+def left_behind(what: str, value: object) -> bool:
+    """Whether a study read from a run folder has only the mark of what its script gave it."""
+    return isinstance(value, str) and value == in_python(what)
+
+
 CONTRACTS: dict[str, type] = {
     "strategy": Strategy,
     "budget": Budget,

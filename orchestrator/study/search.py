@@ -129,18 +129,23 @@ class SearchFields(Strict):
         """Unit and amount of the highest rung: where a training ends."""
         return ("epochs", self.epochs) if self.seconds is None else ("seconds", self.seconds)
 
-    def rungs(self) -> tuple[Any, ...]:
-        """Epochs (int) or seconds (float) at which trials are scored, ascending; the last is the highest."""
+    def rungs(self, reduction: int | None = None) -> tuple[Any, ...]:
+        """Epochs (int) or seconds (float) at which trials are scored, ascending; the last is the highest.
+
+        Args:
+            reduction: of the strategy; None for the study's own field.
+        """
+        reduction = self.reduction if reduction is None else reduction
         if self.seconds is not None:
             steps = [0]
-            while self.reduction > 1 and self.reduction ** (steps[-1] + 1) <= SPAN:
+            while reduction > 1 and reduction ** (steps[-1] + 1) <= SPAN:
                 steps.append(steps[-1] + 1)
-            return tuple(self.seconds / self.reduction**step for step in reversed(steps))
-        if self.reduction == 1:
+            return tuple(self.seconds / reduction**step for step in reversed(steps))
+        if reduction == 1:
             return (self.epochs,)
         rungs = [self.epochs]
-        while rungs[-1] / self.reduction >= 1:
-            rungs.append(round(rungs[-1] / self.reduction))
+        while rungs[-1] / reduction >= 1:
+            rungs.append(round(rungs[-1] / reduction))
         return tuple(sorted(set(rungs)))
 
     def check_methods(self) -> None:

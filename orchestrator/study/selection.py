@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema, field_validator
@@ -11,7 +11,7 @@ from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Protocol
 from methods.tasks import Task
 from orchestrator.engine.records import Purpose
-from orchestrator.study.extensions import Extension, in_python
+from orchestrator.study.extensions import Extension, in_python, left_behind
 from orchestrator.study.fields import Strict, StudyError, lost
 from orchestrator.study.shapes import choice_schema
 
@@ -67,16 +67,16 @@ class SelectionFields(Strict):
             raise ValueError("must be a function in Python, from a Score to a number")
         return value
 
-    def scoring_of(self, task: Task) -> Protocol:
+    def scoring_of(self, task: Callable[[], Task]) -> Protocol:
         """The protocol of a study, with its settings; the task has one of its own, and shapes what it knows."""
         if isinstance(self.protocol, Protocol):
             return self.protocol
         if isinstance(self.protocol, Extension):
             made: Protocol = self.protocol.made()
             return made
-        if self.protocol == in_python("protocol"):
+        if left_behind("protocol", self.protocol):
             raise StudyError(lost("protocol"))
-        return task.protocol(self.protocol)
+        return task().protocol(self.protocol)
 
     def plain_protocol(self) -> Any:
         """``protocol`` for a run folder."""

@@ -9,16 +9,17 @@ from pydantic import ValidationError, field_validator, model_validator
 from methods.protocols.contract import Protocol
 from orchestrator.study.budget import BudgetFields
 from orchestrator.study.data import DataFields
-from orchestrator.study.extensions import Allowed, in_python, replaced
+from orchestrator.study.extensions import Allowed, left_behind, replaced
 from orchestrator.study.fields import StudyError, one_line, plain
 from orchestrator.study.health import HealthFields
 from orchestrator.study.machine import MachineFields
 from orchestrator.study.search import SearchFields
 from orchestrator.study.selection import IN_PYTHON, SelectionFields
+from orchestrator.study.task import ORDER as TASK_ORDER
 from orchestrator.study.task import TaskFields
 
 ORDER = (
-    *("data", "test", "labels", "validation", "imbalance", "mismatch", "keep_groups", "task", "few_shot"),
+    *("data", "test", *TASK_ORDER),
     *(
         "methods",
         "encoder",
@@ -66,11 +67,11 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
         self.check_methods()
         self.check_budget(self.method_names)
         self.check_encoders()
-        if self.task != in_python("task"):
+        if not left_behind("task", self.task):
             task = self.task_object()
             self.check_task(task)
             chosen = self.selection
-            if self.protocol != in_python("protocol"):
+            if not left_behind("protocol", self.protocol):
                 task.check(self.scoring(), self.test)
             task.check_selection(chosen.refit, chosen.refit_seeds, chosen.join)
         self.check_stop()
@@ -79,7 +80,7 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
 
     def scoring(self) -> Protocol:
         """The protocol, with its settings. Raises StudyError on an unknown name or setting."""
-        return self.scoring_of(self.task_object())
+        return self.scoring_of(self.task_object)
 
     def check_objective(self) -> None:
         """Raises StudyError where the search would maximise an error, or where something of Python stayed behind in a script.

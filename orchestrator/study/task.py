@@ -9,9 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import WithJsonSchema, field_validator
 
 from methods.tasks import TASKS, Classification, FewShotTask, Task, task
-from orchestrator.study.extensions import Extension, in_python
+from orchestrator.study.extensions import Extension, in_python, left_behind
 from orchestrator.study.fields import Strict, StudyError, lost
 from orchestrator.study.shapes import choice_schema
+
+ORDER = ("labels", "validation", "imbalance", "mismatch", "keep_groups", "task", FewShotTask.name)
+"""The fields as a person reads them."""
 
 CLASSIFICATION = {
     "validation": "set few_shot.validation",
@@ -70,7 +73,7 @@ class TaskFields(Strict):
         Raises:
             StudyError: code of one's own does not take its settings, or an object stayed behind in a script.
         """
-        if self.task == in_python("task"):
+        if left_behind("task", self.task):
             raise StudyError(lost("task"))
         if isinstance(self.task, Extension):
             made: Task = self.task.made()

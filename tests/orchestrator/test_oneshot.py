@@ -395,7 +395,7 @@ def test_shared_images_and_classes(refuse: Callable[..., str], tmp_path: Path) -
         ({"few_shot": {**TASK, "hold_out": "class"}}, "leaves out whole groups, got hold_out: class"),
         (
             {"selection": {"top": 1, "seeds": 1, "refit": False}},
-            "selection.refit: true, since every turn's model lacks a group",
+            "selection.refit: true, since every fold's model lacks a group",
         ),
         ({"task": "classification", "test": None, "few_shot": {}}, "selection.join is for task: few_shot, got classification"),
         ({"protocol": "knn"}, "which protocol few_shot scores, got knn; leave protocol out"),

@@ -14,13 +14,16 @@ from scipy import stats
 
 from methods.data.budget import train_data
 from methods.data.records import ArrayImages, ImageSet, LabelledSubset, Split
-from orchestrator.engine import journal as events
-from orchestrator.engine import records
+from methods.tasks import Classification, FewShotTask, Task
+from methods.training.clock import Fidelity
+from orchestrator.engine import events, records
 from orchestrator.engine.events import Ended, Event, Extended, Scored, Selected, Trained, TrialStarted
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Rung, Status, TrialSpec
 from orchestrator.outputs.leaderboard import COLUMNS, finalists, leaderboard, ranked
 from orchestrator.outputs.verdict import compare, paired, verdict
+
+CLASSES, NEW = Classification(), FewShotTask()
 
 
 def rung(value: float, epoch: int = 3, correct: list[bool] | None = None, scored_on: Any = "validation") -> Rung:
@@ -41,7 +44,7 @@ def trial(
     key = f"{number:04d}" + ("" if purpose == "search" else f"-{purpose}-{repeat}")
     found: list[Event] = [TrialStarted(TrialSpec(key, number, method, values, 0, purpose))]
     for one in scores:
-        found += [Trained(key, one.epoch, seconds, {}), Scored(key, one)]
+        found += [Trained(key, one.epoch, seconds, {}), Scored(key, one, Fidelity("epochs", one.epoch))]
     if purpose == "refit":
         found.append(Trained(key, 3, seconds, {}))
     if status != "running":
@@ -50,7 +53,7 @@ def trial(
 
 
 def history(*parts: list[Event] | Event) -> History:
-    made = History(None, 0, {}, {}, None, None, [])
+    made = History()
     for part in parts:
         for event in part if isinstance(part, list) else [part]:
             made.add(event)
@@ -145,7 +148,7 @@ answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size
 
 @given(answers)
 def test_paired_against_a_plain_loop(both: list[tuple[bool, bool]]) -> None:
-    found = paired(rung(0, correct=[a for a, _ in both]), rung(0, correct=[b for _, b in both]))
+    found = paired(rung(0, correct=[a for a, _ in both]), rung(0, correct=[b for _, b in both]), FACTS)
     assert found is not None
     n = len(both)
     # Bonett and Price (2012): one win and one loss more, n + 2 images.
@@ -158,7 +161,7 @@ def test_paired_against_a_plain_loop(both: list[tuple[bool, bool]]) -> None:
     limits = (max(wins - losses - half, -1), min(wins - losses + half, 1))
     assert (found.low, found.high) == pytest.approx(limits, abs=1e-12)
     assert (found.n, found.what) == (n, "validation images, paired")
-    reverse = paired(rung(0, correct=[b for _, b in both]), rung(0, correct=[a for a, _ in both]))
+    reverse = paired(rung(0, correct=[b for _, b in both]), rung(0, correct=[a for a, _ in both]), FACTS)
     assert reverse is not None
     assert (reverse.low, reverse.high) == pytest.approx((-found.high, -found.low))
 
@@ -168,7 +171,7 @@ def test_episodes_pair_by_their_accuracies() -> None:
     a, b = (
         dataclasses.replace(r, units=np.array(v, np.float32)) for r, v in ((a, [0.5, 0.75, 1, 0.5]), (b, [0.25, 0.5, 1, 0.5]))
     )
-    found = paired(a, b)
+    found = paired(a, b, EPISODES)
     assert found is not None
     half = float(stats.t.ppf(0.975, 3)) * float(np.std([0.25, 0.25, 0, 0], ddof=1)) / 2
     assert (found.mean, found.low, found.high) == pytest.approx((0.125, 0.125 - half, 0.125 + half))
@@ -177,15 +180,17 @@ def test_episodes_pair_by_their_accuracies() -> None:
 
 def test_a_frozen_encoder_and_a_label_trained_method_pair_on_the_images_that_both_answered() -> None:
     bits = [True, False, True]
-    assert paired(rung(0, correct=bits), rung(0, correct=bits, scored_on="budget")) is not None
+    assert paired(rung(0, correct=bits), rung(0, correct=bits, scored_on="budget"), FACTS) is not None
 
 
 def test_what_cannot_be_paired_is_not() -> None:
     bits = [True, False, True]
-    assert paired(rung(0, correct=bits), rung(0)) is None
-    assert paired(rung(0), rung(0, correct=bits)) is None
-    assert paired(rung(0, correct=bits), rung(0, correct=bits[:2])) is None
-    assert paired(rung(0, correct=bits), dataclasses.replace(rung(0, correct=bits), units=np.zeros(3, np.float32))) is None
+    assert paired(rung(0, correct=bits), rung(0), FACTS) is None
+    assert paired(rung(0), rung(0, correct=bits), FACTS) is None
+    assert paired(rung(0, correct=bits), rung(0, correct=bits[:2]), FACTS) is None
+    assert (
+        paired(rung(0, correct=bits), dataclasses.replace(rung(0, correct=bits), units=np.zeros(3, np.float32)), FACTS) is None
+    )
 
 
 def contest(a: list[list[bool]], b: list[list[bool]]) -> History:
@@ -204,7 +209,7 @@ def test_finalists_are_compared_image_by_image_over_all_seeds() -> None:
     a = [[True] * 30 + [False] * 10, [True] * 32 + [False] * 8]
     b = [[True] * 20 + [False] * 20, [True] * 18 + [False] * 22]
     board = finalists(contest(a, b))
-    gap = compare(board[0], board[1])
+    gap = compare(board[0], board[1], FACTS)
     each = [(a[0][i] + a[1][i]) / 2 - (b[0][i] + b[1][i]) / 2 for i in range(40)]
     half = float(stats.t.ppf(0.975, 39)) * float(np.std(each, ddof=1)) / math.sqrt(40)
     expected = float(np.mean(each))
@@ -221,7 +226,7 @@ def test_what_answered_other_images_is_compared_by_its_seeds() -> None:
         *(trial(0, scores=(rung(v, scored_on="budget"),), purpose="retrain", repeat=i) for i, v in enumerate(ours)),
         *(trial(1, "two", scores=(rung(v),), purpose="retrain", repeat=i) for i, v in enumerate(theirs)),
     )
-    gap = compare(*finalists(some))
+    gap = compare(*finalists(some), FACTS)
     va, vb = np.var(ours, ddof=1) / 3, np.var(theirs, ddof=1) / 3
     degrees = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 2)  # Welch and Satterthwaite
     half = stats.t.ppf(0.975, degrees) * math.sqrt(va + vb)
@@ -238,19 +243,26 @@ def test_one_seed_each_says_nothing() -> None:
         trial(0, scores=(rung(0.8),), purpose="retrain"),
         trial(1, "two", scores=(rung(0.6),), purpose="retrain"),
     )
-    gap = compare(*finalists(some))
+    gap = compare(*finalists(some), FACTS)
     assert gap.mean == pytest.approx(0.2)
     assert gap.low < 0 < gap.high
     said = said_of(some)
     assert "It is not distinguishable from the runner-up, two (trial 1): +20.0% (too few for an interval) on 1 seeds" in said
 
 
-def said_of(some: History, **changes: Any) -> str:
-    """The verdict where the data was divided into these parts: by default with a test set of the user's own."""
+def divided(**changes: Any) -> Split:
+    """Data in parts: by default with a test set of the user's own."""
     data = ImageSet(ArrayImages(np.zeros((1, 8, 8, 1), np.uint8)), np.zeros(1, dtype=np.int64), ("a",))
     part = LabelledSubset(data, np.arange(1), data.label)
-    split = Split(train_data(data, data.label), part, part, part, holdout=False)
-    return " ".join(verdict(some, dataclasses.replace(split, **changes)).sentences)
+    return dataclasses.replace(Split(train_data(data, data.label), part, part, part, holdout=False), **changes)
+
+
+FACTS, EPISODES = Classification().facts(divided()), FewShotTask().facts(divided())
+
+
+def said_of(some: History, task: Task = CLASSES, **changes: Any) -> str:
+    """The verdict of a task where the data was divided into these parts."""
+    return " ".join(verdict(some, task.facts(divided(**changes))).sentences)
 
 
 def test_a_clear_winner_is_said_to_be_ahead() -> None:
@@ -283,18 +295,20 @@ def test_of_new_classes_it_speaks_of_episodes_and_classes() -> None:
     data = ImageSet(ArrayImages(np.zeros((1, 8, 8, 1), np.uint8)), np.zeros(1, dtype=np.int64), ("b",))
     some = contest([[True] * 38 + [False] * 2] * 2, [[True] * 10 + [False] * 30] * 2)
     new = LabelledSubset(data, np.arange(1), data.label)
-    said = said_of(some, validation=new)
+    said = said_of(some, NEW, validation=new)
     assert "trained without the classes that validated" in said
     assert "the luck of which classes validated." in said
     assert "label" not in said
-    assert "the luck of which classes validated and which classes were held out." in said_of(some, validation=new, holdout=True)
-    assert "the luck of which classes were held out." in said_of(some, validation=new, holdout=True, folds=(None, None))
-    assert "luck" not in said_of(some, validation=new, test=None, folds=(None, None))
+    assert "the luck of which classes validated and which classes were held out." in said_of(
+        some, NEW, validation=new, holdout=True
+    )
+    assert "the luck of which classes were held out." in said_of(some, NEW, validation=new, holdout=True, folds=(None, None))
+    assert "luck" not in said_of(some, NEW, validation=new, test=None, folds=(None, None))
 
 
 def test_a_cross_validation_without_a_test_says_so() -> None:
     some = contest([[True] * 38 + [False] * 2] * 2, [[True] * 10 + [False] * 30] * 2)
-    said = said_of(some, test=None, folds=(None, None, None))
+    said = said_of(some, NEW, test=None, folds=(None, None, None))
     assert "95.0% over 2 seed(s), each the mean over 3 groups left out in turn." in said
     assert "No test was made (test: none)." in said
     assert "No test was made" not in said_of(some)

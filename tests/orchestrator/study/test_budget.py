@@ -5,11 +5,12 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
+from orchestrator.budgets import Budget
 from orchestrator.folder import dump_study
 from orchestrator.study import Spending, Study, StudyError, load_study
 
@@ -17,7 +18,8 @@ BASE: dict[str, Any] = {"data": "digits", "methods": ["simclr", "mae"]}
 
 
 @dataclass(frozen=True)
-class Joules:
+class Joules(Budget):
+    name: ClassVar[str] = "joules"
     amount: float
 
     def spent(self, history: object, resources: object) -> float:
@@ -67,7 +69,7 @@ def test_trials_are_one_budget_and_the_default_of_none(
         ({"budget": {"minutes": True}}, ["budget.minutes", "number", "got True"]),
         ({"budget": {"minuts": 5}}, ["budget.minuts is not a field", "did you mean minutes?"]),
         ({"budget": 3}, ["budget", "got 3"]),
-        ({"budget": [3]}, ["budget.own", "a method 'spent'", "got (3,)"]),
+        ({"budget": [3]}, ["budget.own", "a Budget of your own", "got (3,)"]),
         ({"budget": [{"minutes": 1}, {"minutes": 2}]}, ["budget must give minutes once, got 1 and 2"]),
         ({"trials": 1}, ["trials must be at least the number of methods, 2", "got 1"]),
         ({"budget": {"trials": 1, "minutes": 5}}, ["trials must be at least the number of methods, 2", "got 1"]),

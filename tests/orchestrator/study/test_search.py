@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from orchestrator.folder import dump_study
+from orchestrator.strategies import Strategy
 from orchestrator.study import Study, StudyError, load_study
 
 BASE: dict[str, Any] = {"data": "digits", "methods": ["simclr"]}
 
 
-class RoundRobin:
+class RoundRobin(Strategy):
     def next(self, problem: object, history: object) -> None:
         return None
 
@@ -56,7 +57,7 @@ def test_a_strategy_of_python_is_taken_and_asked_for_again() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"strategy": 3}, ["strategy", "a method 'next'", "got 3"]),
+        ({"strategy": 3}, ["strategy", "a Strategy of your own", "got 3"]),
         ({"strategy": ["a"]}, ["strategy", "got ['a']"]),
         ({"strategy": {"a": {}, "b": {}}}, ["strategy must be a name or one name with its settings"]),
         ({"strategy": {"a": 3}}, ["strategy a takes settings as a mapping, got 3"]),
