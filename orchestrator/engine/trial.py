@@ -170,6 +170,8 @@ class SegmentRun:
         assert self._trainings is not None
         assert self._segment is not None
         spec, trainings, segment = self.given.spec, self._trainings, self._segment
+        # From here on the training is past the checkpoint that it was at.
+        self._at = ""
         epoch = trainings.train(segment.to.amount)
         self._seconds += epoch.seconds
         if not epoch.finite:

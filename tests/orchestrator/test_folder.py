@@ -15,18 +15,29 @@ import pytest
 import torch
 from PIL import Image
 
+from cluster.plan import ResourcePlan
 from cluster.storage import LocalStorage, MissingKey, Storage, StorageError
-from methods.catalogue import CATALOGUE
 from methods.data.records import Split
-from methods.parts.encoders import EncoderSpec
-from methods.protocols import protocol
+from methods.training.clock import Fidelity
 from methods.world import World
 from orchestrator import Result
-from orchestrator import folder as folders
-from orchestrator.engine import journal, records
-from orchestrator.engine.journal import Asked, Checkpoint, Chosen, Ended, Event, History, Scored, Selected, Trained
-from orchestrator.engine.records import SlotSetup, TrialSpec
-from orchestrator.engine.trial import TrialRun
+from orchestrator.engine import events, records
+from orchestrator.engine.events import (
+    FORMAT,
+    Chosen,
+    Ended,
+    Event,
+    Reached,
+    Scored,
+    SegmentStarted,
+    Selected,
+    Started,
+    Trained,
+    TrialStarted,
+)
+from orchestrator.engine.history import History
+from orchestrator.engine.records import Assignment, Segment, SlotSetup, TrialSpec
+from orchestrator.engine.trial import SegmentRun
 from orchestrator.finish import draw_best, write_outputs
 from orchestrator.folder import RunFolder, load_tensors, save_tensors
 from orchestrator.oneshot import one_shot
@@ -34,9 +45,13 @@ from orchestrator.outputs.export import export_best
 from orchestrator.outputs.leaderboard import finalists
 from orchestrator.outputs.tensorboard import TensorBoardSink
 from orchestrator.predict import predict
+from orchestrator.prepare import Prepared
 from orchestrator.study import Study, StudyError
 
-STUDY = Study(data="digits", methods=["supervised"], trials=1, epochs=1, name="mine")
+STUDY = Study(
+    data="digits", methods=["supervised"], trials=1, epochs=1, epoch_images=16, encoder="conv4", precision="fp32", name="mine"
+)
+PLAN = ResourcePlan(1, 1.0, 0.0, 1, 1, 1.0, 0.0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +124,9 @@ def test_only_a_local_folder_has_a_path(tmp_path: Path, elsewhere: Elsewhere) ->
         _ = RunFolder(elsewhere).path
 
 
-def test_a_folder_of_an_older_format_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_an_older_format_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", STUDY)
     folder.write_text("journal.jsonl", "")
-    monkeypatch.setattr(folders, "FORMAT", 3)
     with pytest.raises(StudyError, match=r"format 2 or older \(journal.jsonl\), .* reads format 3; run the study anew") as told:
         RunFolder.open(tmp_path / "run")
     assert "\n" not in str(told.value)
@@ -141,55 +155,47 @@ def test_tensors_come_back_and_code_does_not(elsewhere: Elsewhere) -> None:
         load_tensors(elsewhere, "x", "cpu")
 
 
+EndedStudy = tuple[Prepared, SlotSetup, RunFolder, History]
+
+
 @pytest.fixture
-def ended(make_split: Callable[..., Split], elsewhere: Elsewhere) -> tuple[SlotSetup, Split, RunFolder, History]:
+def ended(make_split: Callable[..., Split], elsewhere: Elsewhere) -> EndedStudy:
     """A study of one trial, retrained and chosen, whose run folder lies elsewhere."""
     split = make_split(4, 8, 4, 12)
     folder = RunFolder.create(elsewhere, STUDY)
-    place: Any = elsewhere
-    setup = SlotSetup(
-        split=dataclasses.replace(split, test=None),
-        methods={"supervised": CATALOGUE["supervised"]},
-        encoder=EncoderSpec("conv4"),
-        vit_encoder=EncoderSpec("vit_tiny"),
-        protocol=protocol("predict"),
-        objective=None,
-        rungs=(1,),
-        epoch_images=16,
-        precision="fp32",
-        seed=0,
-        folder=place,
-        threads=1,
-    )
-    history = History(None, 1, {}, {}, None, None, [])
+    prepared = Prepared(STUDY, STUDY.task_object(), STUDY.scoring(), STUDY.catalogue(), split, STUDY.space(), 0.0)
+    setup = prepared.setup(elsewhere, PLAN)
+    history = History()
     sink = TensorBoardSink(folder, STUDY)
 
-    def tell(*events: Event) -> None:
-        for event in events:
+    def tell(*told: Event) -> None:
+        for event in told:
             history.add(event)
             sink(event, history)
 
+    tell(Started(FORMAT, 1, {"labelwise": "0"}))
     for spec in (
         TrialSpec("0000", 0, "supervised", {"batch_size": 16}, 0),
         TrialSpec("0000-retrain-0", 0, "supervised", {"batch_size": 16}, 0, "retrain"),
     ):
-        run = TrialRun(setup, World())
-        run.begin(spec)
-        told = run.advance()
-        assert told.rung is not None, told.reason
-        assert told.checkpoint == f"trials/{spec.key}/checkpoint.pt"
-        tell(Asked(spec), Trained(spec.key, 1, 1.0, dict(told.parts)), Scored(spec.key, told.rung))
-        tell(Checkpoint(spec.key, 1, told.checkpoint), Ended(spec.key, "finished", ""))
-    tell(Selected([0]), Chosen(0, "0000-retrain-0"), journal.Tested(records.TestScore("0000-retrain-0", 0, 0.5, 16, 0.3, 0.7)))
+        segment = Segment(spec.key, prepared.top)
+        run = SegmentRun(setup, World())
+        run.begin(Assignment(spec, segment))
+        said = run.advance()
+        assert said.rung is not None, said.reason
+        assert said.checkpoint == f"trials/{spec.key}/checkpoint-1.pt"
+        tell(TrialStarted(spec), SegmentStarted(segment))
+        tell(Trained(spec.key, 1, 1.0, dict(said.parts)), Scored(spec.key, said.rung, segment.to))
+        tell(Reached(spec.key, said.done, said.checkpoint), Ended(spec.key, "finished", ""))
+    tell(Selected([0]), Chosen(0, "0000-retrain-0"), events.Tested(records.TestScore("0000-retrain-0", 0, 0.5, 16, 0.3, 0.7)))
     sink.close()
-    return setup, split, folder, history
+    return prepared, setup, folder, history
 
 
-def test_a_study_elsewhere_is_written_and_read_by_keys_alone(
-    ended: tuple[SlotSetup, Split, RunFolder, History], elsewhere: Elsewhere, tmp_path: Path
-) -> None:
-    setup, split, folder, history = ended
-    write_outputs(STUDY, split, folder, history)
+def test_a_study_elsewhere_is_written_and_read_by_keys_alone(ended: EndedStudy, elsewhere: Elsewhere, tmp_path: Path) -> None:
+    prepared, setup, folder, history = ended
+    split = prepared.split
+    write_outputs(prepared, folder, history)
     assert Result.open(elsewhere).best is None
     export_best(finalists(history)[0], setup, folder)
     assert draw_best(setup, split, folder, history)
@@ -216,9 +222,9 @@ def test_a_study_elsewhere_is_written_and_read_by_keys_alone(
         one_shot(elsewhere, tmp_path / "images")
 
 
-def test_a_winner_without_its_scores_is_none(ended: tuple[SlotSetup, Split, RunFolder, History], elsewhere: Elsewhere) -> None:
+def test_a_winner_without_its_scores_is_none(ended: EndedStudy, elsewhere: Elsewhere) -> None:
     """The marker is gone before the first file of another winner is written, and comes back last."""
-    setup, _, folder, history = ended
+    _, setup, folder, history = ended
     order: list[str] = []
 
     class Watched(Elsewhere):
@@ -243,11 +249,9 @@ def test_a_winner_without_its_scores_is_none(ended: tuple[SlotSetup, Split, RunF
         predict(elsewhere, "images")
 
 
-def test_columns_of_a_leaderboard_elsewhere(
-    ended: tuple[SlotSetup, Split, RunFolder, History], elsewhere: Elsewhere, tmp_path: Path
-) -> None:
-    _, split, folder, history = ended
-    write_outputs(STUDY, split, folder, history)
+def test_columns_of_a_leaderboard_elsewhere(ended: EndedStudy, elsewhere: Elsewhere, tmp_path: Path) -> None:
+    prepared, _, folder, history = ended
+    write_outputs(prepared, folder, history)
     frame = pd.read_csv(tmp_path / "elsewhere" / "leaderboard.csv")
     assert len(frame) == 1
     assert np.isclose(frame["test_mean"][0], 0.5)

@@ -17,9 +17,11 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.get_experiment import Handler as GetExperiment
 
 from cluster.storage import LocalStorage
-from orchestrator.engine import journal, records
-from orchestrator.engine.journal import Asked, Ended, Event, History, Scored, Trained
-from orchestrator.engine.records import Rung, TrialSpec
+from methods.training.clock import Fidelity
+from orchestrator.engine import events, records
+from orchestrator.engine.events import Ended, Event, Reached, Scored, SegmentStarted, Trained, TrialStarted
+from orchestrator.engine.history import History
+from orchestrator.engine.records import Rung, Segment, TrialSpec
 from orchestrator.folder import RunFolder
 from orchestrator.outputs import tensorboard
 from orchestrator.outputs.tensorboard import TensorBoardSink
@@ -34,7 +36,7 @@ def trained(epoch: int) -> Trained:
 
 
 def scored(epoch: int) -> Scored:
-    return Scored("0000", Rung(epoch, epoch / 10, 10, 0, 1, "validation", None, 0.1))
+    return Scored("0000", Rung(epoch, epoch / 10, 10, 0, 1, "validation", None, 0.1), Fidelity("epochs", epoch))
 
 
 @pytest.fixture
@@ -45,13 +47,13 @@ def folder(tmp_path: Path) -> RunFolder:
 @pytest.fixture
 def tell(folder: RunFolder) -> Callable[..., list[str]]:
     """tell(*events): tells a sink, opened anew in place of one that was killed; the keys of the trial's files."""
-    history = History(None, 0, {}, {}, None, None, [])
+    history = History()
     sinks: list[TensorBoardSink] = []
 
-    def call(*events: Event, killed: bool = False) -> list[str]:
+    def call(*told: Event, killed: bool = False) -> list[str]:
         if killed or not sinks:
             sinks.append(TensorBoardSink(folder, STUDY))
-        for event in events:
+        for event in told:
             history.add(event)
             sinks[-1](event, history)
         return folder.storage.list("tensorboard/0000/")
@@ -68,20 +70,32 @@ def steps(folder: RunFolder, tag: str) -> list[int]:
 
 
 def test_files_are_written_at_scores_and_at_the_end(folder: RunFolder, tell: Callable[..., list[str]]) -> None:
-    assert tell(Asked(SPEC), trained(1), trained(2)) == []
+    assert tell(TrialStarted(SPEC), trained(1), trained(2)) == []
     first = tell(scored(2))
     assert first == ["tensorboard/0000/events.out.tfevents.000000.labelwise"]
     assert (steps(folder, "train/loss"), steps(folder, "val/score")) == ([1, 2], [2])
     assert len(tell(trained(3), Ended("0000", "finished", ""))) == 2
-    assert len(tell(journal.Tested(records.TestScore("0000", 0, 0.5, 10, 0.4, 0.6)))) == 3
-    events = read(folder)
-    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx([1, 1 / 2, 1 / 3])
-    assert [e.value for e in events.Scalars("test/score")] == [0.5]
-    assert {"_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(events.summary_metadata)
+    assert len(tell(events.Tested(records.TestScore("0000", 0, 0.5, 10, 0.4, 0.6)))) == 3
+    found = read(folder)
+    assert [e.value for e in found.Scalars("train/loss")] == pytest.approx([1, 1 / 2, 1 / 3])
+    assert [e.value for e in found.Scalars("test/score")] == [0.5]
+    assert {"_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(found.summary_metadata)
+
+
+def test_a_trial_that_pauses_and_goes_on_is_one_run(folder: RunFolder, tell: Callable[..., list[str]]) -> None:
+    """Segments are the engine's own: TensorBoard sees one curve."""
+    one, two = (Fidelity("epochs", epoch) for epoch in (1, 2))
+    tell(TrialStarted(SPEC), SegmentStarted(Segment("0000", one)))
+    paused = tell(trained(1), scored(1), Reached("0000", one, "trials/0000/checkpoint-1.pt"))
+    assert tell(SegmentStarted(Segment("0000", two, "trials/0000/checkpoint-1.pt"))) == paused
+    tell(trained(2), scored(2), Reached("0000", two, "trials/0000/checkpoint-2.pt"), Ended("0000", "finished", ""))
+    assert (steps(folder, "train/loss"), steps(folder, "val/score")) == ([1, 2], [1, 2])
+    kinds = {content for content in read(folder).summary_metadata if content.startswith("_hparams_/")}
+    assert kinds == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
 
 
 def test_a_resumed_study_adds_files_and_rewrites_none(folder: RunFolder, tell: Callable[..., list[str]]) -> None:
-    tell(Asked(SPEC), trained(1), scored(1), trained(2))
+    tell(TrialStarted(SPEC), trained(1), scored(1), trained(2))
     before = {key: folder.storage.get(key) for key in folder.storage.list()}
     # What was not yet written is trained and told again.
     tell(trained(2), scored(2), Ended("0000", "finished", ""), killed=True)
@@ -93,13 +107,13 @@ def test_a_resumed_study_adds_files_and_rewrites_none(folder: RunFolder, tell: C
 def test_a_trial_that_left_nothing_before_a_kill_still_tells_its_knobs(
     folder: RunFolder, tell: Callable[..., list[str]]
 ) -> None:
-    tell(Asked(SPEC), trained(1))
+    tell(TrialStarted(SPEC), trained(1))
     tell(trained(1), scored(1), killed=True)
     assert "_hparams_/session_start_info" in read(folder).summary_metadata
 
 
 def test_files_stay_in_order_beyond_ten(folder: RunFolder, tell: Callable[..., list[str]]) -> None:
-    tell(Asked(SPEC))
+    tell(TrialStarted(SPEC))
     for epoch in range(1, 13):
         tell(trained(epoch), scored(epoch), killed=epoch % 5 == 0)
     assert steps(folder, "val/score") == list(range(1, 13))
@@ -120,7 +134,7 @@ def test_a_long_stage_without_scores_is_seen_while_it_trains(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(tensorboard.time, "monotonic", lambda: now[0])
-    tell(Asked(SPEC))
+    tell(TrialStarted(SPEC))
     found = []
     for epoch in range(1, 7):
         now[0] += 8
@@ -133,7 +147,7 @@ def test_the_hparams_plugin_lists_the_trials_with_their_knobs_and_scores(
     folder: RunFolder, tell: Callable[..., list[str]]
 ) -> None:
     other: Any = TrialSpec("0001", 1, "supervised", {"lr": 0.3}, 1)
-    tell(Asked(SPEC), Asked(other), trained(1), scored(1), trained(2), scored(2), Ended("0000", "finished", ""))
+    tell(TrialStarted(SPEC), TrialStarted(other), trained(1), scored(1), trained(2), scored(2), Ended("0000", "finished", ""))
     tell(Trained("0001", 1, 1.0, {"loss": 2.0}), Ended("0001", "failed", "x"))
     logs = str(folder.path / "tensorboard")
     multiplexer = EventMultiplexer().AddRunsFromDirectory(logs)
