@@ -43,8 +43,8 @@ def test_it_keeps_the_contract() -> None:
     study = Study(data="digits", methods=["supervised", "simclr"], selection={"top": 2, "seeds": 1})
     history = check_budget(Joules(20_000.0), study, pretend)
     spent = sum(t.seconds for t in history.trials.values()) * WATTS
-    # One more full training of 30 s at 20 W would not have fitted beside the finalists'.
-    assert 16_000 < spent <= 20_000
+    # The finalists' trainings included. A slot's word may come an epoch late: 3 s at 20 W.
+    assert 16_000 < spent <= 20_000 + 3 * WATTS
 
 
 def test_a_study_ends_by_it(small: dict[str, Any], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.storage import MissingKey, Storage, StorageError
 from cluster.testing import check_storage
@@ -93,6 +94,7 @@ def test_a_study_lives_in_it(small: dict[str, Any], tmp_path: Path) -> None:
     result = Result.open(SqliteStorage(tmp_path / "run.sqlite"))
     assert result.best is not None
     assert len(result.leaderboard()) == 3
-    assert result.best.load_predictor()(result.best.load_encoder().example()).shape[1] == 10
+    blank = torch.zeros((1, *result.best.load_encoder().shape), dtype=torch.uint8)
+    assert result.best.load_predictor()(blank).shape[1] == 10
     assert b"Winner: " in storage.get("report.html")
     assert {"study.yaml", "leaderboard.csv", "best/scores.json", "optuna.db"} <= set(storage.list())
