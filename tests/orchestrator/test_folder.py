@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,6 @@ from PIL import Image
 from cluster.plan import ResourcePlan
 from cluster.storage import LocalStorage, MissingKey, Storage, StorageError
 from methods.data.records import Split
-from methods.training.clock import Fidelity
 from methods.world import World
 from orchestrator import Result
 from orchestrator.engine import events, records
