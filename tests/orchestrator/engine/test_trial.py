@@ -180,6 +180,7 @@ def test_a_used_slot_gives_bitwise_what_a_fresh_one_does(setup: SlotSetup, metho
     np.random.seed(123)
     drive(used, given(spec("supervised", "3")), until=2)
     again = drive(used, given(spec(method)))
+    assert {r.key for r in again} == {"9"}
     assert told(again) == told(fresh)
     assert_equal(state(setup, again), fresh_state)
 
