@@ -5,6 +5,8 @@ Only here do dictionaries with string keys cross a boundary, and only Ray's.
 
 from __future__ import annotations
 
+import copyreg
+import importlib
 import inspect
 import json
 import logging
@@ -36,6 +38,10 @@ def ship_user_code(parts: Iterable[object]) -> None:
     Args:
         parts: methods, functions and objects that the slots use.
     """
+    # A function that uses torch beside a name such as ``classes`` drags the namespace torch.classes along, which travels by
+    # name only.
+    for namespace in (torch.classes, torch.ops):
+        copyreg.pickle(type(namespace), _by_name)
     owners = set()
     for part in parts:
         own = (part.config, part.learner, part.stages) if isinstance(part, Method) else (part,)
@@ -43,6 +49,10 @@ def ship_user_code(parts: Iterable[object]) -> None:
     for module in owners:
         if module is not None and module.__name__ not in ("__main__", "builtins") and module.__name__.split(".")[0] not in OURS:
             ray.cloudpickle.register_pickle_by_value(module)
+
+
+def _by_name(module: Any) -> tuple[Any, tuple[str]]:
+    return importlib.import_module, (module.__name__,)
 
 
 def encode_assignment(given: Assignment) -> dict[str, str]:

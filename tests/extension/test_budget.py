@@ -49,8 +49,8 @@ def test_it_keeps_the_contract() -> None:
 
 def test_a_study_ends_by_it(small: dict[str, Any], tmp_path: Path) -> None:
     del small["trials"]
-    result = run(Study(**small, budget=[Joules(60.0)]), tmp_path / "run")
+    result = run(Study(**small, budget=[Joules(400.0)]), tmp_path / "run")
     history = History(read_journal(result.storage))
     assert history.search_ended is not None
-    assert "60 joules" in history.search_ended.reason
+    assert "400 joules" in history.search_ended.reason
     assert result.best is not None

@@ -33,7 +33,7 @@ class SqliteStorage(Storage):
 
     @staticmethod
     def _checked(key: str) -> str:
-        if not key or key.startswith("/") or "\\" in key or {"", ".", ".."} & set(key.split("/")):
+        if not key or key.startswith("/") or "\\" in key or any(not p or p[0] == "." for p in key.split("/")):
             raise StorageError(
                 f"a key is a relative path such as best/scores.json, got {key!r}; leave out dots and empty parts"
             )
@@ -47,7 +47,7 @@ class SqliteStorage(Storage):
         with self._open() as database:
             row = database.execute("SELECT value FROM entries WHERE key = ?", (self._checked(key),)).fetchone()
         if row is None:
-            raise MissingKey(f"{self.file} has no {key}; check the run folder")
+            raise MissingKey(f"{self.file} has no {key!r}; check the run folder")
         return bytes(row[0])
 
     def put(self, key: str, value: bytes | memoryview) -> None:
