@@ -15,6 +15,7 @@ from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.leaderboard import ranked
+from orchestrator.prepare import budgets_of
 from orchestrator.study import Study
 
 SHOWN = 8
@@ -31,7 +32,7 @@ class Progress:
         self.started = time.monotonic()
         self.console = Console(stderr=True)
         self.console.print(
-            Text(f"{study.name}: {study.trials} trials, {len(study.method_names)} methods -> {folder.storage.address}")
+            Text(f"{study.name}: {_budget(study)}, {len(study.method_names)} methods -> {folder.storage.address}")
         )
         self.console.print(Text(plan.describe()))
         self._live = (
@@ -62,8 +63,9 @@ class Progress:
 
     def _headline(self, history: History) -> Text:
         ended = sum(t.status != "running" for t in history.search())
+        wanted = "" if history.trials_wanted is None else f" of {history.trials_wanted}"
         finals = [t for t in history.trials.values() if t.spec.purpose != "search"]
-        text = f"{self._clock()}  {ended} of {history.trials_wanted} trials ended"
+        text = f"{self._clock()}  {ended}{wanted} trials ended"
         if finals:
             text += f", {sum(t.status != 'running' for t in finals)} of {len(finals)} retrainings"
         return Text(text)
@@ -71,6 +73,11 @@ class Progress:
     def close(self) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+def _budget(study: Study) -> str:
+    """What the study may spend, in a few words."""
+    return ", ".join(str(budget) for budget in budgets_of(study, study.trials))
 
 
 def describe(trial: Trial) -> str:
