@@ -245,7 +245,8 @@ def test_a_fork_adopts_the_weights_of_its_parent(setup: SlotSetup) -> None:
     slot = SegmentRun(setup, World())
     parent = spec("supervised", "1", lr=0.01)
     start = checkpoint(drive(slot, given(parent, 1)))
-    fork = spec("supervised", "2", parent="1", lr=0.03)
+    # Other steps in an epoch, and a setting of the optimizer that its state holds.
+    fork = spec("supervised", "2", parent="1", lr=0.03, batch_size=32, weight_decay=0.1)
     # In the slot that holds the parent just there, and in another.
     found = [drive(run, given(fork, 2, 3, start=start)) for run in (slot, SegmentRun(setup, World()))]
     assert told(found[0]) == told(found[1])
@@ -259,7 +260,7 @@ def test_a_fork_adopts_the_weights_of_its_parent(setup: SlotSetup) -> None:
     assert_equal(state(setup, found[1]), expected.state())
     on = drive(SegmentRun(setup, World()), given(parent, 3, start=start))
     pairs = zip(_weights(setup, on), _weights(setup, found[1]), strict=True)
-    assert not all(torch.equal(a, b) for a, b in pairs), "with its own lr"
+    assert not all(torch.equal(a, b) for a, b in pairs), "with its own knobs"
     assert setup.storage.list("trials/1/") == ["trials/1/checkpoint-1.pt", "trials/1/checkpoint-3.pt"]
 
     resumed = drive(SegmentRun(setup, World()), given(fork, 3, start="trials/2/checkpoint-2.pt"))
