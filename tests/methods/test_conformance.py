@@ -161,8 +161,9 @@ def gradient_error(one: list[dict[str, Tensor]], two: list[dict[str, Tensor]], p
 def test_two_workers_equal_one_at_the_same_global_batch(form: str, workers: _Workers) -> None:
     """Tolerances: summing float32 in another order was seen to move losses by 1e-7 and gradients by 1e-6 of themselves; a
     statistic taken over half the batch moves losses by percents. Where an activation lies within rounding of zero it may change
-    sides, which moves a batch's gradient by 1e-3, rarely by a percent: the smaller error of two batches counts. After an AdamW step a parameter without a true gradient (a bias before batch normalisation) may differ by twice the learning rate,
-    since AdamW turns rounding noise into full steps.
+    sides, which moves a batch's gradient by 1e-3, rarely by a percent: the smaller error of two batches counts. After an AdamW
+    step a parameter without a true gradient (a bias before batch normalisation) may differ by twice the learning rate, since
+    AdamW turns rounding noise into full steps.
     """
     one = steps_of(form, World())
     for rank, other in enumerate(workers.run(form)):
