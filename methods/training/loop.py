@@ -356,6 +356,8 @@ class Training:
         own = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer_of(state["stage"]).param_groups]
         try:
             self.load(state)
+        except TrainingError:
+            raise
         except (RuntimeError, ValueError) as error:
             what = str(error).splitlines()[0]
             raise TrainingError(f"a fork must keep the network of the trial that it starts from, but {what}") from None

@@ -14,8 +14,8 @@ SMALL: dict[str, Any] = {
     "size": 12,
     "labels": 60,
     "methods": ["supervised", "pseudo_label"],
-    "trials": 3,
-    "epochs": 2,
+    "trials": 2,
+    "epochs": 1,
     "epoch_images": 32,
     "search": {"*.batch_size": 16},
     "selection": {"top": 1, "seeds": 1, "refit": False},
@@ -23,9 +23,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    """One local Ray for all toys of a test process; ``run`` finds it."""
+    """One local Ray for a toy's file; ``run`` finds it."""
     with connect("local", cpus=2):
         yield
 

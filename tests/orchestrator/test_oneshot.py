@@ -326,7 +326,8 @@ def test_methods_without_labels_answer_the_same_episodes(tmp_path: Path, monkeyp
         assert (rung.scored_on, rung.n) == ("folds", 24)
         assert rung.units is not None
         assert 0 < rung.value < 1
-    assert paired(trials[0].rungs[0], trials[1].rungs[0]) is not None
+    facts = prepare(Study(**given)).facts
+    assert paired(trials[0].rungs[0], trials[1].rungs[0], facts) is not None
 
 
 def test_fewer_classes_than_ways(refuse: Callable[..., str], tmp_path: Path) -> None:

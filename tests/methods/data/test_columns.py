@@ -19,7 +19,7 @@ from methods.data.sources import load
 from methods.data.views import join, select
 from methods.tasks import Classification
 from methods.tasks.testing import check_task
-from methods.training.loop import _Feeder
+from methods.training.feeding import Feeder
 from methods.world import World
 from search_spaces.domains import UserError
 
@@ -205,7 +205,7 @@ def test_further_labels_are_hidden_with_the_label_and_reach_the_labelled_batch()
     final = Classification(labels=20).final_data(part).target_labels()
     assert final is not None
     assert (final[part.validation.index] >= 0).any()
-    step = _Feeder(train, BatchSpec(pool=8, labelled=6), 0, World()).step(0, 0.0)
+    step = Feeder(train, BatchSpec(pool=8, labelled=6), 0, World()).step(0, 0.0)
     assert step.pool is not None
     assert step.labelled is not None
     assert step.pool.targets is None
@@ -214,6 +214,6 @@ def test_further_labels_are_hidden_with_the_label_and_reach_the_labelled_batch()
     assert (step.labelled.targets.numpy() == further[step.labelled.index.numpy()]).all()
     plain = dataclasses.replace(train, targets=())
     assert plain.target_labels() is None
-    bare = _Feeder(plain, BatchSpec(labelled=6), 0, World()).step(0, 0.0).labelled
+    bare = Feeder(plain, BatchSpec(labelled=6), 0, World()).step(0, 0.0).labelled
     assert bare is not None
     assert bare.targets is None

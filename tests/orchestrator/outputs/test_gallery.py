@@ -21,10 +21,12 @@ from methods.data.records import ArrayImages, ImageSet, LabelledSubset, Split
 from methods.parts.encoders import Encoder, EncoderSpec
 from methods.parts.patches import mosaic
 from methods.protocols import protocol
+from methods.tasks import Classification
+from methods.training.clock import Fidelity
 from methods.world import World
 from orchestrator.engine.events import Chosen, Ended, Reached, TrialStarted
 from orchestrator.engine.history import History
-from orchestrator.engine.records import SlotSetup, TrialSpec
+from orchestrator.engine.records import Assignment, Segment, SlotSetup, TrialSpec
 from orchestrator.engine.trial import PICTURES, THUMBNAIL, SegmentRun
 from orchestrator.finish import draw_best
 from orchestrator.folder import RunFolder, file_name
@@ -145,26 +147,27 @@ def finished(make_split: Callable[..., Split], tmp_path: Path) -> tuple[SlotSetu
         vit_encoder=EncoderSpec("vit_tiny"),
         protocol=protocol("predict"),
         objective=None,
-        rungs=(1,),
+        top=Fidelity("epochs", 1),
+        task=Classification(),
         epoch_images=16,
         precision="fp32",
         seed=0,
-        folder=str(tmp_path),
+        storage=LocalStorage(tmp_path),
         threads=1,
     )
-    job = TrialSpec("0000-retrain-0", 0, "supervised", {"batch_size": 16}, 0, "retrain")
+    spec = TrialSpec("0000-retrain-0", 0, "supervised", {"batch_size": 16}, 0, "retrain")
     run = SegmentRun(setup, World())
-    run.begin(job)
+    run.begin(Assignment(spec, Segment(spec.key, Fidelity("epochs", 1)), illustrate=True))
     told = run.advance()
     assert told.checkpoint is not None
     history = History(None, 1, {}, {}, None, None, [])
     for event in (
         TrialStarted(TrialSpec("0000", 0, "supervised", {"batch_size": 16}, 0)),
         Ended("0000", "finished", ""),
-        TrialStarted(job),
-        Reached(job.key, 1, told.checkpoint),
-        Ended(job.key, "finished", ""),
-        Chosen(0, job.key),
+        TrialStarted(spec),
+        Reached(spec.key, told.done, told.checkpoint),
+        Ended(spec.key, "finished", ""),
+        Chosen(0, spec.key),
     ):
         history.add(event)
     return setup, split, RunFolder(LocalStorage(tmp_path)), history
