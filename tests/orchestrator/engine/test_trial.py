@@ -282,7 +282,6 @@ def test_a_fork_to_another_method_is_a_report(setup: SlotSetup) -> None:
     start = checkpoint(drive(SegmentRun(setup, World()), given(spec("supervised", "1"), 1)))
     (report,) = drive(SegmentRun(setup, World()), given(spec("simclr", "2", parent="1"), 2, start=start))
     assert report.status == "failed"
-    assert report.reason.startswith("a fork must keep the network of the trial that it starts from, but ")
     assert report.reason.endswith("must be of method simclr, got supervised")
 
 

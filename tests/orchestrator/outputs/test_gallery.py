@@ -160,7 +160,7 @@ def finished(make_split: Callable[..., Split], tmp_path: Path) -> tuple[SlotSetu
     run.begin(Assignment(spec, Segment(spec.key, Fidelity("epochs", 1)), illustrate=True))
     told = run.advance()
     assert told.checkpoint is not None
-    history = History(None, 1, {}, {}, None, None, [])
+    history = History()
     for event in (
         TrialStarted(TrialSpec("0000", 0, "supervised", {"batch_size": 16}, 0)),
         Ended("0000", "finished", ""),
@@ -186,7 +186,7 @@ def test_pictures_reach_tensorboard_and_the_report_once(
     shown = report.gallery(folder, history)
     assert [picture.title for picture in shown] == names
     assert all(picture.uri.startswith("data:image/png;base64,iVBOR") for picture in shown)
-    assert report.gallery(folder, dataclasses.replace(history, chosen=None)) == []
+    assert report.gallery(folder, History()) == []
 
     def never(*args: Any) -> None:
         raise AssertionError("drawn already")
