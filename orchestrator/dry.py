@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.connect import connect
+from cluster.plan import ResourcePlan
 from cluster.storage import open_storage
 from methods.batch import seed_of
 from methods.training.clock import Fidelity
@@ -28,7 +29,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     check_budgets(prepared, setup, plan)
     # Measured in this one process: the slots compute at the same time with the same number of threads each.
     full = full_seconds(prepared, setup)
-    computed, trials = estimate(prepared, full, plan.slots)
+    computed, trials = estimate(prepared, full, plan)
     lines = [
         prepared.task.describe(prepared.split),
         plan.describe(),
@@ -39,7 +40,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     return "\n".join(lines)
 
 
-def estimate(prepared: Prepared, full: dict[str, float], slots: int) -> tuple[float, int]:
+def estimate(prepared: Prepared, full: dict[str, float], plan: ResourcePlan) -> tuple[float, int]:
     """Seconds that the study's trainings would compute, all slots together, and how many trials its search would start.
 
     The study's own strategy and budgets decide, on scores by lot.
@@ -49,8 +50,8 @@ def estimate(prepared: Prepared, full: dict[str, float], slots: int) -> tuple[fl
         drawn = seed_of("estimate", configuration.method, sorted(configuration.values.items()), seed) / 2**63
         return drawn, full[configuration.method] * at.amount / prepared.top.amount
 
-    course = prepared.course_for(slots)
-    history = History(play(course, score, slots, prepared.study.trials))
+    course = prepared.course(plan, prepared.study.trials)
+    history = History(play(course, score, plan.slots, prepared.study.trials))
     share = prepared.task.share_of_refit(prepared.split)
     last = {e.key: e.seconds for e in history.events if isinstance(e, Trained)}
     refitted = {key for key, trial in history.trials.items() if trial.spec.purpose == "refit"}

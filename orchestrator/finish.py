@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import PurePosixPath
 
 import ray
 import torch
@@ -50,12 +51,21 @@ def finish(
     if board and board[0].exported is not None:
         with threads(shared.threads):
             export_best(board[0], shared, folder, prepared.study.selection.join)
+    _tidy(folder, history)
     # Last, so that no result waits for a picture.
     with threads(shared.threads):
         drawn = draw_best(shared, split, folder, history)
     if drawn:
         write_report(folder, prepared, history, verdict(history, prepared.facts))
     return Result.open(folder.storage)
+
+
+def _tidy(folder: RunFolder, history: History) -> None:
+    """Removes checkpoints that nothing needs any more: what a kill or a fork has left of the search."""
+    needed = {trial.checkpoint for trial in history.trials.values() if trial.spec.purpose != "search"}
+    for key in folder.storage.list(folder.TRIALS):
+        if PurePosixPath(key).name.startswith("checkpoint-") and key not in needed:
+            folder.storage.delete(key)
 
 
 def test_finalists(

@@ -30,9 +30,12 @@ from methods.world import World
 from orchestrator.budgets import BUDGETS, Budget, Ledger, Resources, Trials
 from orchestrator.engine.controller import Course
 from orchestrator.engine.health import HealthLimits
+from orchestrator.engine.history import History
+from orchestrator.engine.journal import read_journal
 from orchestrator.engine.records import SlotSetup, Trial, TrialSpec
 from orchestrator.engine.selection import Finals, trainings_after
 from orchestrator.engine.trial import training_of
+from orchestrator.folder import RunFolder
 from orchestrator.strategies import STRATEGIES, Problem, Strategy
 from orchestrator.strategies.sampler import Sampler
 from orchestrator.study import Study, StudyError
@@ -60,6 +63,7 @@ class Prepared:
         split: the data, divided by the task.
         space: what is searched.
         began: seconds since 1970 at which its command began.
+        earlier: trials of the studies that this one's search learns from first.
     """
 
     study: Study
@@ -69,6 +73,7 @@ class Prepared:
     split: Split
     space: Space
     began: float
+    earlier: tuple[Trial, ...] = ()
 
     @property
     def top(self) -> Fidelity:
@@ -107,13 +112,9 @@ class Prepared:
             threads=plan.threads_per_worker,
         )
 
-    def course_for(self, slots: int) -> Course:
-        """The course with so many slots of one CPU each, before anything has happened."""
-        return course_of(self.study, self.space, self.refits, Resources(slots), self.study.trials)
-
-    def course(self, plan: ResourcePlan, trials: int | None, earlier: Iterable[Trial] = ()) -> Course:
-        """What decides the study's course; ``trials`` as the history wants them, ``earlier`` ones seed the search."""
-        return course_of(self.study, self.space, self.refits, resources_of(plan), trials, earlier)
+    def course(self, plan: ResourcePlan, trials: int | None) -> Course:
+        """What decides the study's course; ``trials`` as the history wants them."""
+        return course_of(self.study, self.space, self.refits, resources_of(plan), trials, self.earlier)
 
 
 def prepare(study: Study, began: float | None = None, weights: bool = True) -> Prepared:
@@ -133,7 +134,9 @@ def prepare(study: Study, began: float | None = None, weights: bool = True) -> P
     split = task.divide(source, _test_of(study, source), protocol, study.seed)
     if weights:
         _check_weights(study, split)
-    return Prepared(study, task, protocol, study.catalogue(), split, study.space(split.fewest_images()), began)
+    past = [History(read_journal(RunFolder.open(place).storage)) for place in study.earlier]
+    earlier = tuple(trial for history in past for trial in history.search())
+    return Prepared(study, task, protocol, study.catalogue(), split, study.space(split.fewest_images()), began, earlier)
 
 
 def _test_of(study: Study, source: Source) -> float | Source | Literal["none"] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from cluster.connect import connect
@@ -17,6 +18,7 @@ from orchestrator.engine.slot import ship_user_code
 from orchestrator.engine.tune import run_slots
 from orchestrator.finish import finish
 from orchestrator.folder import RunFolder
+from orchestrator.outputs.leaderboard import finalists
 from orchestrator.outputs.sinks import default_sinks
 from orchestrator.prepare import Prepared, check_budgets, plan_for, prepare, versions
 from orchestrator.result import Result
@@ -54,8 +56,8 @@ def run(
         check_budgets(prepared, prepared.setup(open_storage(target), plan), plan)
         folder = RunFolder.create(target, study)
         journal = Journal(folder.storage)
-        started = Started(FORMAT, study.trials, versions(), time=time.time())
-        return _carry_out(prepared, folder, journal, History(), [started], plan, quiet, sinks, connection.origin == "joined")
+        remote = connection.origin == "joined"
+        return _carry_out(prepared, folder, journal, History(), [_begin(study)], plan, quiet, sinks, remote)
 
 
 def resume(
@@ -79,20 +81,28 @@ def resume(
     study = study or folder.load_study()
     journal = Journal(folder.storage)
     try:
-        history = History(read_journal(folder.storage))
-        wanted = history.trials_wanted
+        # A study killed before its first event has only just begun.
+        begun = bool(folder.storage.list(folder.JOURNAL))
+        history = History(read_journal(folder.storage)) if begun else History()
+        first: list[Started | Extended] = [] if begun else [_begin(study)]
+        wanted = history.trials_wanted if begun else study.trials
         if trials is not None and wanted is None:
             raise StudyError(f"--trials is for studies with a budget of trials, got {trials}; raise its own budget instead")
         if trials is not None and wanted is not None and trials < wanted:
             raise StudyError(f"--trials counts all trials and must be at least {wanted}, got {trials}")
-        extended = [Extended(trials)] if trials is not None and wanted is not None and trials > wanted else []
-        prepared = prepare(study, began, weights=history.chosen is None or bool(extended))
+        if trials is not None and wanted is not None and trials > wanted:
+            first.append(Extended(trials, time=time.time()))
+        prepared = prepare(study, began, weights=history.chosen is None or bool(first))
         with connect(study.address) as connection:
             plan = plan_for(study, connection.nodes)
             remote = connection.origin == "joined"
-            return _carry_out(prepared, folder, journal, history, extended, plan, quiet, (), remote)
+            return _carry_out(prepared, folder, journal, history, first, plan, quiet, (), remote)
     finally:
         journal.close()
+
+
+def _begin(study: Study) -> Started:
+    return Started(FORMAT, study.trials, versions(), time=time.time())
 
 
 def _carry_out(
@@ -107,25 +117,30 @@ def _carry_out(
     remote: bool,
 ) -> Result:
     """Search, selection, test, report: the part that a resumed study shares with a new one."""
-    sinks = [*default_sinks(folder, prepared.study, plan, quiet), *more_sinks]
-    try:
+    with ExitStack() as closing:
+        closing.callback(journal.close)
+        sinks = [*default_sinks(folder, prepared.study, plan, quiet), *more_sinks]
+        for sink in sinks:
+            if close := getattr(sink, "close", None):
+                closing.callback(close)
         # A finished study that is only looked at again leaves no trace in the journal.
-        opening = [*first, *([] if history.chosen and not first else [Opened(prepared.began)])]
+        open_ended = history.chosen is None or bool(first) or len(history.tests) < _tests_due(history, prepared)
+        opening = [*first, *([Opened(prepared.began, time=time.time())] if open_ended else [])]
         for event in opening:
             journal.write(event)
             history.add(event)
+            for sink in sinks:
+                sink(event, history)
         shared = prepared.setup(folder.storage, plan)
-        earlier = [t for place in prepared.study.earlier for t in History(read_journal(RunFolder.open(place).storage)).search()]
-        course = prepared.course(plan, history.trials_wanted, earlier)
+        course = prepared.course(plan, history.trials_wanted)
         controller = Controller(course, history, plan.slots + 1, journal.write, folder.storage.delete, sinks)
         ship_user_code([*shared.methods.values(), shared.objective, shared.task, shared.protocol, shared.storage])
         run_slots(controller, shared, plan)
         if not controller.over:
             raise Interrupted(f"stopped before the end; go on with 'labelwise resume {folder.storage.address}'")
         return finish(prepared, shared, folder, controller, plan, remote)
-    finally:
-        for sink in sinks:
-            close = getattr(sink, "close", None)
-            if close is not None:
-                close()
-        journal.close()
+
+
+def _tests_due(history: History, prepared: Prepared) -> int:
+    """Test scores that a finished study has: one for each finalist's model that is asked."""
+    return 0 if prepared.split.test is None else sum(len(finalist.tested) for finalist in finalists(history))

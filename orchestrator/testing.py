@@ -12,7 +12,7 @@ from orchestrator.engine.events import Event, decode, encode
 from orchestrator.engine.history import History
 from orchestrator.engine.simulation import Pretend, play
 from orchestrator.prepare import course_of
-from orchestrator.strategies import Strategy
+from orchestrator.strategies import Problem, Strategy
 from orchestrator.study import Spending, Study
 
 __all__ = ["Pretend", "check_budget", "check_strategy", "check_task", "simulate"]
@@ -28,6 +28,8 @@ def simulate(study: Study, score: Pretend, slots: int = 1) -> list[Event]:
     """
     refits = frozenset(name for name, method in study.catalogue().items() if method.uses_labels and study.selection.refit)
     course = course_of(study, study.space(), refits, Resources(slots), study.trials)
+    for budget in course.ledger.budgets:
+        budget.check(Resources(slots), course.problem.top)
     return play(course, score, slots, study.trials)
 
 
@@ -49,17 +51,20 @@ def check_strategy(strategy: Strategy, study: Study, score: Pretend, slots: int 
     if study.trials is not None:
         assert len(history.search()) <= study.trials, f"{len(history.search())} trials started, {study.trials} were asked for"
     assert history.selected is not None, "the search must come to its end"
-    for cut in range(2, len(events), max(1, len(events) // 20)):
-        grown, read = History(), History([decode(encode(event).encode()) for event in events[:cut]])
-        for event in events[:cut]:
-            grown.add(event)
-        refits: frozenset[str] = frozenset()
-        decisions = []
-        for past in (grown, read):
-            course = course_of(study, study.space(), refits, Resources(slots), study.trials)
-            decisions.append(None if past.search_ended else strategy.next(course.problem, past))
-        assert decisions[0] == decisions[1], f"after {cut} events the strategy decides otherwise from the journal"
+    # One history that grows, with a sampler that has learnt on the way, against a fresh replay at each of some points.
+    grown, problem = History(events[:2]), _problem(study, slots)
+    step = max(1, len(events) // 20)
+    for cut in range(2, len(events)):
+        if grown.search_ended is None and cut % step == 0:
+            read = History([decode(encode(event).encode()) for event in events[:cut]])
+            live, replayed = strategy.next(problem, grown), strategy.next(_problem(study, slots), read)
+            assert live == replayed, f"after {cut} events the strategy decides otherwise from the journal"
+        grown.add(events[cut])
     return history
+
+
+def _problem(study: Study, slots: int) -> Problem:
+    return course_of(study, study.space(), frozenset(), Resources(slots), study.trials).problem
 
 
 def check_budget(budget: Budget, study: Study, score: Pretend) -> History:

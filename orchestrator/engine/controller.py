@@ -1,7 +1,7 @@
 """The course of a study: a list of segments that the strategy, and after it the selection, choose from the history.
 
 Every decision and every outcome is journaled before it counts. ``Controller`` knows no Ray and no storage; it is driven by
-``engine.tune`` in warm slots, by ``orchestrator.testing.simulate`` without training.
+``engine.tune`` in warm slots, by ``engine.simulation`` without training.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ from search_spaces.domains import UserError
 
 Sink = Callable[[Event, History], None]
 """Told of every event after it is journaled: the live table, TensorBoard."""
+
+
+FAILURES = 5
+"""Trials a method that may all fail before a search without a number of trials gives up."""
 
 
 class StrategyError(UserError):
@@ -68,6 +72,9 @@ class Controller:
         forget: deletes a checkpoint that nothing needs any more.
         sinks: told of every event.
         clock: seconds since 1970.
+
+    Attributes:
+        error: what was raised while a slot's report was taken, for whoever drives the slots.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class Controller:
         self._write, self._forget, self._sinks, self._clock = write, forget, sinks, clock
         self._queue: deque[Segment] = deque(t.segment for t in history.open() if t.segment is not None)
         self._running: dict[str, Segment] = {}
+        self.error: Exception | None = None
         self._fill()
 
     def tell(self, *events: Event) -> None:
@@ -115,8 +123,14 @@ class Controller:
         """Takes a slot's report. Returns whether the slot goes on with this trial."""
         segment = self._running.get(report.key)
         if segment is None:
+            # Its trial ended meanwhile, and nobody will want what the slot has just written.
+            if report.checkpoint is not None and self.history.trials[report.key].status != "running":
+                self._forget(report.checkpoint)
             return False
         if report.status == "failed":
+            if report.train_seconds > self.history.trials[report.key].seconds:
+                # What it trained before it failed is spent all the same.
+                self.tell(Trained(report.key, report.epoch, report.train_seconds, dict(report.parts)))
             self._end(report.key, "failed", report.reason)
             self._fill()
             return False
@@ -175,7 +189,7 @@ class Controller:
     def _select_on(self) -> bool:
         """A finalist's next segment; its trainings stop at every rung, for their curves and checkpoints, and always go on."""
         problem = self.course.problem
-        for trial in self.history.undecided():
+        for trial in self.history.undecided(search=False):
             to, *onward = problem.after(trial)
             self._go_on(Segment(trial.spec.key, to, trial.checkpoint, tuple(onward)))
             return True
@@ -192,6 +206,13 @@ class Controller:
         spent = self.course.ledger.must_stop(self.history)
         if spent is not None:
             self._end_search(f"the budget of {spent} is spent")
+        elif self.history.trials_wanted is None and self._nothing_works():
+            self._end_search("every trial has failed")
+
+    def _nothing_works(self) -> bool:
+        """Whether every trial has failed so far, often enough that no more time should go into others."""
+        ended = [trial for trial in self.history.search() if trial.status != "running"]
+        return len(ended) >= FAILURES * len(self.course.problem.methods) and all(t.status == "failed" for t in ended)
 
     def _carry_out(self, decision: Decision) -> bool:
         """Lets a decision of the search count; False where the controller must wait for a slot's word."""
@@ -214,6 +235,9 @@ class Controller:
                     return True
                 self._go_on(Segment(decision.key, decision.to, trial.checkpoint, decision.onward))
             case Stop():
+                stopped = self.history.trials.get(decision.key)
+                if stopped is None or stopped.status != "running":
+                    raise StrategyError(f"Stop must name a trial that has not ended, got {decision.key!r}")
                 self._end(decision.key, "pruned", decision.reason)
             case Wait() if self.history.open():
                 return False
@@ -256,7 +280,8 @@ class Controller:
     def _end_search(self, reason: str) -> None:
         """Ends the search: trials that are not at the top stay where they are."""
         for trial in [*self.history.open(), *self.history.undecided()]:
-            self._end(trial.spec.key, "pruned", reason)
+            if trial.spec.purpose == "search":
+                self._end(trial.spec.key, "pruned", reason)
         self.tell(SearchEnded(reason), Selected(self.course.finals.select(self.history)))
 
     def _end(self, key: str, status: Status, reason: str) -> None:

@@ -120,9 +120,9 @@ class History:
         """Trials with a segment under way, or waiting for a slot."""
         return [trial for trial in self._running.values() if trial.segment is not None]
 
-    def undecided(self) -> list[Trial]:
-        """Trials that have ended a segment and wait for what comes next, in the order started."""
-        return [trial for trial in self._running.values() if trial.undecided]
+    def undecided(self, search: bool = True) -> list[Trial]:
+        """Trials of the search (or of what comes after it) that have ended a segment and wait, in the order started."""
+        return [t for t in self._running.values() if t.undecided and (t.spec.purpose == "search") == search]
 
     def scores_at(self, at: Fidelity) -> dict[str, float]:
         """Finite scores of the search at a rung, by key, each trial's newest."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any, cast
 
@@ -153,7 +155,9 @@ class SegmentRun:
         except Exception as error:
             self._failed = f"{type(error).__name__}: {error}".splitlines()[0]
             key = self.folder.trial(self.given.spec.key, f"error-{self.world.rank}.txt")
-            self.folder.write_text(key, traceback.format_exc())
+            # The reason is what counts; its trace may have no place to go.
+            with suppress(ClusterError):
+                self.folder.write_text(key, traceback.format_exc())
         return None
 
     def advance(self) -> Report:
@@ -211,7 +215,7 @@ class SegmentRun:
         score = judged.score
         objective = cast(Callable[[Score], float] | None, self.setup.objective)
         value = float(objective(score)) if objective else score.value
-        if value != value:
+        if not math.isfinite(value):
             raise UserError("the score is not a number; the objective must return a finite number")
         seconds = time.perf_counter() - started
         # An objective of the user's own is no mean over units, so it cannot be paired.

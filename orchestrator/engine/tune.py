@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -16,6 +19,16 @@ from cluster.plan import ResourcePlan
 from orchestrator.engine.controller import Controller
 from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.slot import Slot, decode_report, encode_assignment
+
+
+@contextmanager
+def _kept(controller: Controller) -> Iterator[None]:
+    """Tune makes a stack trace of whatever is raised under it, so the error itself is kept for the person."""
+    try:
+        yield
+    except Exception as error:
+        controller.error = error
+        raise
 
 
 class _Unsaved:
@@ -45,7 +58,8 @@ class _Searcher(_Unsaved, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error:
-            self.controller.lost(self.keys[trial_id])
+            with _kept(self.controller):
+                self.controller.lost(self.keys[trial_id])
 
     def save(self, checkpoint_path: str) -> None:
         """The journal is the one owner of a study's state; see ``orchestrator.engine.journal``."""
@@ -67,12 +81,14 @@ class _Scheduler(_Unsaved, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         report = decode_report(result)
         assert report is not None, "a slot reports after each epoch"
-        return TrialScheduler.CONTINUE if self.controller.receive(report) else TrialScheduler.STOP
+        with _kept(self.controller):
+            return TrialScheduler.CONTINUE if self.controller.receive(report) else TrialScheduler.STOP
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         report = decode_report(result)
         if report is not None:
-            self.controller.receive(report)
+            with _kept(self.controller):
+                self.controller.receive(report)
 
 
 def run_slots(controller: Controller, shared: SlotSetup, plan: ResourcePlan) -> None:
@@ -100,5 +116,9 @@ def run_slots(controller: Controller, shared: SlotSetup, plan: ResourcePlan) -> 
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         ).fit()
+    except TuneError:
+        if controller.error is not None:
+            raise controller.error from None
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

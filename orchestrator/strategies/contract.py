@@ -136,7 +136,8 @@ class Strategy(ABC):
 
     @abstractmethod
     def next(self, problem: Problem, history: History) -> Decision:
-        """One decision. TrialStarted again and again while slots are free, each time with the decision before in the history.
+        """One decision. Asked again and again while slots are free, each time with the decision before in the history.
 
-        ``Start`` and ``Fork`` count only while ``problem.may_start(history)``. A trial that reaches the top ends by itself.
+        ``Start`` and ``Fork`` after ``problem.may_start(history)`` has become false count as ``Done``. A trial that
+        reaches the top ends by itself.
         """

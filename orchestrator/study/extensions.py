@@ -151,12 +151,12 @@ def _one(field: str, value: Any, allowed: Allowed) -> Any:
 @contextmanager
 def _from_here() -> Iterator[None]:
     """The current folder is importable, as it is for a script in it, and last, so that it hides nothing."""
-    here = str(Path.cwd())
-    sys.path.append(here)
+    before = list(sys.path)
+    sys.path.append(str(Path.cwd()))
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.path[:] = before
 
 
 def _imported(field: str, module: str) -> object:

@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from methods.training.clock import Fidelity
+from orchestrator.engine.controller import StrategyError
 from orchestrator.engine.events import Extended
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import Journal
 from orchestrator.engine.records import Report
+from orchestrator.strategies import Decision, Problem, Stop, Strategy, Wait
 from orchestrator.study import Selection
 
 
@@ -229,3 +231,51 @@ def test_many_slots_in_any_order_finish_what_was_asked(pretence: Callable[..., A
     study = pretence(slots=slots)
     step = iter(range(10**6))
     check(study.play(order=lambda n: turns[next(step) % len(turns)]), 7, study.selection, study.refits)
+
+
+class Stubborn(Strategy):
+    """Stops a trial that has ended."""
+
+    def next(self, problem: Problem, history: History) -> Decision:
+        ended = [t for t in history.search() if t.status != "running"]
+        waiting = history.undecided()
+        return Stop((ended or waiting)[0].spec.key, "again") if ended or waiting else problem.start(history)
+
+
+class Idle(Strategy):
+    """Waits for nothing."""
+
+    def next(self, problem: Problem, history: History) -> Decision:
+        return Wait()
+
+
+def test_a_strategy_that_breaks_its_contract_is_one_clear_line(pretence: Callable[..., Any]) -> None:
+    for strategy, words in ((Stubborn(), "Stop must name a trial that has not ended"), (Idle(), "Idle waits although")):
+        with pytest.raises(StrategyError, match=words):
+            pretence(strategy=strategy, failing=0.0).play()
+
+
+def test_a_search_of_which_nothing_works_ends_without_a_number_of_trials(pretence: Callable[..., Any]) -> None:
+    history = pretence(trials=None, failing=1.1, epochs=(2, 3)).play()
+    assert history.search_ended is not None
+    assert history.search_ended.reason == "every trial has failed"
+    assert len(history.search()) < 15
+    assert all(t.seconds > 0 for t in history.search() if t.status == "failed"), "what they trained is spent"
+
+
+def test_more_trials_leave_interrupted_retrainings_to_the_selection(
+    pretence: Callable[..., Any], killed: type[BaseException]
+) -> None:
+    study = pretence(trials=4, failing=0.0)
+    study.play()
+    late = study.written - 3
+    study = pretence(trials=4, failing=0.0)
+    with pytest.raises(killed):
+        study.play(kill_at=late)
+    assert [t for t in study.history().trials.values() if t.status == "running"]
+    journal = Journal(study.storage)
+    journal.write(Extended(5))
+    journal.close()
+    history = study.play()
+    assert len(history.search()) == 5
+    assert {t.status for t in history.trials.values() if t.spec.purpose != "search"} == {"finished"}
