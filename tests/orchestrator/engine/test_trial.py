@@ -290,7 +290,7 @@ def test_a_paused_trial_goes_on_elsewhere_in_milliseconds(setup: SlotSetup) -> N
     start = checkpoint(drive(SegmentRun(setup, World()), given(spec("supervised", "1"), 1)))
     warm = SegmentRun(setup, World())
     took = []
-    for _ in range(5):
+    for _ in range(20):
         drive(warm, given(spec("supervised", "other"), 1))
         began = time.perf_counter()
         warm.begin(given(spec("supervised", "1"), 2, start=start))
