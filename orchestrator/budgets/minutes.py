@@ -12,7 +12,7 @@ from orchestrator.engine.records import Trial
 TURNAROUND = 0.05
 """Seconds that a training costs beside its own work in a warm slot, checkpoint included."""
 
-REPORTING = 4.0
+REPORTING = 20.0
 """Seconds for the report, its pictures and the exported model, at the least."""
 
 TESTING = 3.0
