@@ -6,7 +6,7 @@ BUILD_TOOLS := pip setuptools wheel Cython
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test lint faults benchmarks clean
 
 # The environment is made anew whenever the changes.
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -29,6 +29,10 @@ lint: $(VENV)/.installed
 # As many processes as cores, four at most: each one loads torch. A file stays in one, which trains or starts once what its tests share.
 test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Real kills in every phase of a study; minutes long.
+faults: $(VENV)/.installed
+	$(BIN)/python -m pytest -m faults tests/faults
 
 benchmarks: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/run.py

@@ -29,6 +29,7 @@ from methods.training.clock import Fidelity
 from methods.world import World
 from orchestrator.budgets import BUDGETS, Budget, Ledger, Resources, Trials
 from orchestrator.engine.controller import Course
+from orchestrator.engine.events import Opened
 from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import read_journal
@@ -242,12 +243,15 @@ def check_budgets(prepared: Prepared, setup: SlotSetup, plan: ResourcePlan) -> N
     seconds = dict.fromkeys(prepared.methods, 0.0) if known and top.unit != "seconds" else full_seconds(prepared, setup)
     epochs = top.amount if top.unit == "epochs" else 0
     defaults = [Trial(TrialSpec(name, 0, name, {}, 0), epochs=epochs, seconds=each) for name, each in seconds.items()]
+    begun = History([Opened(prepared.began, time=time.time())])
     for budget in budgets:
         need = sum(budget.cost(trial, 1.0, resources) for trial in defaults)
-        if need > budget.amount:
+        beside = budget.spent(begun, resources) + budget.closing(begun)
+        if need + beside > budget.amount:
             how = " (measured here from a few steps each)" if budget.timed and not known else ""
+            also = f" beside {beside:.2g} for the study's beginning and end" if beside else ""
             raise StudyError(
-                f"budget.{budget.name} must bear one training of each method's defaults, which take {need:.3g}{how}, got"
+                f"budget.{budget.name} must bear one training of each method's defaults, which take {need:.3g}{how}{also}, got"
                 f" {budget.amount:g}; raise it, lower the top rung or name fewer methods"
             )
 

@@ -65,6 +65,7 @@ def resume(
     trials: int | None = None,
     study: Study | None = None,
     quiet: bool = True,
+    sinks: Sequence[Sink] = (),
     began: float | None = None,
 ) -> Result:
     """Goes on with an interrupted study, or gives a finished one more trials.
@@ -74,7 +75,7 @@ def resume(
         trials: the number of trials in all; None for what the study asked for.
         study: the study, where it holds what YAML cannot (arrays, methods or an objective of your own).
         quiet: without a live table.
-        began: as for ``run``.
+        sinks, began: as for ``run``.
     """
     began = time.time() if began is None else began
     folder = RunFolder.open(directory)
@@ -96,7 +97,7 @@ def resume(
         with connect(study.address) as connection:
             plan = plan_for(study, connection.nodes)
             remote = connection.origin == "joined"
-            return _carry_out(prepared, folder, journal, history, first, plan, quiet, (), remote)
+            return _carry_out(prepared, folder, journal, history, first, plan, quiet, sinks, remote)
     finally:
         journal.close()
 

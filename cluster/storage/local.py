@@ -54,8 +54,9 @@ class LocalStorage(Storage):
 
     def put_if_absent(self, key: str, value: bytes | memoryview) -> bool:
         path = self.path_of(key)
-        if path.exists():
-            return False
+        with self._in_one_line(key, "written"):
+            if path.exists():
+                return False
         with self._in_one_line(key, "written"), _written(path, value) as temporary:
             try:
                 os.link(temporary, path)

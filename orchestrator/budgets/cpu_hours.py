@@ -15,6 +15,11 @@ def busy(trial: Trial) -> float:
     return trial.seconds + sum(rung.seconds for rung in trial.rungs)
 
 
+def again(trial: Trial) -> float:
+    """Seconds in which another such training, from nothing, would keep a slot busy."""
+    return trial.seconds_from_nothing + sum(rung.seconds for rung in trial.rungs)
+
+
 @dataclass(frozen=True)
 class CpuHours(Budget):
     """So many CPU hours are spent, search and selection together."""
@@ -27,4 +32,4 @@ class CpuHours(Budget):
         return sum(busy(trial) for trial in history.trials.values()) * resources.cpus / 3600
 
     def cost(self, trial: Trial, share: float, resources: Resources) -> float:
-        return share * busy(trial) * resources.cpus / 3600
+        return share * again(trial) * resources.cpus / 3600

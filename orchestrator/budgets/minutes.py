@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orchestrator.budgets.contract import Budget, Resources
+from orchestrator.budgets.cpu_hours import again
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 
@@ -31,8 +32,7 @@ class Minutes(Budget):
         return history.elapsed / 60
 
     def cost(self, trial: Trial, share: float, resources: Resources) -> float:
-        each = trial.seconds + sum(rung.seconds for rung in trial.rungs) + TURNAROUND
-        return share * each / resources.slots / 60
+        return share * (again(trial) + TURNAROUND) / resources.slots / 60
 
     def closing(self, history: History) -> float:
         scoring = max((rung.seconds for trial in history.search() for rung in trial.rungs[-1:]), default=0.0)

@@ -142,7 +142,7 @@ class Controller:
         if before is not None and before != trial.checkpoint:
             self._drop(before)
         if report.status == "running":
-            reason = self._ill(trial, report.epoch)
+            reason = self._ill(trial)
             if reason:
                 self._end(report.key, "pruned", reason)
             self._fill()
@@ -168,13 +168,11 @@ class Controller:
         self._running[key] = segment
         return True
 
-    def _ill(self, trial: Trial, epoch: float) -> str:
+    def _ill(self, trial: Trial) -> str:
         """Why a health signal stops the trial, or nothing. A method's defaults are seen at full length."""
         if trial.spec.purpose != "search" or trial.spec.origin == "defaults":
             return ""
-        # After a resume the journal may know later epochs, which are trained again.
-        curve = [event for event in self.history.curve(trial.spec.key) if event.epoch <= epoch]
-        return self.course.health.judge(trial.spec.method, curve)
+        return self.course.health.judge(trial.spec.method, self.history.curve(trial.spec.key))
 
     def _fill(self) -> None:
         """Decides on segments until enough are at hand. Called at a slot's words only, so no decision depends on timing."""
@@ -229,7 +227,7 @@ class Controller:
                 self._start(spec, Segment("", decision.to, parent.checkpoint, decision.onward))
             case Continue():
                 trial = self._waiting(decision.key, "Continue")
-                reason = self._ill(trial, trial.epochs)
+                reason = self._ill(trial)
                 if reason:
                     self._end(decision.key, "pruned", reason)
                     return True

@@ -35,7 +35,6 @@ class History:
         started: the first event.
         trials_wanted: trials that the search is to start, or None where no budget counts trials.
         trials: by key, in the order started.
-        curves: by key, the epochs as they were told.
         search_ended: why and when the search ended, or None.
         selected, chosen, tests: the finalists, the winner, the test scores.
         now: time of the newest event, the only clock that a decision may read.
@@ -47,7 +46,7 @@ class History:
         self.started: Started | None = None
         self.trials_wanted: int | None = None
         self.trials: dict[str, Trial] = {}
-        self.curves: dict[str, list[Trained]] = {}
+        self._curves: dict[str, list[Trained]] = {}
         self.search_ended: SearchEnded | None = None
         self.selected: list[int] | None = None
         self.chosen: Chosen | None = None
@@ -68,6 +67,8 @@ class History:
         """Takes the next event in."""
         if isinstance(event, Opened):
             self._before, self._opened = self.elapsed, event.command
+            for trial in self.open():
+                self._back_to_checkpoint(trial)
         self.events.append(event)
         self.now = max(self.now, event.time)
         match event:
@@ -79,14 +80,23 @@ class History:
                 self.selected, self.chosen, self.tests = None, None, []
             case TrialStarted():
                 trial = self.trials[event.spec.key] = self._running[event.spec.key] = Trial(event.spec)
+                if event.spec.parent is not None:
+                    trial.inherited = self.trials[event.spec.parent].kept[0]
+                    trial.epochs, trial.kept = trial.inherited, (trial.inherited, 0.0)
                 if event.spec.purpose == "search":
                     self._search.append(trial)
             case SegmentStarted():
-                self.trials[event.segment.key].segment = event.segment
+                trial = self.trials[event.segment.key]
+                trial.segment = event.segment
+                self._back_to_checkpoint(trial)
             case Trained():
                 trial = self.trials[event.key]
                 trial.epochs, trial.seconds = event.epoch, event.seconds
-                self.curves.setdefault(event.key, []).append(event)
+                curve = self._curves.setdefault(event.key, [])
+                # An epoch that a trial fails in may be told twice: as it ended, and with the time that was lost after it.
+                while curve and curve[-1].epoch >= event.epoch:
+                    curve.pop()
+                curve.append(event)
             case Scored():
                 trial = self.trials[event.key]
                 trial.rungs[:] = [r for r in trial.rungs if r.epoch < event.rung.epoch] + [event.rung]
@@ -95,6 +105,7 @@ class History:
             case Reached():
                 trial = self.trials[event.key]
                 trial.done, trial.checkpoint, trial.segment = event.done, event.checkpoint, None
+                trial.kept = trial.epochs, trial.seconds
             case Ended():
                 trial = self.trials[event.key]
                 trial.status, trial.reason, trial.segment = event.status, event.reason, None
@@ -107,6 +118,13 @@ class History:
                 self.chosen = event
             case Tested():
                 self.tests.append(event.score)
+
+    def _back_to_checkpoint(self, trial: Trial) -> None:
+        """What was trained after the newest checkpoint is trained again: its epochs did not happen."""
+        trial.epochs, trial.seconds = trial.kept
+        curve = self._curves.get(trial.spec.key, [])
+        while curve and curve[-1].epoch > trial.epochs:
+            curve.pop()
 
     @property
     def elapsed(self) -> float:
@@ -129,6 +147,5 @@ class History:
         return self._scores[at]
 
     def curve(self, key: str) -> list[Trained]:
-        """A trial's epochs in order; an epoch trained again after a resume counts once, as trained last."""
-        by_epoch = {event.epoch: event for event in self.curves.get(key, [])}
-        return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+        """A trial's epochs in order; what was trained again after a resume stands once."""
+        return self._curves.get(key, [])

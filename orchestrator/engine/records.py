@@ -200,10 +200,12 @@ class Trial:
         status: running until it ended.
         reason: why it failed or was stopped.
         rungs: its scores, by ascending epoch.
-        epochs: epochs trained.
-        seconds: training time.
+        epochs: epochs trained, a fork's with those of the trial whose weights it took.
+        inherited: epochs of them that another trial trained.
+        seconds: its own training time.
         checkpoint: the newest one, or None.
         done: how far the newest checkpoint has come, or None.
+        kept: epochs and seconds that the newest checkpoint holds.
         segment: the one under way, or None where the trial waits for a decision or has ended.
     """
 
@@ -212,10 +214,18 @@ class Trial:
     reason: str = ""
     rungs: list[Rung] = field(default_factory=list)
     epochs: float = 0
+    inherited: float = 0
     seconds: float = 0.0
     checkpoint: str | None = None
     done: Fidelity | None = None
+    kept: tuple[float, float] = (0, 0.0)
     segment: Segment | None = None
+
+    @property
+    def seconds_from_nothing(self) -> float:
+        """What the training would have taken had it not begun from another trial's weights."""
+        own = self.epochs - self.inherited
+        return self.seconds * self.epochs / own if self.inherited and own > 0 else self.seconds
 
     @property
     def value(self) -> float | None:

@@ -23,7 +23,7 @@ def trainings_after(selection: Selection, refits: frozenset[str], history: Histo
     if not finished:
         return []
     chosen = ranked(finished)[: selection.top]
-    chosen += [max(finished, key=lambda t: t.seconds)] * (selection.top - len(chosen))
+    chosen += [max(finished, key=lambda t: t.seconds_from_nothing)] * (selection.top - len(chosen))
     again, last = selection.repeats("retrain"), selection.repeats("refit")
     return [(t, again + last * (t.spec.method in refits)) for t in chosen]
 
@@ -91,4 +91,4 @@ class Finals:
     @staticmethod
     def _left_of(trial: Trial, origin: Trial) -> float:
         """The share of a training that is still to come, by what its configuration took in the search."""
-        return float(np.clip(1 - trial.seconds / max(origin.seconds, 1e-9), 0.0, 1.0))
+        return float(np.clip(1 - trial.seconds / max(origin.seconds_from_nothing, 1e-9), 0.0, 1.0))

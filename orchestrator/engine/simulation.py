@@ -51,13 +51,18 @@ class _Slots:
         return self.score(Configuration(spec.method, spec.values, spec.origin), at, spec.seed)
 
     def _begin(self, given: Assignment, to: Fidelity) -> None:
-        done = self.controller.history.trials[given.spec.key].done
-        before = 0.0 if done is None else self._pretend(given, done)[1]
+        trial = self.controller.history.trials[given.spec.key]
+        before = trial.done or Fidelity(to.unit, trial.inherited)
+        seconds = self._seconds(given, to) - self._seconds(given, before)
         self._count += 1
-        heapq.heappush(self._ends, (self.clock + self._pretend(given, to)[1] - before, self._count, given, to))
+        heapq.heappush(self._ends, (self.clock + seconds, self._count, given, to))
+
+    def _seconds(self, given: Assignment, at: Fidelity) -> float:
+        return self._pretend(given, at)[1] if at.amount else 0.0
 
     def _report(self, given: Assignment, to: Fidelity) -> Report:
         value, seconds = self._pretend(given, to)
+        inherited = self.controller.history.trials[given.spec.key].inherited
         refit = given.spec.purpose == "refit"
         rung = None if refit else Rung(to.amount, value, 1, value, value, "validation", None, 0.0)
         return Report(
@@ -65,7 +70,7 @@ class _Slots:
             epoch=to.amount,
             stage="",
             parts={},
-            train_seconds=seconds,
+            train_seconds=seconds - self._seconds(given, Fidelity(to.unit, inherited)),
             images=0,
             status="reached",
             done=to,

@@ -33,33 +33,33 @@ class _Mailbox:
 
     def __init__(self, setup: list[Any], workers: int) -> None:
         self._setup, self._workers = setup, workers
-        self._commands: list[_Command] = []
-        self._replies: dict[int, list[Report | None]] = {}
+        # The newest command alone: the next one is sent when all workers have replied to it.
+        self._number, self._command = -1, _Command("stop")
+        self._replies: list[Report | None] = []
         self._changed = asyncio.Condition()
 
     async def setup(self) -> list[Any]:
         return self._setup
 
-    async def send(self, command: _Command) -> int:
+    async def send(self, command: _Command) -> None:
         async with self._changed:
-            self._commands.append(command)
+            self._number, self._command, self._replies = self._number + 1, command, []
             self._changed.notify_all()
-            return len(self._commands) - 1
 
     async def command(self, number: int) -> _Command:
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self._commands) > number)
-            return self._commands[number]
+            await self._changed.wait_for(lambda: self._number >= number)
+            return self._command
 
-    async def reply(self, number: int, report: Report | None) -> None:
+    async def reply(self, report: Report | None) -> None:
         async with self._changed:
-            self._replies.setdefault(number, []).append(report)
+            self._replies.append(report)
             self._changed.notify_all()
 
-    async def replies(self, number: int) -> list[Report | None]:
+    async def replies(self) -> list[Report | None]:
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self._replies.get(number, [])) == self._workers)
-            return self._replies.pop(number)
+            await self._changed.wait_for(lambda: len(self._replies) == self._workers)
+            return self._replies
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -78,12 +78,13 @@ def _work(config: dict[str, Any]) -> None:
         if command.kind == "begin":
             assert command.given is not None
             run.begin(command.given)
-            ray.get(mailbox.reply.remote(number, None))
+            # A rank that cannot begin says so before the others wait for it in a collective.
+            ray.get(mailbox.reply.remote(run.advance() if run.failed else None))
         else:
             report = run.advance()
             # Rank 0 tells for all; another rank speaks up only when it failed.
             spoken = report if context.get_world_rank() == 0 or report.status == "failed" else None
-            ray.get(mailbox.reply.remote(number, spoken))
+            ray.get(mailbox.reply.remote(spoken))
         number += 1
 
 
@@ -104,6 +105,7 @@ class Group:
             run_config=RunConfig(storage_path=self._storage, name="group"),
         )
         self._broken: BaseException | None = None
+        self._refused: Report | None = None
         self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
         self._thread.start()
 
@@ -114,8 +116,8 @@ class Group:
             self._broken = error
 
     def _call(self, command: _Command) -> list[Report | None]:
-        number = ray.get(self._mailbox.send.remote(command))
-        pending = self._mailbox.replies.remote(number)
+        ray.get(self._mailbox.send.remote(command))
+        pending = self._mailbox.replies.remote()
         while True:
             ready, _ = ray.wait([pending], timeout=1.0)
             if ready:
@@ -125,9 +127,11 @@ class Group:
                 raise RuntimeError("the worker group of this slot ended") from self._broken
 
     def begin(self, given: Assignment) -> None:
-        self._call(_Command("begin", given))
+        self._refused = next((report for report in self._call(_Command("begin", given)) if report is not None), None)
 
     def advance(self) -> Report:
+        if self._refused is not None:
+            return self._refused
         spoken = [r for r in self._call(_Command("advance")) if r is not None]
         failed = [r for r in spoken if r.status == "failed"]
         return (failed or spoken)[0]

@@ -123,6 +123,11 @@ class SegmentRun:
         self._at = ""
 
     @property
+    def failed(self) -> bool:
+        """Whether the segment handed over last cannot be trained; ``advance`` says why."""
+        return bool(self._failed)
+
+    @property
     def given(self) -> Assignment:
         """What was handed over last."""
         assert self._given is not None

@@ -130,10 +130,13 @@ def _of_the_last_tenth(history: History) -> str:
     ended = history.search_ended
     if ended is None or history.trials_wanted is not None or history.started is None:
         return ""
-    began = history.started.time
-    late = began + 0.9 * (ended.time - began)
-    scores = [(e.time, e.rung.value) for e in history.events if isinstance(e, Scored) and e.key in history.trials]
-    scores = [(time, value) for time, value in scores if time <= ended.time]
+    # Replayed, since time that the study lay killed counts in no budget.
+    replayed, scores = History(), []
+    for event in history.events[: history.events.index(ended)]:
+        replayed.add(event)
+        if isinstance(event, Scored):
+            scores.append((replayed.elapsed, event.rung.value))
+    late = 0.9 * replayed.elapsed
     if not scores:
         return ""
     before = max((value for time, value in scores if time <= late), default=None)
@@ -151,7 +154,10 @@ def _told(gap: Interval) -> str:
 
 def _against_defaults(history: History, best: Finalist, facts: Facts) -> str:
     """The winner against its own method's defaults, which are that method's first trial."""
-    default = next(t for t in history.search() if t.spec.method == best.trial.spec.method)
+    method = best.trial.spec.method
+    default = next((t for t in history.search() if t.spec.method == method and t.spec.origin == "defaults"), None)
+    if default is None:
+        return "Its method's defaults were not tried."
     if default.spec.trial == best.trial.spec.trial:
         return "The winner is its method's default configuration: the search found none better."
     gap = paired(best.trial.rungs[-1], default.rungs[-1], facts) if default.status == "finished" else None

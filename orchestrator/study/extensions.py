@@ -132,10 +132,18 @@ def replaced(raw: Mapping[str, Any], allowed: Allowed) -> dict[str, Any]:
     elif named(methods):
         fields["methods"] = [_one("methods", methods, allowed)]
     budget = fields.get("budget")
-    if isinstance(budget, Mapping) and any(named(key) for key in budget):
-        own = [Extension(key, load("budget", key, CONTRACTS["budget"], allowed), budget[key]) for key in budget if named(key)]
-        fields["budget"] = [{key: value for key, value in budget.items() if not named(key)}, *own]
+    several = budget if isinstance(budget, list | tuple) else [budget]
+    if any(named(key) for each in several if isinstance(each, Mapping) for key in each):
+        fields["budget"] = [part for each in several for part in _budgets(each, allowed)]
     return fields
+
+
+def _budgets(given: Any, allowed: Allowed) -> list[Any]:
+    """Those of one's own apart from ours."""
+    if not isinstance(given, Mapping):
+        return [given]
+    own = [Extension(key, load("budget", key, CONTRACTS["budget"], allowed), given[key]) for key in given if named(key)]
+    return [{key: value for key, value in given.items() if not named(key)}, *own]
 
 
 def _one(field: str, value: Any, allowed: Allowed) -> Any:

@@ -125,10 +125,6 @@ class SearchFields(Strict):
             return self.strategy.plain()
         return self.strategy if isinstance(self.strategy, str | Mapping) else in_python("strategy")
 
-    def top(self) -> tuple[str, float]:
-        """Unit and amount of the highest rung: where a training ends."""
-        return ("epochs", self.epochs) if self.seconds is None else ("seconds", self.seconds)
-
     def rungs(self, reduction: int | None = None) -> tuple[Any, ...]:
         """Epochs (int) or seconds (float) at which trials are scored, ascending; the last is the highest.
 

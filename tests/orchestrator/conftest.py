@@ -148,10 +148,11 @@ class Pretence:
 
     def controller(self, journal: Journal) -> Controller:
         history = History(read_journal(self.storage) if self.storage.list("journal/") else ())
-        if history.started is None:
-            for event in (Started(FORMAT, self.trials, {"labelwise": "0"}), Opened(0.0)):
-                journal.write(event)
-                history.add(event)
+        started = [] if history.started else [Started(FORMAT, self.trials, {"labelwise": "0"})]
+        opened = [Opened(0.0)] if started or history.open() else []
+        for event in (*started, *opened):
+            journal.write(event)
+            history.add(event)
         forget = self.storage.delete
         return Controller(self.course(history.trials_wanted), history, self.slots + 1, journal.write, forget, self.sinks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from orchestrator.budgets import CpuHours, Epochs, GpuHours, Labels, Ledger, Min
 from orchestrator.engine.events import Ended, Opened, SearchEnded, Started, TrialStarted
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Configuration, Trial, TrialSpec
+from orchestrator.strategies import Decision, Done, Fork, Problem, Start, Strategy, Wait
 from orchestrator.study import Study
 from orchestrator.testing import check_budget, simulate
 from search_spaces.domains import UserError
@@ -104,3 +106,27 @@ def test_a_ledger_of_several() -> None:
     history.trials["0"].epochs = 10
     assert ledger.must_stop(history) == Epochs(10)
     assert (str(Trials(1)), str(Minutes(2.5)), str(CpuHours(1))) == ("1 trial", "2.5 minutes", "1 cpu hour")
+
+
+@dataclass(frozen=True)
+class ForkOnce(Strategy):
+    """One trial to the first rung, then one with its weights to the top."""
+
+    def next(self, problem: Problem, history: History) -> Decision:
+        if not history.search():
+            return Start(problem.sampler.propose(history), problem.rungs[0])
+        if len(history.search()) == 1 and history.undecided():
+            return Fork("0000", {}, problem.top)
+        return Wait() if history.open() else Done()
+
+
+def test_a_fork_pays_for_its_own_epochs_alone() -> None:
+    events = simulate(Study(**{**BASE, "methods": ["supervised"], "trials": 2}, strategy=ForkOnce()), pretend)
+    ended = next(number for number, event in enumerate(events) if isinstance(event, SearchEnded))
+    history = History(events[:ended])
+    parent, fork = history.search()
+    first = parent.epochs
+    assert 0 < first < 9
+    assert (fork.epochs, fork.inherited, fork.seconds) == (9, first, EPOCH * (9 - first))
+    assert history.elapsed == EPOCH * 9
+    assert Epochs(99).spent(history, Resources()) == 9

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from cluster.storage import LocalStorage, StorageError
 from methods.training.clock import Fidelity
+from orchestrator.budgets import CpuHours, Epochs, Resources
 from orchestrator.engine import events, records
 from orchestrator.engine import journal as module
 from orchestrator.engine.events import (
@@ -297,9 +298,11 @@ def test_epochs_trained_again_after_a_resume_count_once() -> None:
     history = History()
     for event in (
         TrialStarted(SPEC),
+        SegmentStarted(Segment("0000", THREE)),
         Trained("0000", 1, 1.0, {"loss": 1.0}),
         Scored("0000", rung(1, 0.4), ONE),
         Trained("0000", 2, 2.0, {"loss": 2.0}),
+        Opened(9.0),
         Trained("0000", 1, 1.5, {"loss": 10.0}),
         Scored("0000", rung(1, 0.45), ONE),
         Trained("0000", 2, 2.5, {"loss": 20.0}),
@@ -310,6 +313,49 @@ def test_epochs_trained_again_after_a_resume_count_once() -> None:
     assert (trial.epochs, trial.seconds) == (3, 3.5)
     assert [(r.epoch, r.value) for r in trial.rungs] == [(1, 0.45)]
     assert [(e.epoch, e.parts["loss"]) for e in history.curve("0000")] == [(1, 10.0), (2, 20.0), (3, 30.0)]
+
+
+def test_what_was_trained_after_the_checkpoint_did_not_happen() -> None:
+    """By the clock no epoch of the second try comes where one of the first came."""
+    half, whole = Fidelity("seconds", 5.0), Fidelity("seconds", 10.0)
+    history = History()
+    for event in (
+        TrialStarted(SPEC),
+        SegmentStarted(Segment("0000", half)),
+        Trained("0000", 1, 3.0, {}),
+        Trained("0000", 1.6, 5.0, {}),
+        Reached("0000", half, "half.pt"),
+        SegmentStarted(Segment("0000", whole, "half.pt")),
+        Trained("0000", 2, 6.0, {}),
+        Trained("0000", 3, 9.0, {}),
+        Opened(99.0),
+    ):
+        history.add(event)
+    trial = history.trials["0000"]
+    assert (trial.epochs, trial.seconds) == (1.6, 5.0)
+    history.add(Trained("0000", 2.1, 6.5, {}))
+    assert [e.epoch for e in history.curve("0000")] == [1, 1.6, 2.1]
+
+
+def test_a_fork_has_its_parents_epochs_and_its_own_seconds() -> None:
+    fork = replace(SPEC, key="0001", trial=1, origin="forked", parent="0000")
+    history = History()
+    for event in (
+        TrialStarted(SPEC),
+        SegmentStarted(Segment("0000", ONE)),
+        Trained("0000", 1, 4.0, {}),
+        Reached("0000", ONE, "one.pt"),
+        TrialStarted(fork),
+        SegmentStarted(Segment("0001", THREE, "one.pt")),
+    ):
+        history.add(event)
+    trial = history.trials["0001"]
+    assert (trial.epochs, trial.inherited, trial.seconds) == (1, 1, 0.0)
+    assert Epochs(9).spent(history, Resources()) == 1
+    history.add(Trained("0001", 3, 10.0, {}))
+    assert Epochs(9).spent(history, Resources()) == 3
+    assert trial.seconds_from_nothing == 15.0
+    assert CpuHours(1).cost(trial, 1.0, Resources()) == pytest.approx(15 / 3600)
 
 
 @settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -119,6 +119,14 @@ def test_every_kind_is_loaded_where_it_is_allowed(rules: Path) -> None:
     assert (plain["task"], plain["protocol"]) == ("own_rules:Ordinal", "own_rules:Plainer")
 
 
+def test_a_list_of_budgets_may_name_ones_own(rules: Path) -> None:
+    study = load_study(
+        written(rules, "methods: [simclr]\nbudget: [{minutes: 5}, {'own_rules:Joules': 60.0}]"), imports=["own_rules"]
+    )
+    assert study.budget.amounts() == {"minutes": 5}
+    assert [type(b).__name__ for b in study.budget.objects()] == ["Joules"]
+
+
 def test_a_run_folder_asks_for_leave_again(rules: Path) -> None:
     study = load_study(written(rules, "methods: [simclr]\nstrategy: own_rules:RoundRobin"), imports=["own_rules"])
     folder = RunFolder.create(rules / "run", study)

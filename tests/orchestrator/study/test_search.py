@@ -94,17 +94,18 @@ def test_rungs_in_seconds(seconds: float, reduction: int, rungs: tuple[float, ..
     study = Study(**BASE, seconds=seconds, reduction=reduction)
     assert study.rungs() == rungs
     assert all(isinstance(rung, float) for rung in study.rungs())
-    assert study.top() == ("seconds", seconds)
+    assert study.rungs()[-1] == seconds
     assert study.rungs()[0] >= seconds / 27
 
 
 def test_seconds_stand_instead_of_epochs(tmp_path: Path) -> None:
-    assert Study(**BASE).top() == ("epochs", 10)
+    assert Study(**BASE).rungs()[-1] == 10
     study = Study(**BASE, seconds=60)
     plain = yaml.safe_load(dump_study(study))
     assert (plain["epochs"], plain["seconds"]) == (None, 60)
     assert Study(**plain) == study
     path = tmp_path / "s.yaml"
     path.write_text("data: digits\nmethods: [simclr]\nepochs: 5\n", encoding="utf-8")
-    assert load_study(path, ["seconds=30"]).top() == ("seconds", 30)
-    assert load_study(path, ["seconds=30", "epochs=4"]).top() == ("epochs", 4)
+    assert load_study(path, ["seconds=30"]).rungs()[-1] == 30
+    last = load_study(path, ["seconds=30", "epochs=4"])
+    assert (last.seconds, last.rungs()[-1]) == (None, 4)
