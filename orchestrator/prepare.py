@@ -127,6 +127,8 @@ class Prepared:
             task=self.task,
             storage=storage,
             threads=plan.threads_per_worker,
+            most_parameters=study.limit.parameters,
+            most_ms=study.limit.predict_ms,
         )
 
     def course(self, plan: ResourcePlan, trials: int | None) -> Course:

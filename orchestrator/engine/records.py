@@ -177,6 +177,7 @@ class SlotSetup:
         task: what is learned and how it is judged.
         storage: of the run folder, reachable from every node.
         threads: torch threads of a worker.
+        most_parameters, most_ms: what a model may cost at most, in parameters and milliseconds an image; None where all may.
     """
 
     split: Split
@@ -192,6 +193,8 @@ class SlotSetup:
     task: Task
     storage: Storage
     threads: int
+    most_parameters: int | None = None
+    most_ms: float | None = None
 
     def encoder_for(self, method: Method) -> EncoderSpec:
         return self.vit_encoder if method.encoder == "vit" else self.encoder

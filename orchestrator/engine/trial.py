@@ -174,7 +174,20 @@ class SegmentRun:
             fork = PurePosixPath(start).parent.name != self.given.spec.key
             trainings.load(state["training"], fork)
             self._seconds = 0.0 if fork else float(state["seconds"])
+        else:
+            self._check_cost(trainings.first)
         self._trainings = trainings
+
+    def _check_cost(self, training: Training) -> None:
+        """Raises UserError where the model would cost more than the study allows."""
+        most, most_ms = self.setup.most_parameters, self.setup.most_ms
+        if most is None and most_ms is None:
+            return
+        parameters, ms = cost_of(trained(training), self.setup.split)
+        if most is not None and parameters > most:
+            raise UserError(f"the model has {parameters:,} parameters, and limit.parameters is {most:,}")
+        if most_ms is not None and ms > most_ms:
+            raise UserError(f"the model takes {ms:.3g} ms an image, and limit.predict_ms is {most_ms:g}")
 
     def _guard(self, action: Callable[[], Any]) -> Any:
         try:

@@ -49,6 +49,18 @@ class Selection(Strict):
         return self.refit_seeds if purpose == "refit" and self.refit_seeds is not None else self.seeds
 
 
+class Limit(Strict):
+    """What a model may cost at most; a trial whose model costs more fails before it is trained. None where all may.
+
+    Attributes:
+        parameters: of the model that predicts (of its encoder, where a probe predicts).
+        predict_ms: milliseconds an image in a batch, on the machine that trains.
+    """
+
+    parameters: int | None = Field(None, ge=1)
+    predict_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
 _PROTOCOL: dict[str, Any] = {"anyOf": [*choice_schema(list(PROTOCOLS))["anyOf"], {"type": "null"}]}
 
 
@@ -57,12 +69,14 @@ class SelectionFields(Strict):
 
     Attributes:
         selection: how the winner is chosen.
+        limit: what a model may cost at most.
         protocol: how a trained method is scored; None for the task's default. A name, or a name with its settings; in
             Python also a ``Protocol`` of your own.
         objective: in Python: from a ``Score`` to the number that the search maximises, instead of the score's value.
     """
 
     selection: Selection = Selection()
+    limit: Limit = Limit()
     protocol: Annotated[str | Mapping[str, Any] | Protocol | Extension | None, WithJsonSchema(_PROTOCOL)] = None
     objective: Annotated[Any, WithJsonSchema({"enum": [None, IN_PYTHON]})] = None
 
