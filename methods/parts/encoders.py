@@ -20,6 +20,7 @@ from methods.parts.encoder_base import Encoder, EncoderWrapper, Options, Shape, 
 from methods.parts.framed import FramedEncoder
 from methods.parts.framing import paper_of
 from methods.parts.joined import JoinedEncoder
+from methods.parts.mirrored import MirroredEncoder
 from methods.parts.pair import PairEncoder
 from methods.parts.vit import TokenEncoder
 from methods.parts.weights import WeightsFile, cpu_state, load_state, name_of, read_weights, write_weights
@@ -121,6 +122,11 @@ def _framed(shape: Shape, mean: Statistics, std: Statistics, width: float, optio
     return FramedEncoder(_build(str(options["inside"]), shape, mean, std, width, inner), paper_of(mean))
 
 
+def _mirrored(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    inner = {key: value for key, value in options.items() if key != MirroredEncoder.key}
+    return MirroredEncoder(_build(str(options[MirroredEncoder.key]), shape, mean, std, width, inner))
+
+
 def _joined(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
     own = ("kind", "members", "unit")
     inner = {name: value for name, value in options.items() if name not in own}
@@ -141,6 +147,7 @@ ENCODERS: dict[str, Builder] = {
 }
 COMPOSED: dict[str, Builder] = {
     "pair": _pair, "lab": _lab, "grey": _grey, "averaged": _averaged, "framed": _framed, "joined": _joined,
+    "mirrored": _mirrored,
 }  # fmt: skip
 """Encoders that methods compose of others: they can be saved and loaded, but are no choice of a study's."""
 
@@ -271,7 +278,7 @@ def _build(name: str, shape: Shape, mean: Statistics, std: Statistics, width: fl
     return encoder
 
 
-AROUND: dict[str, type[EncoderWrapper]] = {kind.name: kind for kind in (AveragedEncoder, FramedEncoder)}
+AROUND: dict[str, type[EncoderWrapper]] = {kind.name: kind for kind in (AveragedEncoder, FramedEncoder, MirroredEncoder)}
 
 
 def _bare(record: dict[str, Any]) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from torchvision.utils import make_grid, save_image
 
 from cluster.errors import ClusterError
 from methods.batch import Batch, RandomStream, seed_of
+from methods.contracts import Learner
 from methods.data.records import LabelledSubset
 from methods.parts.modes import evaluating, threads
 from methods.protocols.contract import Score, Trained
-from methods.training import EpochReport, Training, TrainSettings
+from methods.training import EpochReport, FeatureTraining, Training, TrainSettings
 from methods.training.clock import Fidelity
 from methods.world import World
 from orchestrator.engine.records import Assignment, Report, Rung, Segment, SlotSetup, TrialSpec
@@ -39,7 +40,7 @@ THUMBNAIL = 96
 """Pixels to which higher images are reduced in a picture, so that a report stays small."""
 
 
-def training_of(setup: SlotSetup, spec: TrialSpec, world: World, fold: int = 0) -> Training:
+def training_of(setup: SlotSetup, spec: TrialSpec, world: World, fold: int = 0) -> Training | FeatureTraining:
     """The trial's training before its first step. Raises UserError where data, method and settings do not fit."""
     method = setup.methods[spec.method]
     config = build(method.config, dict(spec.values), spec.method)
@@ -55,13 +56,15 @@ def training_of(setup: SlotSetup, spec: TrialSpec, world: World, fold: int = 0) 
         precision=setup.precision,
         seconds=setup.top.amount if by_clock else None,
     )
-    return Training(method, config, data, settings, world, setup.task.truth(split, data))
+    kind = FeatureTraining if method.on_features else Training
+    return kind(method, config, data, settings, world, setup.task.truth(split, data))
 
 
-def trained(training: Training) -> Trained:
+def trained(training: Training | FeatureTraining) -> Trained:
     """What the protocols score."""
     learner = training.learner
-    return Trained(learner.encoder(), learner.predictor(), learner, training.uses_labels)
+    own = learner if isinstance(learner, Learner) else None
+    return Trained(learner.encoder(), learner.predictor(), own, training.uses_labels)
 
 
 class FoldTrainings:
@@ -261,7 +264,7 @@ def examine(setup: SlotSetup, spec: TrialSpec, checkpoint: str, test: LabelledSu
         return setup.task.test(setup.protocol, model, setup.split, test, spec.purpose == "refit", setup.seed)
 
 
-def load_training(setup: SlotSetup, spec: TrialSpec, checkpoint: str, device: torch.device) -> Training:
+def load_training(setup: SlotSetup, spec: TrialSpec, checkpoint: str, device: torch.device) -> Training | FeatureTraining:
     """The training as its checkpoint left it (of a cross-validation the first fold's)."""
     training = training_of(setup, spec, World(device=device))
     training.load(load_tensors(setup.storage, checkpoint, device)["training"])
