@@ -8,7 +8,9 @@ object of images, so a copy that is trained further knows nothing.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +25,9 @@ from methods.parts.modes import device_of, evaluating
 from search_spaces.domains import UserError
 
 EMBED_BATCH = 256
+
+FORWARD_BATCH = 64
+"""Images that pass an encoder at a time on a CPU where many are embedded: more do not fit its caches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,14 +142,34 @@ def _head_on_known(predictor: nn.Module, images: Images, index: IntArray) -> tup
     return predictor, None
 
 
-def embed_views(encoder: Encoder, images: Images, views: int, batch: int = EMBED_BATCH) -> Tensor:
-    """float32 [N, V, D] on the encoder's device: all images, and mirrored where ``views`` is 2."""
-    everything = np.arange(len(images))
-    shown = (lambda x: x, mirror)[:views]
-    with evaluating(encoder):
-        return run_over(
-            lambda x: torch.stack([encoder(show(x)) for show in shown], dim=1), images, everything, device_of(encoder), batch
-        )
+def embed_views(
+    encoder: Encoder, images: Images, views: int, bf16: bool = False, told: Callable[[int], None] | None = None
+) -> Tensor:
+    """float32 [N, V, D] on the CPU: all images, and mirrored where ``views`` is 2. The next images are decoded meanwhile.
+
+    Args:
+        bf16: compute by autocast to bf16.
+        told: called with the number of images done, after every batch.
+    """
+    device = device_of(encoder)
+    size = FORWARD_BATCH if device.type == "cpu" else EMBED_BATCH
+    index = torch.arange(len(images)).split(size)
+    values = torch.empty(len(images), views, encoder.dim)
+    with ThreadPoolExecutor(1) as decoder, evaluating(encoder), torch.inference_mode(), _autocast(device, bf16):
+        coming = deque(decoder.submit(images.take, rows) for rows in index[:2])
+        for number, rows in enumerate(index):
+            x = coming.popleft().result().to(device, non_blocking=True)
+            if number + 2 < len(index):
+                coming.append(decoder.submit(images.take, index[number + 2]))
+            for view, shown in enumerate((x, mirror(x))[:views]):
+                values[rows[0] : rows[-1] + 1, view] = encoder(shown).float().cpu()
+            if told is not None:
+                told(int(rows[-1]) + 1)
+    return values
+
+
+def _autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 class Classifier(nn.Module):

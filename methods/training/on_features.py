@@ -24,7 +24,7 @@ from methods.parts.mirrored import MirroredEncoder
 from methods.protocols.embeddings import Classifier, Embedded, embed_views, recall, remember
 from methods.training import clock
 from methods.training.clock import Fidelity
-from methods.training.loop import EpochReport, TrainSettings
+from methods.training.loop import EpochReport, TrainSettings, computes_bf16
 from methods.world import World
 from search_spaces.domains import UserError
 
@@ -132,7 +132,9 @@ class FeatureTraining:
         views = 2 if self.data.flip else 1
         known = recall(self._encoder, self.data.images)
         if known is None:
-            known = Embedded(self.data.images, embed_views(self._encoder, self.data.images, views))
+            precision = self.settings.precision
+            bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(self.world.device))
+            known = Embedded(self.data.images, embed_views(self._encoder, self.data.images, views, bf16))
             remember(self._encoder, known)
         wanted: Seen = getattr(self.config, "views", "one")
         return Features(

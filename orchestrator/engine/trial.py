@@ -30,6 +30,7 @@ from methods.training import EpochReport, FeatureTraining, Training, TrainSettin
 from methods.training.clock import Fidelity
 from methods.world import World
 from orchestrator.engine.records import Assignment, Report, Rung, Segment, SlotSetup, TrialSpec
+from orchestrator.features import remember_features
 from orchestrator.folder import RunFolder, file_name, load_tensors, save_tensors
 from search_spaces.domains import UserError, build
 
@@ -56,8 +57,10 @@ def training_of(setup: SlotSetup, spec: TrialSpec, world: World, fold: int = 0) 
         precision=setup.precision,
         seconds=setup.top.amount if by_clock else None,
     )
-    kind = FeatureTraining if method.on_features else Training
-    return kind(method, config, data, settings, world, setup.task.truth(split, data))
+    if not method.on_features:
+        return Training(method, config, data, settings, world, setup.task.truth(split, data))
+    remember_features(setup, method, world.device)
+    return FeatureTraining(method, config, data, settings, world, setup.task.truth(split, data))
 
 
 def trained(training: Training | FeatureTraining) -> Trained:
