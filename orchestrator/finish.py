@@ -18,6 +18,7 @@ from orchestrator.engine.history import History
 from orchestrator.engine.prediction import predict_test
 from orchestrator.engine.records import SlotSetup, TestScore, TrialSpec
 from orchestrator.engine.trial import examine, load_training
+from orchestrator.features import remember_features
 from orchestrator.folder import RunFolder, file_name
 from orchestrator.outputs.export import export_best
 from orchestrator.outputs.gallery import draw_gallery
@@ -102,6 +103,7 @@ def test_finalists(
 
 def _test(setup: SlotSetup, test: LabelledSubset, spec: TrialSpec, checkpoint: str) -> TestScore:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    remember_features(setup, setup.methods[spec.method], device, test)
     return examine(setup, spec, checkpoint, test, device)
 
 

@@ -26,7 +26,7 @@ from methods.protocols.contract import Protocol
 from methods.tasks import Facts, Task
 from methods.training.clock import Fidelity
 from methods.world import World
-from orchestrator.budgets import BUDGETS, Budget, Ledger, Resources, Trials
+from orchestrator.budgets import BUDGETS, Budget, Epochs, Ledger, Resources, Trials
 from orchestrator.engine.controller import Course
 from orchestrator.engine.events import Opened
 from orchestrator.engine.health import HealthLimits
@@ -133,7 +133,8 @@ class Prepared:
 
     def course(self, plan: ResourcePlan, trials: int | None) -> Course:
         """What decides the study's course; ``trials`` as the history wants them."""
-        finals = Finals(self.study.selection, self.division, self.refits, self.label_free, self.study.seed)
+        in_one_go = on_features(self.methods.values())
+        finals = Finals(self.study.selection, self.division, self.refits, self.label_free, self.study.seed, in_one_go)
         return course_of(self.study, self.space, finals, resources_of(plan), trials, self.earlier)
 
 
@@ -182,6 +183,11 @@ def rungs_of(study: Study) -> tuple[Fidelity, ...]:
     unit: Literal["epochs", "seconds"] = "epochs" if study.seconds is None else "seconds"
     # A strategy with a reduction of its own spaces its rungs by it.
     return tuple(Fidelity(unit, amount) for amount in study.rungs(getattr(strategy_of(study), "reduction", None)))
+
+
+def on_features(methods: Iterable[Method]) -> frozenset[str]:
+    """Names of the methods that are fitted on frozen features."""
+    return frozenset(method.name for method in methods if method.on_features)
 
 
 def budgets_of(study: Study, trials: int | None) -> tuple[Budget, ...]:
@@ -246,7 +252,8 @@ def course_of(
     ledger = Ledger(budgets_of(study, trials), resources, finals.trainings_after)
     sampler = Sampler(space, study.seed)
     sampler.seed_from(earlier)
-    problem = Problem(study.seed, space.methods, rungs_of(study), first, sampler, ledger)
+    in_one_go = on_features(study.catalogue().values())
+    problem = Problem(study.seed, space.methods, rungs_of(study), first, sampler, ledger, in_one_go)
     return Course(problem, strategy_of(study), finals, ledger, HealthLimits(study.stop, first))
 
 
@@ -259,8 +266,13 @@ def check_budgets(prepared: Prepared, setup: SlotSetup, plan: ResourcePlan) -> N
     # What is counted is known beforehand; seconds are measured, where a budget counts them.
     known = top.unit == "seconds" or not any(budget.timed for budget in budgets)
     seconds = dict.fromkeys(prepared.methods, 0.0) if known and top.unit != "seconds" else full_seconds(prepared, setup)
-    epochs = top.amount if top.unit == "epochs" else 0
-    defaults = [Trial(TrialSpec(name, 0, name, {}, 0), epochs=epochs, seconds=each) for name, each in seconds.items()]
+    frozen = on_features(prepared.methods.values())
+    if len(frozen) == len(prepared.methods) and all(isinstance(budget, Epochs) for budget in budgets):
+        raise StudyError(
+            f"budget.epochs never ends where no method trains an epoch ({', '.join(sorted(frozen))}); give trials or minutes"
+        )
+    epochs = {name: top.amount if top.unit == "epochs" and name not in frozen else 0 for name in seconds}
+    defaults = [Trial(TrialSpec(name, 0, name, {}, 0), epochs=epochs[name], seconds=each) for name, each in seconds.items()]
     begun = History([Opened(prepared.began, time=time.time())])
     for budget in budgets:
         need = sum(budget.cost(trial, 1.0, resources) for trial in defaults)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Best:
         validation: mean validation score.
         test: test score.
         classes: class names, in the order of the predictor's logits.
+        encoder: its name, and source and licence of the weights it began from.
     """
 
     run: RunFolder
@@ -54,6 +55,7 @@ class Best:
     validation: float
     test: TestResult
     classes: tuple[str, ...]
+    encoder: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -128,12 +130,12 @@ def read_best(folder: RunFolder) -> Best | None:
     if not folder.exists(folder.SCORES):
         return None
     scores: dict[str, Any] = json.loads(folder.read_text(folder.SCORES))
-    config: dict[str, Value] = yaml.safe_load(folder.read_text(f"{folder.BEST}config.yaml"))
-    method = str(config.pop("method"))
+    config: dict[str, Any] = yaml.safe_load(folder.read_text(f"{folder.BEST}config.yaml"))
+    method, encoder = str(config.pop("method")), config.pop("encoder", {})
     values = tuple(float(s["value"]) for s in scores["test"])
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
     test = TestResult(float(np.mean(values)) if values else float("nan"), sd, len(values), values)
-    return Best(folder, method, config, float(scores["validation"]), test, tuple(scores["classes"]))
+    return Best(folder, method, config, float(scores["validation"]), test, tuple(scores["classes"]), encoder)
 
 
 def knob_columns(study: Study) -> list[str]:

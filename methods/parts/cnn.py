@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from methods.parts.encoder_base import Encoder, Normalise, Options, Shape, Statistics, check_size
+from methods.parts.encoder_base import Encoder, Normalise, Options, Shape, Statistics, check_size, initialise
 
 SMALL_IMAGE = 64
 """Up to this height and width the stem keeps the resolution: 3x3, stride 1, no pooling."""
@@ -64,7 +63,7 @@ class ResNet(Encoder):
         self.stages = tuple(stages)
         self.layers = ("stem", *stages)
         self.dim = channels
-        _initialise(self)
+        initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self._stem(images)
@@ -123,7 +122,7 @@ class Conv4(Encoder):
                 h, w = h // 2, w // 2
         self.grid = (h, w)
         self.dim = self.widths[-1] * h * w
-        _initialise(self)
+        initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maps(images)[self.layers[-1]]  # B c h w
@@ -158,10 +157,3 @@ def _stage(block: type[BasicBlock] | type[Bottleneck], channels: int, width: int
 
 def _conv_block(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-
-
-def _initialise(module: nn.Module) -> None:
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    module.to(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from search_spaces.domains import UserError
 
 Shape = tuple[int, int, int]
 Statistics = tuple[float, ...]
-Options = dict[str, int | str | list[int]]
+Options = dict[str, int | float | str | list[int]]
 
 SMALLEST = 8
 """Images must be at least this high and wide."""
@@ -26,12 +26,14 @@ class Encoder(nn.Module, ABC):
         layers: names of the layers that ``maps`` returns, first to last.
         name: key of ``ENCODERS`` it was built from, or empty.
         shape: (C, H, W) of the images it was built for.
+        origin: source and licence of the weights it began from; empty from nothing.
     """
 
     dim: int
     layers: tuple[str, ...]
     name: str = ""
     shape: Shape
+    origin: str = ""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -121,3 +123,11 @@ def check_size(name: str, shape: Shape) -> None:
     _, h, w = shape
     if min(h, w) < SMALLEST:
         raise UserError(f"{name} takes images of at least {SMALLEST} x {SMALLEST} pixels, got {h} x {w}; resize them")
+
+
+def initialise(module: nn.Module) -> None:
+    """Fresh convolutions (He et al. 2015, arXiv:1502.01852), in the memory format in which they are fastest."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    module.to(memory_format=torch.channels_last)

@@ -20,6 +20,8 @@ from methods.parts.encoder_base import Encoder, EncoderWrapper, Options, Shape, 
 from methods.parts.framed import FramedEncoder
 from methods.parts.framing import paper_of
 from methods.parts.joined import JoinedEncoder
+from methods.parts.lite0 import SOURCE, Lite0, lite0_weights, renamed
+from methods.parts.mirrored import MirroredEncoder
 from methods.parts.pair import PairEncoder
 from methods.parts.vit import TokenEncoder
 from methods.parts.weights import WeightsFile, cpu_state, load_state, name_of, read_weights, write_weights
@@ -43,11 +45,14 @@ class EncoderSpec:
 
     Attributes:
         name: a key of ``ENCODERS``.
-        init: ``none``, ``torchvision``, or the path of a weights file or run folder.
+        init: None for the encoder's own weights where it has any, else from nothing; ``none`` for from nothing in any case;
+            ``torchvision``; or the path of a weights file or run folder.
+        size: pixels a side at which a pretrained encoder is shown the images; None to have it chosen by cost.
     """
 
     name: str = "resnet_small"
-    init: str = "none"
+    init: str | None = None
+    size: int | None = None
 
 
 Builder = Callable[[Shape, Statistics, Statistics, float, Options], Encoder]
@@ -86,6 +91,11 @@ def _vit_tiny(shape: Shape, mean: Statistics, std: Statistics, width: float, opt
     return TokenEncoder(shape, mean, std, **chosen)
 
 
+def _lite0(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    chosen: Any = {"width": width, **options}
+    return Lite0(shape, mean, std, **chosen)
+
+
 def _pair(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
     inner = {name: value for name, value in options.items() if name not in ("of", "views")}
     name = str(options.get("of", "resnet_small"))
@@ -121,6 +131,11 @@ def _framed(shape: Shape, mean: Statistics, std: Statistics, width: float, optio
     return FramedEncoder(_build(str(options["inside"]), shape, mean, std, width, inner), paper_of(mean))
 
 
+def _mirrored(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
+    inner = {key: value for key, value in options.items() if key != MirroredEncoder.key}
+    return MirroredEncoder(_build(str(options[MirroredEncoder.key]), shape, mean, std, width, inner))
+
+
 def _joined(shape: Shape, mean: Statistics, std: Statistics, width: float, options: Options) -> Encoder:
     own = ("kind", "members", "unit")
     inner = {name: value for name, value in options.items() if name not in own}
@@ -138,14 +153,19 @@ ENCODERS: dict[str, Builder] = {
     "resnet18": _resnet(BasicBlock, 64, [2, 2, 2, 2], [64, 128, 256, 512]),
     "resnet34": _resnet(BasicBlock, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
     "resnet50": _resnet(Bottleneck, 64, [3, 4, 6, 3], [64, 128, 256, 512]),
+    "lite0": _lite0,
 }
 COMPOSED: dict[str, Builder] = {
     "pair": _pair, "lab": _lab, "grey": _grey, "averaged": _averaged, "framed": _framed, "joined": _joined,
+    "mirrored": _mirrored,
 }  # fmt: skip
 """Encoders that methods compose of others: they can be saved and loaded, but are no choice of a study's."""
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50")
 """Encoders that torchvision has trained weights for."""
+
+OWN: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {"lite0": (lite0_weights, SOURCE)}
+"""Encoders with weights of their own: what gives their state, and its source and licence in a line."""
 
 
 def build_encoder(
@@ -161,33 +181,50 @@ def build_encoder(
     Raises:
         UserError: an unknown name, images it cannot take, or starting weights that cannot be had or do not fit.
     """
-    if spec.init == "none":
-        return _build(spec.name, shape, mean, std, width, {})
+    options: Options = {} if spec.size is None else {"size": spec.size}
+    if options and spec.name not in OWN:
+        raise UserError(f"encoder {spec.name} sees images as large as they are, got size {spec.size}; leave the size out")
+    own = spec.init is None and spec.name in OWN and width == 1
+    if spec.init in (None, "none") and not own:
+        return _build(spec.name, shape, mean, std, width, options)
     if width != 1:
         raise UserError(f"starting weights fit width 1 only, got width {width:g} with init {spec.init!r}; use init none")
-    if spec.init == "torchvision":
-        encoder = _build(spec.name, shape, mean, std, width, {})
-        state, source = _torchvision_state(spec.name, encoder), f"torchvision's {spec.name}"
+    if own:
+        encoder = _build(spec.name, shape, mean, std, width, options)
+        load, encoder.origin = OWN[spec.name]
+        state = load()
+    elif spec.init == "torchvision":
+        encoder = _build(spec.name, shape, mean, std, width, options)
+        state, encoder.origin = _torchvision_state(spec.name, encoder), f"ImageNet, torchvision's {spec.name} (BSD-3-Clause)"
     else:
-        path = Path(spec.init)
-        path = path / "best" / "encoder.pt" if path.is_dir() else path
-        record, source = read_weights(path), str(path)
-        record = _bare(record)
-        name = record.get("encoder", spec.name)
-        if name in COMPOSED:
-            raise UserError(
-                f"{path} holds an encoder composed of others ({name}), which cannot start a study; give another init"
-            )
-        if name != spec.name:
-            raise UserError(
-                f"{path} holds weights of encoder {name}, got encoder {spec.name}; set encoder: {name}, or leave out methods"
-                f" that need {spec.name}"
-            )
-        encoder = _build(spec.name, shape, mean, std, width, record["options"] if "encoder" in record else {})
-        state = record["state"] if "encoder" in record else _without(record, "fc.")
-    own = {name: value for name, value in encoder.state_dict().items() if name.startswith("normalise.")}
-    load_state(encoder, {**_without(state, "normalise."), **own}, source)
+        encoder, state = _from_file(spec, shape, mean, std, options)
+    # How images are shown is the encoder's own, where a file says nothing of it; the data's statistics are in any case.
+    shown, held = (_starting(encoder.state_dict(), prefix) for prefix in ("shown.", "normalise."))
+    load_state(encoder, {**shown, **state, **held}, encoder.origin)
     return encoder
+
+
+def _from_file(
+    spec: EncoderSpec, shape: Shape, mean: Statistics, std: Statistics, options: Options
+) -> tuple[Encoder, dict[str, Tensor]]:
+    """The encoder of a weights file or run folder, and the state to load."""
+    assert spec.init is not None
+    path = Path(spec.init)
+    path = path / "best" / "encoder.pt" if path.is_dir() else path
+    record = _bare(read_weights(path))
+    name = record.get("encoder", spec.name)
+    if name in COMPOSED:
+        raise UserError(f"{path} holds an encoder composed of others ({name}), which cannot start a study; give another init")
+    if name != spec.name:
+        raise UserError(
+            f"{path} holds weights of encoder {name}, got encoder {spec.name}; set encoder: {name}, or leave out methods"
+            f" that need {spec.name}"
+        )
+    known = "encoder" in record
+    encoder = _build(spec.name, shape, mean, std, 1.0, {**record["options"], **options} if known else options)
+    encoder.origin = ", ".join(filter(None, (str(path), record.get("origin", "") if known else "")))
+    state = record["state"] if known else _without(record, "fc.")
+    return encoder, renamed(state) if name == "lite0" else state
 
 
 def save_encoder(file: WeightsFile, encoder: Encoder) -> None:
@@ -219,6 +256,7 @@ def encoder_record(encoder: Encoder) -> dict[str, Any]:
         "mean": mean,
         "std": std,
         "options": encoder.options(),
+        "origin": origin_of(encoder),
         "state": cpu_state(encoder),
     }
 
@@ -238,6 +276,7 @@ def encoder_from(record: dict[str, Any], source: str) -> Encoder:
     c, h, w = record["shape"]
     encoder = _build(record["encoder"], (c, h, w), tuple(record["mean"]), tuple(record["std"]), 1.0, record["options"])
     load_state(encoder, record["state"], source)
+    encoder.origin = record.get("origin", "")
     encoder.register_forward_pre_hook(_at_own_size)
     return encoder.eval()
 
@@ -256,6 +295,11 @@ def _at_own_size(encoder: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor
     return (crop(to_float(images), box.expand(len(images), 4), own),)
 
 
+def origin_of(encoder: Encoder) -> str:
+    """Source and licence of the weights that it, or an encoder inside it, began from; empty from nothing."""
+    return next((part.origin for part in encoder.modules() if isinstance(part, Encoder) and part.origin), "")
+
+
 def parameter_count(module: nn.Module) -> int:
     """Number of parameters, trained or not."""
     return sum(parameter.numel() for parameter in module.parameters())
@@ -271,7 +315,7 @@ def _build(name: str, shape: Shape, mean: Statistics, std: Statistics, width: fl
     return encoder
 
 
-AROUND: dict[str, type[EncoderWrapper]] = {kind.name: kind for kind in (AveragedEncoder, FramedEncoder)}
+AROUND: dict[str, type[EncoderWrapper]] = {kind.name: kind for kind in (AveragedEncoder, FramedEncoder, MirroredEncoder)}
 
 
 def _bare(record: dict[str, Any]) -> dict[str, Any]:
@@ -281,6 +325,10 @@ def _bare(record: dict[str, Any]) -> dict[str, Any]:
         options = {key: value for key, value in record["options"].items() if key not in (around.key, "test_views")}
         record = {**record, "encoder": record["options"][around.key], "options": options, "state": state}
     return record
+
+
+def _starting(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
 from methods.contracts import Learner
-from methods.data.records import Images, IntArray, LabelledSubset
+from methods.data.records import IntArray, LabelledSubset
 from methods.parts.encoders import Encoder
-from methods.parts.modes import device_of, evaluating
+from methods.protocols.embeddings import EMBED_BATCH, batches, check_layer, embed, features_of, logits_of, pooled, run_over
 from search_spaces.domains import UserError
+
+__all__ = [
+    "EMBED_BATCH", "FOLDS", "Difference", "Protocol", "Score", "Trained", "accuracy", "batches", "check_classes", "check_layer",
+    "difference_of", "embed", "features_of", "folds", "logits_of", "mean_interval", "mean_score", "paired_difference",
+    "part_of", "pooled", "run_over", "wilson",
+]  # fmt: skip
 
 FOLDS = 5
 """Folds of a cross-validation; fewer where a class has fewer labels."""
-
-EMBED_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -116,62 +119,6 @@ class Protocol(ABC):
         Raises:
             UserError: these labels or this method cannot be scored this way.
         """
-
-
-def pooled(features: Tensor) -> Tensor:
-    """float [B, D] from a feature map [B, D, h, w] by its global mean; vectors pass."""
-    return features.flatten(2).mean(2) if features.dim() > 2 else features
-
-
-def features_of(encoder: Encoder, images: Tensor, layer: str | None) -> Tensor:
-    """float [B, D]: the embedding, or a layer's map globally pooled."""
-    return encoder(images) if layer is None else pooled(encoder.maps(images)[layer])
-
-
-def check_layer(encoder: Encoder, layer: str | None) -> None:
-    if layer is not None and layer not in encoder.layers:
-        raise UserError(f"layer must be one of this encoder's layers, {', '.join(encoder.layers)}, got {layer!r}")
-
-
-def batches(images: Images, index: IntArray, batch: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and uint8 images [b, C, H, W] on ``device`` of the given positions, in order."""
-    positions = torch.from_numpy(np.ascontiguousarray(index))
-    for start in range(0, len(index), batch):
-        rows = slice(start, min(start + batch, len(index)))
-        yield rows, images.take(positions[rows]).to(device)
-
-
-def run_over(
-    call: Callable[[Tensor], Tensor], images: Images, index: IntArray, device: torch.device, batch: int = EMBED_BATCH
-) -> Tensor:
-    """float32 [n, ...]: ``call`` on the images at ``index``, a batch at a time, without gradient."""
-    assert len(index), "nothing to compute on"
-    out: Tensor | None = None
-    with torch.no_grad():
-        for rows, x in batches(images, index, batch, device):
-            y = call(x).float()
-            if out is None:
-                out = torch.empty(len(index), *y.shape[1:], device=y.device)
-            out[rows] = y
-    assert out is not None
-    return out
-
-
-def embed(encoder: Encoder, images: Images, index: IntArray, batch: int = EMBED_BATCH, layer: str | None = None) -> Tensor:
-    """float32 [n, D] on the encoder's device: embeddings (or a pooled layer) of the images at ``index``.
-
-    Raises:
-        UserError: the encoder has no such layer.
-    """
-    check_layer(encoder, layer)
-    with evaluating(encoder):
-        return run_over(lambda x: features_of(encoder, x, layer), images, index, device_of(encoder), batch)
-
-
-def logits_of(predictor: nn.Module, images: Images, index: IntArray, batch: int = EMBED_BATCH) -> Tensor:
-    """float32 [n, K] on the predictor's device: logits of the images at ``index``."""
-    with evaluating(predictor):
-        return run_over(predictor, images, index, device_of(predictor), batch)
 
 
 def folds(fit: LabelledSubset, seed: int, most: int = FOLDS) -> list[tuple[IntArray, IntArray]]:

@@ -163,6 +163,24 @@ class Report:
 
 
 @dataclass(frozen=True)
+class FeatureTable:
+    """Embeddings by a frozen encoder, in the run folder.
+
+    Attributes:
+        asked: the encoder as the study names it.
+        spec: the encoder that embedded, at the size that its time allowed.
+        views: of each image.
+        pool, test: keys of the embeddings of the pool and of the test images; blank where there are none.
+    """
+
+    asked: EncoderSpec
+    spec: EncoderSpec
+    views: int
+    pool: str
+    test: str
+
+
+@dataclass(frozen=True)
 class SlotSetup:
     """What every slot of a study shares; it travels once through the object store.
 
@@ -178,6 +196,7 @@ class SlotSetup:
         storage: of the run folder, reachable from every node.
         threads: torch threads of a worker.
         most_parameters, most_ms: what a model may cost at most, in parameters and milliseconds an image; None where all may.
+        features: embeddings by the frozen encoders of the study's feature methods.
     """
 
     split: Split
@@ -195,8 +214,19 @@ class SlotSetup:
     threads: int
     most_parameters: int | None = None
     most_ms: float | None = None
+    features: tuple[FeatureTable, ...] = ()
 
     def encoder_for(self, method: Method) -> EncoderSpec:
+        table = self.table_for(method)
+        return self._asked(method) if table is None else table.spec
+
+    def table_for(self, method: Method) -> FeatureTable | None:
+        """The embeddings that a feature method is fitted on, or None."""
+        if not method.on_features:
+            return None
+        return next((table for table in self.features if table.asked == self._asked(method)), None)
+
+    def _asked(self, method: Method) -> EncoderSpec:
         return self.vit_encoder if method.encoder == "vit" else self.encoder
 
 

@@ -74,6 +74,7 @@ class Finals:
         division: how the labels may judge.
         refits: names of the methods whose winner is trained on the whole budget.
         label_free: names of the methods whose training reads no labels, so that one training serves all folds.
+        in_one_go: names of the methods that are fitted in one go, for each fold anew: that costs less than a checkpoint.
         seed: of the study.
     """
 
@@ -82,6 +83,7 @@ class Finals:
     refits: frozenset[str]
     label_free: frozenset[str]
     seed: int
+    in_one_go: frozenset[str] = frozenset()
 
     @property
     def most(self) -> int:
@@ -139,7 +141,8 @@ class Finals:
 
     def _reuses(self, trial: Trial, folds: int) -> bool:
         """Whether the search's own model serves as the first fold's."""
-        return folds in self.division.nested and trial.checkpoint is not None
+        kept = trial.checkpoint is not None and trial.spec.method not in self.in_one_go
+        return kept and folds in self.division.nested
 
     def next(self, history: History, ledger: Ledger) -> Start | None:
         """The next training, or None where all have been started that the budgets bear, or a round must end first."""

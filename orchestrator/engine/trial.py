@@ -23,15 +23,17 @@ from torchvision.utils import make_grid, save_image
 
 from cluster.errors import ClusterError
 from methods.batch import Batch, RandomStream, seed_of
+from methods.contracts import Learner
 from methods.data.folding import thinned
 from methods.data.records import LabelledSubset, Split
 from methods.parts.encoders import parameter_count
-from methods.parts.modes import evaluating, threads
-from methods.protocols.contract import Answers, Score, Trained, logits_of
-from methods.training import EpochReport, Training, TrainSettings
+from methods.parts.modes import device_of, evaluating, threads
+from methods.protocols.contract import Answers, Score, Trained
+from methods.training import EpochReport, FeatureTraining, Training, TrainSettings
 from methods.training.clock import Fidelity
 from methods.world import World
 from orchestrator.engine.records import Assignment, Report, Rung, Segment, SlotSetup, TestScore, TrialSpec
+from orchestrator.features import remember_features
 from orchestrator.folder import RunFolder, file_name, load_tensors, save_tensors
 from search_spaces.domains import UserError, build
 
@@ -51,7 +53,7 @@ def division_of(setup: SlotSetup, spec: TrialSpec) -> Split:
     return split if spec.share == 1 else thinned(split, spec.share, spec.seed)
 
 
-def training_of(setup: SlotSetup, spec: TrialSpec, world: World, division: Split | None = None) -> Training:
+def training_of(setup: SlotSetup, spec: TrialSpec, world: World, division: Split | None = None) -> Training | FeatureTraining:
     """The trial's training before its first step.
 
     Args:
@@ -73,13 +75,17 @@ def training_of(setup: SlotSetup, spec: TrialSpec, world: World, division: Split
         precision=setup.precision,
         seconds=setup.top.amount if by_clock else None,
     )
-    return Training(method, config, data, settings, world, setup.task.truth(split, data))
+    if not method.on_features:
+        return Training(method, config, data, settings, world, setup.task.truth(split, data))
+    remember_features(setup, method, world.device)
+    return FeatureTraining(method, config, data, settings, world, setup.task.truth(split, data))
 
 
-def trained(training: Training) -> Trained:
+def trained(training: Training | FeatureTraining) -> Trained:
     """What the protocols score."""
     learner = training.learner
-    return Trained(learner.encoder(), learner.predictor(), learner, training.uses_labels)
+    own = learner if isinstance(learner, Learner) else None
+    return Trained(learner.encoder(), learner.predictor(), own, training.uses_labels)
 
 
 class FoldTrainings:
@@ -115,6 +121,7 @@ class FoldTrainings:
     def idle(self) -> EpochReport:
         """What an epoch tells in which nothing was left to train."""
         first = self.first
+        assert isinstance(first, Training), "no feature method goes on from a checkpoint"
         return EpochReport(first.epoch, self.done, first.stage.name, {}, 0.0, 0, True)
 
     def state(self) -> dict[str, Any]:
@@ -178,12 +185,14 @@ class SegmentRun:
             self._check_cost(trainings.first)
         self._trainings = trainings
 
-    def _check_cost(self, training: Training) -> None:
+    def _check_cost(self, training: Training | FeatureTraining) -> None:
         """Raises UserError where the model would cost more than the study allows."""
         most, most_ms = self.setup.most_parameters, self.setup.most_ms
         if most is None and most_ms is None:
             return
-        parameters, ms = cost_of(trained(training), self.setup.split)
+        # A feature method has no head before it is fitted; heads cost next to nothing.
+        model = trained(training) if isinstance(training, Training) else Trained(training.encoder)
+        parameters, ms = cost_of(model, self.setup.split)
         if most is not None and parameters > most:
             raise UserError(f"the model has {parameters:,} parameters, and limit.parameters is {most:,}")
         if most_ms is not None and ms > most_ms:
@@ -312,16 +321,18 @@ def examine(setup: SlotSetup, spec: TrialSpec, checkpoint: str, test: LabelledSu
 def cost_of(model: Trained, split: Split) -> tuple[int, float]:
     """Parameters of what predicts (else of the encoder), and milliseconds an image in a batch here: the fastest of three."""
     asked: nn.Module = model.predictor or model.encoder
-    index = np.arange(min(COSTED, len(split.train)), dtype=np.int64)
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        logits_of(asked, split.train.images, index).sum().item()
-        seconds.append(time.perf_counter() - began)
+    index = torch.arange(min(COSTED, len(split.train)))
+    # Pixels, since embeddings of known images may be looked up.
+    images, seconds = split.train.images.take(index).to(device_of(asked)), []
+    with torch.no_grad(), evaluating(asked):
+        for _ in range(3):
+            began = time.perf_counter()
+            asked(images).sum().item()
+            seconds.append(time.perf_counter() - began)
     return parameter_count(asked), round(1000 * min(seconds) / len(index), 6)
 
 
-def load_training(setup: SlotSetup, spec: TrialSpec, checkpoint: str, device: torch.device) -> Training:
+def load_training(setup: SlotSetup, spec: TrialSpec, checkpoint: str, device: torch.device) -> Training | FeatureTraining:
     """The training as its checkpoint left it (of a cross-validation the first fold's)."""
     training = training_of(setup, spec, World(device=device))
     training.load(load_tensors(setup.storage, checkpoint, device)["training"])

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from cluster.storage import Storage
-from methods.parts.encoders import save_encoder
+from methods.parts.encoders import origin_of, save_encoder
 from methods.parts.heads import save_predictor
 from methods.parts.joined import JoinedEncoder
 from methods.protocols.contract import Trained
@@ -62,7 +62,9 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool
     export(model, shared, storage, folder.BEST)
     storage.put(f"{folder.BEST}checkpoint.pt", storage.get(source.checkpoint))
     spec = source.spec
-    config = {"method": spec.method, **dict(spec.values)}
+    begun = shared.encoder_for(shared.methods[spec.method])
+    encoder = {"name": begun.name, "weights": origin_of(model.encoder) or "none"}
+    config = {"method": spec.method, "encoder": encoder, **dict(spec.values)}
     folder.write_text(f"{folder.BEST}config.yaml", yaml.safe_dump(config, sort_keys=False))
     scores = {
         "trial": spec.trial,

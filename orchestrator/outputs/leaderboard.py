@@ -24,7 +24,8 @@ def ranked(history: History) -> list[Trial]:
     group = {"finished": 0, "running": 1, "pruned": 1, "failed": 2}
 
     def place(trial: Trial) -> tuple[float, ...]:
-        last = trial.rungs[-1].epoch if trial.rungs else 0
+        # All that finished have reached the top, a feature method without training an epoch.
+        last = trial.rungs[-1].epoch if trial.rungs and trial.status != "finished" else 0
         value = trial.value if trial.value is not None else -math.inf
         return (order.get(trial.spec.key, len(order)), group[trial.status], -last, -value, trial.spec.trial)
 

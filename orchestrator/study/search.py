@@ -9,7 +9,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from methods.catalogue import CATALOGUE, method
 from methods.contracts import Method
-from methods.parts.encoders import ENCODERS, EncoderSpec
+from methods.parts.encoders import ENCODERS, OWN, EncoderSpec
 from orchestrator.strategies.contract import Strategy
 from orchestrator.study.extensions import Extension, in_python
 from orchestrator.study.fields import Strict, StudyError, lost, one_or_more, single
@@ -28,7 +28,10 @@ class SearchFields(Strict):
         methods: names from the catalogue; in Python also ``Method`` objects of your own.
         encoder: name of the encoder; methods that need patch tokens take ``vit_encoder`` instead.
         vit_encoder: name of the encoder of methods that need patch tokens.
-        init: the encoder's starting weights: ``none``, ``torchvision``, a weights file or a run folder.
+        encoder_size: pixels a side at which a pretrained ``encoder`` is shown the images; by default chosen by cost: as large
+            as they are, but no larger than it was trained at and no smaller than 5/7 of that.
+        init: the encoder's starting weights: by default its own where it has any (``lite0``), else none; ``none`` for from
+            nothing, ``torchvision``, a weights file or a run folder.
         epochs: the highest rung.
         seconds: the highest rung in seconds of training, instead of ``epochs``.
         epoch_images: training images in an epoch; None for max(pool size, 10,240).
@@ -47,7 +50,8 @@ class SearchFields(Strict):
     )
     encoder: Annotated[str, WithJsonSchema({"enum": sorted(ENCODERS)})] = "resnet_small"
     vit_encoder: Annotated[str, WithJsonSchema({"enum": sorted(ENCODERS)})] = "vit_tiny"
-    init: str = "none"
+    encoder_size: int | None = Field(None, ge=32)
+    init: str | None = None
     epochs: int = Field(10, ge=1)
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     epoch_images: int | None = Field(None, ge=1)
@@ -89,7 +93,13 @@ class SearchFields(Strict):
     def encoders(self) -> tuple[EncoderSpec, EncoderSpec]:
         """The encoder, and that of methods which need patch tokens, each with where its weights start."""
         vit = "none" if self.init == "torchvision" else self.init
-        return EncoderSpec(self.encoder, self.init), EncoderSpec(self.vit_encoder, vit)
+        return EncoderSpec(self.encoder, self.init, self.encoder_size), EncoderSpec(self.vit_encoder, vit)
+
+    def encoder_line(self) -> str:
+        """The encoder and what it starts from, for people."""
+        spec = self.encoders()[0]
+        start = OWN[spec.name][1] if spec.init is None and spec.name in OWN else spec.init
+        return f"{spec.name}, starting from {start}" if start not in (None, "none") else spec.name
 
     def space(self, images: int | None = None) -> Space:
         """The search space, for so many training images. Raises KnobError where ``search`` names no knob or leaves a range."""

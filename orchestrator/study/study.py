@@ -24,6 +24,7 @@ ORDER = (
         "methods",
         "encoder",
         "vit_encoder",
+        "encoder_size",
         "init",
         "trials",
         "budget",
