@@ -17,6 +17,7 @@ from methods.parts.framing import paper_of
 from methods.parts.joined import JoinedEncoder
 from methods.parts.libraries import TIMM, TORCHVISION, from_timm, from_torchvision
 from methods.parts.lite0 import Lite0
+from methods.parts.onnx_file import OnnxEncoder, onnx_again
 from methods.parts.pair import PairEncoder
 from methods.parts.vit import TokenEncoder
 from search_spaces.domains import UserError, nearest
@@ -26,6 +27,9 @@ Builder = Callable[[Shape, Statistics, Statistics, float, Options], Encoder]
 
 Composer = Callable[[Sequence[Encoder], Statistics, Statistics, Any], Encoder]
 """(inner encoders, mean, std, options) -> encoder."""
+
+Library = Callable[[str, Shape, Statistics, Statistics, Options], Encoder]
+"""(name, shape, mean, std, options) -> encoder."""
 
 HALVED = 24
 """Height and width from which the small ResNet's stem halves: a quarter of the cost; smaller images keep what they have."""
@@ -88,8 +92,8 @@ COMPOSED: dict[str, Composer] = {
 AROUND = ("averaged", "framed")
 """Those that only change how one encoder is shown images; its weights may start a study."""
 
-LIBRARIES = {TORCHVISION: from_torchvision, TIMM: from_timm}
-"""By the beginning of a name: architectures of other libraries."""
+LIBRARIES: dict[str, Library] = {TORCHVISION: from_torchvision, TIMM: from_timm, OnnxEncoder.name: onnx_again}
+"""By the beginning of a name: networks of other makers, which come in one width."""
 
 
 def is_named(name: str) -> bool:

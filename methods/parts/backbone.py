@@ -68,7 +68,7 @@ class BackboneEncoder(Encoder):
     Attributes:
         net: the network.
         shown: how it is shown images.
-        classifier: name of the layer that was taken away, whose weights a published state also holds; or empty.
+        left: names of layers that a published state holds besides: the classifier.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class BackboneEncoder(Encoder):
         net: nn.Module,
         seeing: Seeing | None,
         size: list[int] | int | None = None,
-        classifier: str = "",
+        left: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
@@ -88,23 +88,20 @@ class BackboneEncoder(Encoder):
             net: images [B, c, h, w] -> [B, D] or [B, D, h', w'].
             seeing: how it wants to see images; None for a network of one's own: as the study has them.
             size: pixels at which it is shown them: a side, or height and width; None to have it chosen (``shown_size``).
-            classifier: name of a linear layer of ``net`` to replace by the identity.
+            left: names of layers that a published state of the network holds besides.
         Raises:
             UserError: the images are too small, the size is not one that it takes, or its output is no fixed embedding.
         """
         super().__init__()
         label = type(net).__name__
         check_size(label, shape)
-        self.shape, self.classifier = shape, classifier
+        self.shape, self.left = shape, left
         self.normalise = Normalise(mean, std)  # this encoder's file reads it
         if seeing is None:
             self.shown = Shown(shape, mean, std, shape[1:], square=True)
         else:
             self.shown = Shown(shape, seeing.mean, seeing.std, _size(shape, seeing, size, label), seeing.square)
             _still(net)
-        if classifier:
-            owner, _, last = classifier.rpartition(".")
-            setattr(net.get_submodule(owner), last, nn.Identity())
         self.net = net.to(memory_format=torch.channels_last)
         self.dim, self._trunk, self._parts = _looked_at(self.net, len(self.shown.normalise.mean[0]), self.shown.size)
         self.layers = tuple(layer.name for layer in self._trunk) or ("embedding",)
@@ -135,8 +132,8 @@ class BackboneEncoder(Encoder):
     def translated(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if any(name.startswith("net.") for name in state):
             return dict(state)
-        outside = f"{self.classifier}."
-        return {f"net.{name}": value for name, value in state.items() if not self.classifier or not name.startswith(outside)}
+        outside = tuple(f"{name}." for name in self.left)
+        return {f"net.{name}": value for name, value in state.items() if not name.startswith(outside)}
 
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         found: dict[str, tuple[nn.Module, ...]] = {}

@@ -94,12 +94,11 @@ def current(record: Record) -> Record:
     inner = options.pop({"framed": "inside", "joined": "kind"}.get(name, "of"))
     own = {key: options.pop(key) for key in ("views", "test_views", "unit") if key in options and _owns(name, key)}
     count = options.pop("members") if name == "joined" else 2 if name in ("pair", "lab") else 1
-    records = []
-    for number in range(count):
-        channels = number + 1
-        split = {"shape": [channels, *about["shape"][1:]], "mean": [0.5] * channels, "std": list(LAB_STD[channels])}
-        seen = split if name == "lab" else about
-        records.append(current({"encoder": inner, **seen, "options": options}))
+    seen = [about] * count
+    if name == "lab":
+        split = {channels: (std, [channels, *about["shape"][1:]]) for channels, std in LAB_STD.items()}
+        seen = [{"shape": shape, "mean": [0.5] * n, "std": list(std)} for n, (std, shape) in split.items()]
+    records = [current({"encoder": inner, **each, "options": options}) for each in seen]
     return {**record, "options": own, "inside": records}
 
 

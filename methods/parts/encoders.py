@@ -33,6 +33,7 @@ from methods.parts.libraries import (
     torchvision_weights,
 )
 from methods.parts.lite0 import SOURCE, lite0_weights
+from methods.parts.onnx_file import SUFFIX, onnx_encoder
 from methods.parts.vit import TokenEncoder
 from methods.parts.weights import load_state, read_weights
 from search_spaces.domains import UserError, nearest
@@ -109,6 +110,9 @@ def build_encoder(spec: EncoderSpec, shape: Shape, mean: Statistics, std: Statis
     """
     if spec.module is not None:
         return _own_module(spec, spec.module, shape, mean, std, width)
+    if spec.name.endswith(SUFFIX) and Path(spec.name).is_file():
+        _leave_out(spec, width, "an ONNX file", ("init",))
+        return onnx_encoder(Path(spec.name), shape, mean, std, spec.size)
     spec = _named(spec)
     own = published_of(spec.name)
     options: Options = {} if spec.size is None else {"size": spec.size}
@@ -177,13 +181,19 @@ def _from_file(
 
 def _own_module(spec: EncoderSpec, module: nn.Module, shape: Shape, mean: Statistics, std: Statistics, width: float) -> Encoder:
     """A copy of a network of one's own as an encoder."""
-    for field, value in (("init", spec.init), ("size", spec.size)):
-        if value is not None:
-            raise UserError(f"an encoder of your own begins from the weights it has, got {field} {value!r}; leave {field} out")
-    if width != 1:
-        raise UserError(f"an encoder of your own comes in one width, got width {width:g}; leave out the method")
+    _leave_out(spec, width, "a module of your own", ("init", "size"))
     module = copy.deepcopy(module)
     return module if isinstance(module, Encoder) else BackboneEncoder(shape, mean, std, module, None)
+
+
+def _leave_out(spec: EncoderSpec, width: float, what: str, fields: tuple[str, ...]) -> None:
+    """Raises UserError where a spec says what such an encoder has by itself."""
+    for field in fields:
+        value = getattr(spec, field)
+        if value is not None:
+            raise UserError(f"{what} has {field} of its own, got {field} {value!r}; leave it out")
+    if width != 1:
+        raise UserError(f"{what} comes in one width, got width {width:g}; leave out the method, or set its width to 1")
 
 
 def _starting(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -40,9 +41,11 @@ def from_torchvision(name: str, shape: Shape, mean: Statistics, std: Statistics,
     square = min(weights.meta.get("min_size", (1, 1))) >= usual
     net = models.get_model(plain, weights=None)
     last = [key for key, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+    owner, _, attribute = last.rpartition(".")
+    setattr(net.get_submodule(owner), attribute, nn.Identity())
     size: Any = options.get("size")
     seeing = Seeing(tuple(recipe.mean), tuple(recipe.std), usual, square)
-    return BackboneEncoder(shape, mean, std, net, seeing, size, last)
+    return BackboneEncoder(shape, mean, std, net, seeing, size, (last,))
 
 
 def published(name: str) -> Any:
@@ -62,10 +65,10 @@ def torchvision_weights(name: str) -> dict[str, Tensor]:
     entry = published(name)
     try:
         state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{name} needs its weights in {torch.hub.get_dir()}/checkpoints or a download, which failed ({reason}); copy"
+            f"{name} needs its weights in {torch.hub.get_dir()}/checkpoints or by a download, which failed ({reason}); copy"
             f" {entry.url} there, connect to the internet once, or use init none"
         ) from error
     return {_DENSE.sub(r"\1\2", key): value for key, value in state.items()}
@@ -85,11 +88,14 @@ def from_timm(name: str, shape: Shape, mean: Statistics, std: Statistics, option
         UserError: timm is not installed, or has none of that name.
     """
     net = _timm(name)
-    config = import_module("timm.data").resolve_model_data_config(net)
+    config = _timms("timm.data", name).resolve_model_data_config(net)
     usual = int(config["input_size"][-1])
     square = bool(net.pretrained_cfg.get("fixed_input_size", False))
     size: Any = options.get("size")
-    return BackboneEncoder(shape, mean, std, net, Seeing(tuple(config["mean"]), tuple(config["std"]), usual, square), size)
+    seeing = Seeing(tuple(config["mean"]), tuple(config["std"]), usual, square)
+    classifier = net.pretrained_cfg.get("classifier") or ()
+    left = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return BackboneEncoder(shape, mean, std, net, seeing, size, left)
 
 
 def timm_weights(name: str) -> dict[str, Tensor]:
@@ -112,17 +118,22 @@ def timm_weights(name: str) -> dict[str, Tensor]:
 
 def timm_source(name: str) -> str:
     """Source and licence of the published weights, in a line."""
-    entry = import_module("timm.models").get_pretrained_cfg(name.removeprefix(TIMM))
+    entry = _timms("timm.models", name).get_pretrained_cfg(name.removeprefix(TIMM))
     place = getattr(entry, "hf_hub_id", None) or getattr(entry, "url", None) or "unknown place"
     return f"timm's {name.removeprefix(TIMM)}, {place} ({getattr(entry, 'license', None) or 'licence not stated'})"
 
 
 def _timm(name: str, pretrained: bool = False) -> Any:
-    try:
-        timm = import_module("timm")
-    except ImportError as error:
-        raise UserError(f"{name} needs timm, which is not installed; pip install 'labelwise[timm]'") from error
+    timm = _timms("timm", name)
     plain = name.removeprefix(TIMM)
     if not timm.is_model(plain):
         raise UserError(f"{name} is not an encoder{nearest(plain, timm.list_models())}")
     return timm.create_model(plain, pretrained=pretrained, num_classes=0)
+
+
+def _timms(module: str, name: str) -> Any:
+    """A module of timm's. Raises UserError where it is not installed; ``name`` is the encoder that needs it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f"{name} needs timm, which is not installed; pip install 'labelwise[timm]'") from error

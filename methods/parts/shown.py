@@ -61,10 +61,6 @@ class Shown(nn.Module):
             square: whether it takes no other size.
         """
         super().__init__()
-        if min(size) < STEP:
-            raise UserError(
-                f"an encoder's size must be at least {STEP} pixels, got {min(size)}; leave it out to have it chosen"
-            )
         self.shape, self.size, self.square = shape, size, square
         self.normalise = Normalise(mean, std)
         self.mix: nn.Parameter | None = None

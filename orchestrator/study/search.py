@@ -98,14 +98,16 @@ class SearchFields(Strict):
     def encoders(self) -> tuple[EncoderSpec, EncoderSpec]:
         """The encoder, and that of methods which need patch tokens, each with where its weights start."""
         vit = "none" if self.init == "torchvision" else self.init
-        if left_behind("encoder", self.encoder):
-            raise StudyError(lost("encoder"))
+        if left_behind("network", self.encoder):
+            raise StudyError(lost("network"))
         own = self.encoder if isinstance(self.encoder, nn.Module) else None
         name = self.encoder if isinstance(self.encoder, str) else ""
         return EncoderSpec(name, self.init, self.encoder_size, own), EncoderSpec(self.vit_encoder, vit)
 
     def encoder_line(self) -> str:
         """The encoder and what it starts from, for people."""
+        if left_behind("network", self.encoder):
+            return "a network given in Python"
         spec = self.encoders()[0]
         start = start_of(spec)
         name = spec.name if spec.module is None else type(spec.module).__name__
@@ -180,7 +182,7 @@ class SearchFields(Strict):
         """Raises StudyError on an unknown encoder."""
         if self.vit_encoder not in ENCODERS:
             raise StudyError(f"vit_encoder: {self.vit_encoder} is not an encoder{nearest(self.vit_encoder, ENCODERS)}")
-        if isinstance(self.encoder, str) and not left_behind("encoder", self.encoder):
+        if isinstance(self.encoder, str) and not left_behind("network", self.encoder):
             try:
                 check_encoder(self.encoder)
             except UserError as error:
@@ -188,7 +190,7 @@ class SearchFields(Strict):
 
     def plain_encoder(self) -> str:
         """``encoder`` for a run folder."""
-        return self.encoder if isinstance(self.encoder, str) else in_python("encoder")
+        return self.encoder if isinstance(self.encoder, str) else in_python("network")
 
     def plain_methods(self) -> list[str]:
         """``methods`` for a run folder."""
