@@ -89,6 +89,7 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
         Not part of the study's own checks: a run folder holds no objects, and its study must still be read from there.
         """
         self.strategy_choice()
+        self.encoders()
         self.budget.objects()
         self.task_object()
         if self.objective == IN_PYTHON:
