@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from methods.adapt import knn_classifier, label_propagation, linear_probe, prototype_classifier
 from methods.baselines import cutout, mixup, supervised
 from methods.contracts import Method
 from methods.fewshot import (
@@ -65,6 +66,8 @@ from search_spaces.domains import UserError, nearest
 _MODULES = (
     # Baselines and regularisers
     supervised, mixup, cutout,
+    # Pretrained and adapted
+    linear_probe, knn_classifier, prototype_classifier, label_propagation,
     # Self-supervised
     autoencoder, denoising_autoencoder, inpainting, colorization, split_brain, rotation, relative_patch, jigsaw, exemplar,
     instance_discrimination, cpc, deep_infomax, cmc, pirl, simclr, simclr_v2, moco, byol, dino, barlow_twins, vicreg, mae,

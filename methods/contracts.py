@@ -1,4 +1,4 @@
-"""What a method is: a catalogue entry with one or more stages, each of which trains one learner.
+"""What a method is: a catalogue entry with one or more stages, each of which trains one learner, or a fit on frozen features.
 
 Shape legend used in all methods: B batch, V views, C channels, H W height and width, D embedding, K classes (or queue),
 T tasks, N ways, Q queries.
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from methods.batch import Batch, BatchSpec, Episodes, Step
 from methods.data.records import TrainData
 from methods.encoder import BuildEncoder, Encoder, EncoderSpec
+from methods.features import Features
 from methods.parts.augment import Augment, augmentation
 from methods.world import World
-from search_spaces.domains import Float, Int, Knob, UserError, knob, knobs
+from search_spaces.domains import Choice, Float, Int, Knob, UserError, knob, knobs
 
-Family = Literal["baseline", "selfsup", "semisup", "fewshot", "active", "transfer"]
+Family = Literal["baseline", "selfsup", "semisup", "fewshot", "active", "transfer", "adapt"]
 
 
 class TrainingError(UserError):
@@ -48,6 +49,19 @@ class SharedConfig:
     augmentation_strength: float = knob(
         1.0, Float(0.0, 2.0), doc="0 = identity, 1 = the paper's recipe", source="one meaning across methods"
     )
+
+
+VIEWS = Choice(("one", "averaged", "augmented"))
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Knobs of every method that is fitted on a frozen encoder's features."""
+
+    views: str = knob(
+        "averaged", VIEWS, doc="an image alone, the mean of its and its mirror image's embedding, or both as examples",
+        source="Krizhevsky 2012: averaged",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -240,6 +254,8 @@ class Method:
         config: frozen dataclass whose fields are knobs.
         learner: the learner of a single-stage method; exclusive with ``stages``.
         stages: for several stages: from the config to the stages, whose shares sum to 1.
+        fit: of a feature method, which trains no encoder and no epoch: from the config and a frozen encoder's features to the
+            head, features [B, D] -> logits [B, K]; in place of a learner and of stages.
         uses_labels: whether training reads labels (then validation labels must be kept apart); ``reads_labels`` asks.
         uses_captions: whether training reads captions, or class names where there are none: labels in other words.
         encoder: ``any``, or ``vit`` for methods that need patch tokens.
@@ -257,18 +273,24 @@ class Method:
     uses_captions: bool = False
     encoder: Literal["any", "vit"] = "any"
     min_epochs: int = 1
+    fit: Callable[[Any, Features], nn.Module] | None = None
 
     RESERVED: ClassVar[tuple[str, ...]] = ("method",)
 
     def __post_init__(self) -> None:
-        if (self.learner is None) == (self.stages is None):
-            raise TypeError(f"method {self.name} declares either a learner or stages, not both and not neither")
+        if sum(way is not None for way in (self.learner, self.stages, self.fit)) != 1:
+            raise TypeError(f"method {self.name} declares one of learner, stages and fit, neither two nor none")
+
+    @property
+    def on_features(self) -> bool:
+        """Whether it is fitted on a frozen encoder's features, in one go."""
+        return self.fit is not None
 
     def plan(self, config: Any) -> tuple[Stage, ...]:
         """The stages of a training with this configuration; shares sum to 1."""
         if self.stages is not None:
             return self.stages(config)
-        assert self.learner is not None
+        assert self.learner is not None, f"{self.name} is fitted on features and has no stages"
         return (Stage("train", 1.0, self.learner),)
 
     def reads_labels(self, data: TrainData) -> bool:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+
+import ray
 
 from cluster.connect import connect
 from cluster.plan import ResourcePlan
 from cluster.storage import Storage, open_storage
 from orchestrator.engine.controller import Controller, Sink
 from orchestrator.engine.events import FORMAT, Extended, Opened, Started
+from orchestrator.engine.finalists import finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import Journal, read_journal
+from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.slot import ship_user_code
 from orchestrator.engine.tune import run_slots
+from orchestrator.features import SHARE, embedded
 from orchestrator.finish import finish
 from orchestrator.folder import RunFolder
-from orchestrator.outputs.leaderboard import finalists
 from orchestrator.outputs.sinks import default_sinks
 from orchestrator.prepare import Prepared, check_budgets, plan_for, prepare, versions
 from orchestrator.result import Result
@@ -120,19 +126,21 @@ def _carry_out(
     """Search, selection, test, report: the part that a resumed study shares with a new one."""
     with ExitStack() as closing:
         closing.callback(journal.close)
+        # A finished study that is only looked at again leaves no trace in the journal.
+        open_ended = history.chosen is None or bool(first) or len(history.tests) < _tests_due(history, prepared)
+        shared = prepared.setup(folder.storage, plan)
+        if open_ended:
+            shared = _with_features(prepared, shared, plan, quiet, remote)
         sinks = [*default_sinks(folder, prepared.study, plan, quiet), *more_sinks]
         for sink in sinks:
             if close := getattr(sink, "close", None):
                 closing.callback(close)
-        # A finished study that is only looked at again leaves no trace in the journal.
-        open_ended = history.chosen is None or bool(first) or len(history.tests) < _tests_due(history, prepared)
         opening = [*first, *([Opened(prepared.began, time=time.time())] if open_ended else [])]
         for event in opening:
             journal.write(event)
             history.add(event)
             for sink in sinks:
                 sink(event, history)
-        shared = prepared.setup(folder.storage, plan)
         course = prepared.course(plan, history.trials_wanted)
         controller = Controller(course, history, plan.slots + 1, journal.write, folder.storage.delete, sinks)
         ship_user_code([*shared.methods.values(), shared.objective, shared.task, shared.protocol, shared.storage])
@@ -140,6 +148,27 @@ def _carry_out(
         if not controller.over:
             raise Interrupted(f"stopped before the end; go on with 'labelwise resume {folder.storage.address}'")
         return finish(prepared, shared, folder, controller, plan, remote)
+
+
+def _with_features(prepared: Prepared, shared: SlotSetup, plan: ResourcePlan, quiet: bool, remote: bool) -> SlotSetup:
+    """Embeds what the study's feature methods are fitted on, here or, for a cluster elsewhere, in a worker's place."""
+    minutes = prepared.study.budget.minutes
+    limit = float("inf") if minutes is None else SHARE * 60 * minutes
+    if not remote:
+        processors = max(1, int(plan.total_cpus))
+        return embedded(shared, prepared.split.test, processors, limit, _silent if quiet else _say)
+    request = plan.worker_resources
+    task = ray.remote(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0))(embedded)
+    found: SlotSetup = ray.get(task.remote(shared, prepared.split.test, plan.threads_per_worker, limit))
+    return replace(shared, features=found.features)
+
+
+def _silent(text: str) -> None:
+    """Says nothing."""
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _tests_due(history: History, prepared: Prepared) -> int:

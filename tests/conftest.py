@@ -16,6 +16,8 @@ from methods.parts.encoders import Encoder
 
 # Ray's workers stand back (niceness 15) by default: beside another test process they would hardly run.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# A study of a test keeps no embeddings for the person's own, and takes none of theirs.
+os.environ["LABELWISE_CACHE"] = ""
 torch.set_num_threads(1)
 threadpool_limits(1)
 

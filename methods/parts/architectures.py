@@ -17,6 +17,7 @@ from methods.parts.framing import paper_of
 from methods.parts.joined import JoinedEncoder
 from methods.parts.libraries import TIMM, TORCHVISION, from_timm, from_torchvision
 from methods.parts.lite0 import Lite0
+from methods.parts.mirrored import MirroredEncoder
 from methods.parts.onnx_file import OnnxEncoder, onnx_again
 from methods.parts.pair import PairEncoder
 from methods.parts.vit import TokenEncoder
@@ -86,10 +87,11 @@ COMPOSED: dict[str, Composer] = {
     "averaged": lambda inner, mean, std, options: AveragedEncoder(inner[0], options["test_views"]),
     "framed": lambda inner, mean, std, options: FramedEncoder(inner[0], paper_of(mean)),
     "joined": lambda inner, mean, std, options: JoinedEncoder(inner, bool(options["unit"])),
+    "mirrored": lambda inner, mean, std, options: MirroredEncoder(inner[0]),
 }
 """Encoders that methods compose of others: they can be saved and loaded, but are no choice of a study's."""
 
-AROUND = ("averaged", "framed")
+AROUND = ("averaged", "framed", "mirrored")
 """Those that only change how one encoder is shown images; its weights may start a study."""
 
 LIBRARIES: dict[str, Library] = {TORCHVISION: from_torchvision, TIMM: from_timm, OnnxEncoder.name: onnx_again}

@@ -98,6 +98,7 @@ _EARLIER = {
     "averaged": ("of", ("test_views",)),
     "framed": ("inside", ()),
     "joined": ("kind", ("unit",)),
+    "mirrored": ("seen", ()),
 }
 """Composers whose earlier records had their inner encoders' options among their own: where the inner name stood, and what is
 the composer's own."""

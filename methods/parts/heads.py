@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 from methods.parts.encoders import Encoder, encoder_from, encoder_record
 from methods.parts.weights import WeightsFile, cpu_state, load_state, name_of, read_weights, write_weights
 from search_spaces.domains import UserError
+
+NEVER = -1e4
+"""Logit of a class that the fit has no label of; finite, so that losses and temperatures stay finite too."""
 
 
 def mlp(inputs: int, hidden: int, outputs: int, depth: int, norm: bool = False, last_norm: bool = False) -> nn.Sequential:
@@ -56,6 +60,42 @@ class CosineHead(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x, weight = x.to(self.weight.dtype), self.weight
             return F.linear(F.normalize(x, dim=1), F.normalize(weight, dim=1)) / self.temperature
+
+
+class UnitLength(nn.Module):
+    """Each row [B, D] divided by its length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1)
+
+
+class NeighbourHead(nn.Module):
+    """Cosine nearest neighbours, each voting with weight exp(similarity / temperature) (Wu 2018, arXiv 1805.01978).
+
+    Args:
+        x: float [n, D], what is known.
+        label: int64 [n], its classes.
+        classes: K.
+        k: neighbours that vote; all where there are fewer.
+        temperature: of the votes.
+    """
+
+    bank: Tensor
+    label: Tensor
+
+    def __init__(self, x: Tensor, label: Tensor, classes: int, k: int, temperature: float) -> None:
+        super().__init__()
+        self.k, self.temperature, self.classes = min(k, len(x)), temperature, classes
+        self.register_buffer("bank", F.normalize(x.float(), dim=1))
+        self.register_buffer("label", label.to(x.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [B, K], log of each class's share of the votes, from features [B, D]."""
+        similarity, neighbour = (F.normalize(x.float(), dim=1) @ self.bank.T).topk(self.k, dim=1)
+        # Relative to the nearest neighbour, so that a small temperature does not overflow.
+        weight = ((similarity - similarity[:, :1]) / self.temperature).exp()
+        votes = torch.zeros(len(x), self.classes, device=x.device).scatter_add_(1, self.label[neighbour], weight)
+        return (votes / votes.sum(1, keepdim=True)).log().clamp_min(NEVER)
 
 
 class DinoHead(nn.Module):
@@ -104,8 +144,7 @@ def save_predictor(file: WeightsFile, predictor: nn.Module, classes: tuple[str, 
     if not isinstance(encoder, Encoder) or not isinstance(head, nn.Module):
         raise UserError(f"a predictor is saved as encoder and head, got {type(predictor).__name__}; use heads.Classifier")
     names = classes or tuple(getattr(predictor, "classes", ()))
-    record = {"predictor": encoder_record(encoder), "layers": _describe(head), "head": cpu_state(head), "classes": list(names)}
-    write_weights(file, record)
+    write_weights(file, {"predictor": encoder_record(encoder), **head_record(head), "classes": list(names)})
 
 
 def load_predictor(file: WeightsFile) -> Classifier:
@@ -117,10 +156,21 @@ def load_predictor(file: WeightsFile) -> Classifier:
     record, source = read_weights(file), name_of(file)
     if "predictor" not in record:
         raise UserError(f"{source} is not an exported predictor; load it as an encoder or export it with save_predictor")
-    head = _rebuild(record["layers"])
-    load_state(head, record["head"], source)
+    head = head_from(record, source)
     classifier = Classifier(encoder_from(record["predictor"], source), head, tuple(record["classes"]))
     return classifier.eval()
+
+
+def head_record(head: nn.Module) -> dict[str, Any]:
+    """A head as plain values and tensors: its layers and its state. Raises UserError unless it is made of known layers."""
+    return {"layers": _describe(head), "head": cpu_state(head)}
+
+
+def head_from(record: Mapping[str, Any], source: str) -> nn.Module:
+    """The inverse of ``head_record``; ``source`` names it in errors."""
+    head = _rebuild(record["layers"])
+    load_state(head, record["head"], source)
+    return head
 
 
 def _describe(head: nn.Module) -> list[Any]:
@@ -132,6 +182,10 @@ def _describe(head: nn.Module) -> list[Any]:
     if isinstance(head, CosineHead):
         classes, inputs = head.weight.shape
         return ["cosine", inputs, classes, head.temperature]
+    if isinstance(head, NeighbourHead):
+        return ["neighbours", *head.bank.shape, head.classes, head.k, head.temperature]
+    if isinstance(head, UnitLength):
+        return ["unit"]
     if isinstance(head, nn.BatchNorm1d):
         return ["batchnorm", head.num_features, head.affine]
     if isinstance(head, nn.ReLU):
@@ -141,8 +195,8 @@ def _describe(head: nn.Module) -> list[Any]:
     if isinstance(head, nn.Identity):
         return ["identity"]
     raise UserError(
-        f"a saved head is made of linear, cosine, batchnorm, relu, dropout and identity layers, got {type(head).__name__}; "
-        "compose the head of those"
+        "a saved head is made of linear, cosine, neighbours, unit, batchnorm, relu, dropout and identity layers, got "
+        f"{type(head).__name__}; compose the head of those"
     )
 
 
@@ -154,11 +208,14 @@ def _rebuild(description: list[Any]) -> nn.Module:
         return nn.Linear(values[0], values[1], bias=values[2])
     if kind == "cosine":
         return CosineHead(*values)
+    if kind == "neighbours":
+        n, dim, classes, k, temperature = values
+        return NeighbourHead(torch.zeros(n, dim), torch.zeros(n, dtype=torch.int64), classes, k, temperature)
     if kind == "batchnorm":
         return nn.BatchNorm1d(values[0], affine=values[1])
     if kind == "dropout":
         return nn.Dropout(values[0])
-    simple = {"relu": nn.ReLU, "identity": nn.Identity}
+    simple = {"relu": nn.ReLU, "identity": nn.Identity, "unit": UnitLength}
     if kind not in simple:
         raise UserError(f"a saved head has layers this version knows, got {kind!r}; update labelwise")
     return simple[kind]()

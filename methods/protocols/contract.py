@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
 from methods.contracts import Learner
-from methods.data.records import Images, IntArray, LabelledSubset
+from methods.data.records import IntArray, LabelledSubset
 from methods.parts.encoders import Encoder
-from methods.parts.modes import device_of, evaluating
+from methods.protocols.embeddings import EMBED_BATCH, batches, check_layer, embed, features_of, logits_of, pooled, run_over
 from search_spaces.domains import UserError
+
+__all__ = [
+    "EMBED_BATCH", "FOLDS", "Difference", "Protocol", "Score", "Trained", "accuracy", "batches", "check_classes", "check_layer",
+    "difference_of", "embed", "features_of", "folds", "logits_of", "mean_interval", "mean_score", "paired_difference",
+    "part_of", "pooled", "run_over", "wilson",
+]  # fmt: skip
 
 FOLDS = 5
 """Folds of a cross-validation; fewer where a class has fewer labels."""
-
-EMBED_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,14 @@ class Trained:
 
 
 @dataclass(frozen=True, eq=False)
+class Answers:
+    """What a classifier said: ``logits`` float32 [n, K], and the true ``label`` int64 [n]."""
+
+    label: IntArray
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
 class Score:
     """The outcome of one protocol.
 
@@ -60,6 +71,7 @@ class Score:
         predictor: a classifier images -> logits fitted on the way, for export; it shares the encoder. None where there is none.
         each: float64 [n], the unit's own value (an episode's accuracy), where it is not ``correct``.
         parts: further figures by name (the curve over severities, recall at several k).
+        answers: what was said of each unit, by protocols that keep their answers; else None.
     """
 
     protocol: str
@@ -74,6 +86,7 @@ class Score:
     predictor: nn.Module | None = None
     each: NDArray[np.float64] | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    answers: Answers | None = None
 
     def units(self) -> NDArray[np.float64] | None:
         """float64 [n], what each unit contributes to ``value``; None where the score is no mean over units."""
@@ -86,11 +99,13 @@ class Protocol(ABC):
     Attributes:
         maximise: whether larger values of its scores are better.
         elsewhere: whether it asks images of another data set, whatever it is given to ask.
+        answers: whether its scores keep what was said of each image, so that any metric can be made of them.
     """
 
     name: ClassVar[str]
     maximise: ClassVar[bool] = True
     elsewhere: ClassVar[bool] = False
+    answers: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
@@ -104,62 +119,6 @@ class Protocol(ABC):
         Raises:
             UserError: these labels or this method cannot be scored this way.
         """
-
-
-def pooled(features: Tensor) -> Tensor:
-    """float [B, D] from a feature map [B, D, h, w] by its global mean; vectors pass."""
-    return features.flatten(2).mean(2) if features.dim() > 2 else features
-
-
-def features_of(encoder: Encoder, images: Tensor, layer: str | None) -> Tensor:
-    """float [B, D]: the embedding, or a layer's map globally pooled."""
-    return encoder(images) if layer is None else pooled(encoder.maps(images)[layer])
-
-
-def check_layer(encoder: Encoder, layer: str | None) -> None:
-    if layer is not None and layer not in encoder.layers:
-        raise UserError(f"layer must be one of this encoder's layers, {', '.join(encoder.layers)}, got {layer!r}")
-
-
-def batches(images: Images, index: IntArray, batch: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and uint8 images [b, C, H, W] on ``device`` of the given positions, in order."""
-    positions = torch.from_numpy(np.ascontiguousarray(index))
-    for start in range(0, len(index), batch):
-        rows = slice(start, min(start + batch, len(index)))
-        yield rows, images.take(positions[rows]).to(device)
-
-
-def run_over(
-    call: Callable[[Tensor], Tensor], images: Images, index: IntArray, device: torch.device, batch: int = EMBED_BATCH
-) -> Tensor:
-    """float32 [n, ...]: ``call`` on the images at ``index``, a batch at a time, without gradient."""
-    assert len(index), "nothing to compute on"
-    out: Tensor | None = None
-    with torch.no_grad():
-        for rows, x in batches(images, index, batch, device):
-            y = call(x).float()
-            if out is None:
-                out = torch.empty(len(index), *y.shape[1:], device=y.device)
-            out[rows] = y
-    assert out is not None
-    return out
-
-
-def embed(encoder: Encoder, images: Images, index: IntArray, batch: int = EMBED_BATCH, layer: str | None = None) -> Tensor:
-    """float32 [n, D] on the encoder's device: embeddings (or a pooled layer) of the images at ``index``.
-
-    Raises:
-        UserError: the encoder has no such layer.
-    """
-    check_layer(encoder, layer)
-    with evaluating(encoder):
-        return run_over(lambda x: features_of(encoder, x, layer), images, index, device_of(encoder), batch)
-
-
-def logits_of(predictor: nn.Module, images: Images, index: IntArray, batch: int = EMBED_BATCH) -> Tensor:
-    """float32 [n, K] on the predictor's device: logits of the images at ``index``."""
-    with evaluating(predictor):
-        return run_over(predictor, images, index, device_of(predictor), batch)
 
 
 def folds(fit: LabelledSubset, seed: int, most: int = FOLDS) -> list[tuple[IntArray, IntArray]]:
@@ -198,12 +157,12 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     return (0.0 if right == 0 else centre - half), (1.0 if right == n else centre + half)
 
 
-def mean_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Mean of independent values and its 95% t-interval; without limits for a single value."""
+def mean_interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of independent values and its t-interval; without limits for a single value."""
     n, mean = len(values), float(values.mean())
     if n < 2:
         return mean, -np.inf, np.inf
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 
 
@@ -215,14 +174,24 @@ def accuracy(
     started: float,
     predictor: nn.Module | None = None,
     parts: Mapping[str, float] | None = None,
+    answers: Answers | None = None,
 ) -> Score:
     """The score that is a share of right answers; ``started`` is the ``time.perf_counter()`` at its beginning."""
     n = len(correct)
     low, high = wilson(int(correct.sum()), n)
     seconds = time.perf_counter() - started
     return Score(
-        protocol, metric, float(correct.mean()), n, index, correct, low, high, seconds, predictor, parts=dict(parts or {})
-    )
+        protocol, metric, float(correct.mean()), n, index, correct, low, high, seconds, predictor, parts=dict(parts or {}),
+        answers=answers,
+    )  # fmt: skip
+
+
+def answered(
+    protocol: str, logits: Tensor, index: IntArray, label: IntArray, started: float, predictor: nn.Module | None
+) -> Score:
+    """The accuracy of ``logits`` float [n, K], kept as answers."""
+    said = Answers(label, logits.float().cpu().numpy())
+    return accuracy(protocol, "accuracy", index, said.logits.argmax(1) == label, started, predictor, answers=said)
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
@@ -258,6 +227,7 @@ def mean_score(scores: Sequence[Score]) -> Score:
         predictor=None,
         each=np.concatenate(each) if len(each) == len(scores) else None,
         parts={},
+        answers=None,
     )
 
 
@@ -300,18 +270,19 @@ def paired_difference(a: Score, b: Score) -> Difference:
     return difference_of(values_a[rows_a] - values_b[rows_b], a.correct is not None and b.correct is not None)
 
 
-def difference_of(each: NDArray[np.float64], yes_or_no: bool) -> Difference:
+def difference_of(each: NDArray[np.float64], yes_or_no: bool, level: float = 0.95) -> Difference:
     """The mean of paired differences with the interval that suits them.
 
     Args:
         each: float64 [n], a - b of each unit.
         yes_or_no: whether both were right or wrong on each unit, so that a difference is -1, 0 or 1. These take the
             adjusted Wald interval (Bonett & Price 2012), all others a t-interval.
+        level: of the interval.
     """
     n = len(each)
     if not yes_or_no:
-        return Difference(*mean_interval(each), n)
+        return Difference(*mean_interval(each, level), n)
     more, less = ((each > 0).sum() + 1) / (n + 2), ((each < 0).sum() + 1) / (n + 2)
-    half = float(stats.norm.ppf(0.975) * np.sqrt((more + less - (more - less) ** 2) / (n + 2)))
+    half = float(stats.norm.ppf((1 + level) / 2) * np.sqrt((more + less - (more - less) ** 2) / (n + 2)))
     centre = float(more - less)
     return Difference(float(each.mean()), max(centre - half, -1.0), min(centre + half, 1.0), n)

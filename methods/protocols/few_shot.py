@@ -17,7 +17,8 @@ from methods.batch import Episodes, EpisodeShape, RandomStream, seed_of
 from methods.contracts import EpisodicLearner, MetricLearner
 from methods.data.episodic import EpisodeSampler
 from methods.data.records import LabelledSubset
-from methods.protocols.contract import Protocol, Score, Trained, device_of, embed, evaluating, mean_interval
+from methods.parts.modes import device_of, evaluating
+from methods.protocols.contract import Protocol, Score, Trained, embed, mean_interval
 from methods.protocols.predict import unseen
 from methods.protocols.probes import at_least
 

@@ -19,7 +19,8 @@ from methods.data.records import IntArray, LabelledSubset
 from methods.parts.augment import augmentation
 from methods.parts.encoders import Encoder
 from methods.parts.framed import frame_in_training
-from methods.protocols.contract import Protocol, Score, Trained, accuracy, check_classes, device_of, folds, logits_of, part_of
+from methods.parts.modes import device_of
+from methods.protocols.contract import Protocol, Score, Trained, accuracy, check_classes, folds, logits_of, part_of
 from methods.protocols.heads import Classifier
 from methods.protocols.probes import Linear, above_zero, at_least
 from methods.world import leave_world

@@ -19,18 +19,16 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.nn.utils import skip_init
 
 from methods.data.records import IntArray
-from methods.parts.encoders import Encoder
-from methods.protocols.contract import features_of
+from methods.parts.heads import NEVER, NeighbourHead
+from methods.protocols.embeddings import Classifier
+
+__all__ = ["Classifier", "NeighbourHead", "linear_head", "mlp_head"]
 
 FloatArray = NDArray[np.float32]
-
-NEVER = -1e4
-"""Logit of a class that the fit has no label of; finite, so that losses and temperatures stay finite too."""
 
 GRID = (1e-3, 1e-2, 1e-1, 1.0)
 """Inverse penalties that an inner cross-validation chooses from."""
@@ -131,36 +129,3 @@ def mlp_head(x: FloatArray, label: IntArray, classes: int, hidden: int, seed: in
         inner.bias.copy_(torch.from_numpy(model.intercepts_[0]))
     outer = _linear(last.T, model.intercepts_[1], model.classes_, classes)
     return nn.Sequential(_folded(inner, mean, std), nn.ReLU(), outer)
-
-
-class NeighbourHead(nn.Module):
-    """Cosine nearest neighbours, each voting with weight exp(similarity / temperature) (Wu 2018, arXiv 1805.01978)."""
-
-    bank: Tensor
-    label: Tensor
-
-    def __init__(self, x: Tensor, label: Tensor, classes: int, k: int, temperature: float) -> None:
-        super().__init__()
-        self.k, self.temperature, self.classes = min(k, len(x)), temperature, classes
-        self.register_buffer("bank", F.normalize(x.float(), dim=1))
-        self.register_buffer("label", label.to(x.device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float [B, K], log of each class's share of the votes, from features [B, D]."""
-        similarity, neighbour = (F.normalize(x.float(), dim=1) @ self.bank.T).topk(self.k, dim=1)
-        # Relative to the nearest neighbour, so that a small temperature does not overflow.
-        weight = ((similarity - similarity[:, :1]) / self.temperature).exp()
-        votes = torch.zeros(len(x), self.classes, device=x.device).scatter_add_(1, self.label[neighbour], weight)
-        return (votes / votes.sum(1, keepdim=True)).log().clamp_min(NEVER)
-
-
-class Classifier(nn.Module):
-    """An encoder and a head: images [B, C, H, W] -> logits [B, K]. The encoder is shared with whoever handed it over."""
-
-    def __init__(self, encoder: Encoder, head: nn.Module, layer: str | None = None) -> None:
-        super().__init__()
-        self.encoder, self.head, self.layer = encoder, head, layer
-
-    def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = self.head(features_of(self.encoder, images, self.layer).float())
-        return out

@@ -24,14 +24,13 @@ from torchvision.transforms.v2 import functional as T
 
 from methods.batch import seed_of
 from methods.data.records import IntArray, LabelledSubset
+from methods.parts.modes import device_of, evaluating
 from methods.protocols.contract import (
     EMBED_BATCH,
     Protocol,
     Score,
     Trained,
     batches,
-    device_of,
-    evaluating,
     mean_interval,
     part_of,
 )

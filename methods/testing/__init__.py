@@ -6,7 +6,8 @@
         check_method(METHOD)
 
 Each check is a function of a ``Case`` and raises an AssertionError that says in a sentence what the method owes; ``CHECKS`` are
-all of them. That two workers with half of the batch each equal one needs two processes and is checked for the catalogue only.
+all of them, ``FEATURE_CHECKS`` those of a method on frozen features. That two workers with half
+of the batch each equal one needs two processes and is checked for the catalogue only.
 """
 
 from methods.testing.cases import CLASSES, Case, case_of, through_file, tiny_batch, tiny_data
@@ -20,16 +21,18 @@ from methods.testing.checks import (
     check_knobs,
     check_labels_unread,
     check_loss,
-    check_method,
     check_pickles,
     check_pictures,
     check_resume,
     check_same_seed,
 )
+from methods.testing.feature_checks import FEATURE_CHECKS
+from methods.testing.suite import check_method, checks_of
 
 __all__ = [
     "CHECKS",
     "CLASSES",
+    "FEATURE_CHECKS",
     "Case",
     "case_of",
     "check_device",
@@ -45,6 +48,7 @@ __all__ = [
     "check_pictures",
     "check_resume",
     "check_same_seed",
+    "checks_of",
     "through_file",
     "tiny_batch",
     "tiny_data",

@@ -15,7 +15,7 @@ from methods.batch import Batch, RandomStream
 from methods.contracts import Method
 from methods.data.records import ArrayImages, TrainData
 from methods.parts.encoders import EncoderSpec
-from methods.training import Precision, Training, TrainSettings
+from methods.training import FeatureTraining, Precision, Training, TrainSettings
 from methods.world import World
 from search_spaces.domains import build
 
@@ -89,8 +89,18 @@ class Case:
     def data(self, labels: bool = True) -> TrainData:
         return tiny_data(labels, captions=self.captions)
 
-    def start(self, seed: int = 0, labels: bool = True, world: World | None = None, precision: Precision = "fp32") -> Training:
-        """A training of 2 epochs: 2 steps where there is one stage, about 2 a stage where there are several."""
+    def settings(self, seed: int = 0, epoch_images: int = 64, precision: Precision = "fp32") -> TrainSettings:
+        """Two epochs."""
+        encoder = EncoderSpec("vit_tiny" if self.method.encoder == "vit" else "resnet_small")
+        return TrainSettings(2, encoder, seed, epoch_images, precision)
+
+    def start(self, seed: int = 0, labels: bool = True, world: World | None = None, precision: Precision = "fp32") -> Any:
+        """A training of 2 epochs: 2 steps where there is one stage, about 2 a stage where there are several.
+
+        Of a method on features a ``FeatureTraining``, of any other a ``Training``.
+        """
+        if self.method.on_features:
+            return FeatureTraining(self.method, self.config(), self.data(labels), self.settings(seed), world)
         images = _images_a_step(self) * len(self.method.plan(self.config()))
         return _training(self, images, seed, labels, world, precision)
 
@@ -106,9 +116,7 @@ def case_of(method: Method, values: Mapping[str, object] | None = None, captions
 def _training(
     case: Case, epoch_images: int, seed: int = 0, labels: bool = True, world: World | None = None, precision: Precision = "fp32"
 ) -> Training:
-    encoder = EncoderSpec("vit_tiny" if case.method.encoder == "vit" else "resnet_small")
-    settings = TrainSettings(2, encoder, seed, epoch_images, precision)
-    return Training(case.method, case.config(), case.data(labels), settings, world)
+    return Training(case.method, case.config(), case.data(labels), case.settings(seed, epoch_images, precision), world)
 
 
 @lru_cache(maxsize=128)

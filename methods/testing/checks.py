@@ -15,20 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from methods.batch import Episodes, EpisodeShape, RandomStream
-from methods.contracts import EpisodicLearner, Learner, Method, MetricLearner
+from methods.contracts import EpisodicLearner, Learner, MetricLearner
 from methods.parts.encoders import Encoder
 from methods.parts.modes import evaluating
-from methods.testing.cases import CLASSES, Case, case_of, through_file, tiny_batch
+from methods.testing.cases import CLASSES, Case, through_file, tiny_batch
 from methods.training import Precision
 from search_spaces.domains import Choice, KnobError, build, check_inside, knobs
 
 
-def _owes(holds: object, case: Case, sentence: str) -> None:
+def owes(holds: object, case: Case, sentence: str) -> None:
+    """Raises AssertionError with the sentence unless it holds."""
     if not holds:
         raise AssertionError(f"{case}: {sentence}")
 
 
-def _close(found: Tensor, expected: Tensor, case: Case, sentence: str, rtol: float, atol: float) -> None:
+def require_close(found: Tensor, expected: Tensor, case: Case, sentence: str, rtol: float, atol: float) -> None:
     torch.testing.assert_close(found, expected, rtol=rtol, atol=atol, msg=lambda what: f"{case}: {sentence}\n{what}")
 
 
@@ -44,15 +45,15 @@ def check_entry(case: Case) -> None:
     """The catalogue entry is complete and its stages fill the training."""
     method = case.method
     for attribute in ("name", "paper", "summary"):
-        _owes(getattr(method, attribute), case, f"its entry must have a {attribute}")
-    _owes(not method.summary.endswith("."), case, "its summary is a line in a list and must not end with a full stop")
+        owes(getattr(method, attribute), case, f"its entry must have a {attribute}")
+    owes(not method.summary.endswith("."), case, "its summary is a line in a list and must not end with a full stop")
     config = method.config
     frozen = dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    _owes(frozen, case, "its config must be a frozen dataclass")
+    owes(frozen, case, "its config must be a frozen dataclass")
     stages = method.plan(case.config())
     shares = sum(stage.share for stage in stages)
-    _owes(abs(shares - 1) < 1e-6, case, f"the shares of its stages must sum to 1, got {shares}")
-    _owes(len({stage.name for stage in stages}) == len(stages), case, "its stages must have names of their own")
+    owes(abs(shares - 1) < 1e-6, case, f"the shares of its stages must sum to 1, got {shares}")
+    owes(len({stage.name for stage in stages}) == len(stages), case, "its stages must have names of their own")
 
 
 def check_knobs(case: Case) -> None:
@@ -60,16 +61,16 @@ def check_knobs(case: Case) -> None:
     config = case.method.config
     declared = knobs(config)
     defaults = {name: knob.default for name, knob in declared.items() if not knob.variants}
-    _owes(build(config, {}) == build(config, defaults), case, "its config without values must be the knobs' defaults")
+    owes(build(config, {}) == build(config, defaults), case, "its config without values must be the knobs' defaults")
     for name, knob in declared.items():
-        _owes(knob.doc and not knob.doc.endswith("."), case, f"knob {name} must have a doc without a full stop")
-        _owes(knob.source, case, f"knob {name} must say where its default is from")
-        _owes(knob.legal.contains(knob.default), case, f"the default of {name}, {knob.default}, must be legal")
+        owes(knob.doc and not knob.doc.endswith("."), case, f"knob {name} must have a doc without a full stop")
+        owes(knob.source, case, f"knob {name} must say where its default is from")
+        owes(knob.legal.contains(knob.default), case, f"the default of {name}, {knob.default}, must be legal")
         for default, search in [(knob.default, knob.search), *((v.default, v.search) for v in knob.variants)]:
             if search is None:
                 continue
             inside = search.contains(default)
-            _owes(inside, case, f"the default of {name}, {default}, must lie inside its search range, {search.describe()}")
+            owes(inside, case, f"the default of {name}, {default}, must lie inside its search range, {search.describe()}")
             try:
                 check_inside(search, knob.legal, name)
                 for value in search.options if isinstance(search, Choice) else (search.low, search.high):
@@ -85,7 +86,7 @@ def check_pickles(case: Case) -> None:
             same = pickle.loads(pickle.dumps(value)) == value  # noqa: S301 (written one line before)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise AssertionError(f"{case}: its {what} must pickle, {error}") from error
-        _owes(same, case, f"its {what} must be equal to itself after pickling")
+        owes(same, case, f"its {what} must be equal to itself after pickling")
 
 
 # One training
@@ -95,15 +96,15 @@ def check_loss(case: Case) -> None:
     """Losses are finite scalars with a gradient, and their parts detached ones."""
     training = case.start()
     loss = training.learner.loss(training.step_at(0, 0.0))
-    _owes(loss.total.shape == (), case, f"its loss must be a scalar, got the shape {tuple(loss.total.shape)}")
-    _owes(loss.total.requires_grad, case, "its loss must have a gradient")
+    owes(loss.total.shape == (), case, f"its loss must be a scalar, got the shape {tuple(loss.total.shape)}")
+    owes(loss.total.requires_grad, case, "its loss must have a gradient")
     for name, value in {"loss": loss.total, **loss.parts}.items():
-        _owes(value.shape == (), case, f"{name} must be a scalar, got the shape {tuple(value.shape)}")
-        _owes(torch.isfinite(value), case, f"{name} must be finite, got {float(value.detach())}")
-        _owes(name == "loss" or not value.requires_grad, case, f"{name} is a part of the loss and must be detached")
+        owes(value.shape == (), case, f"{name} must be a scalar, got the shape {tuple(value.shape)}")
+        owes(torch.isfinite(value), case, f"{name} must be finite, got {float(value.detach())}")
+        owes(name == "loss" or not value.requires_grad, case, f"{name} is a part of the loss and must be detached")
     reports, _ = case.trained()
     for epoch, report in enumerate(reports, 1):
-        _owes(np.isfinite(report["loss"]), case, f"its loss must stay finite, got {report['loss']} in epoch {epoch}")
+        owes(np.isfinite(report["loss"]), case, f"its loss must stay finite, got {report['loss']} in epoch {epoch}")
 
 
 def check_gradient(case: Case, precisions: tuple[Precision, ...] = ("fp32", "bf16")) -> None:
@@ -120,14 +121,14 @@ def check_gradient(case: Case, precisions: tuple[Precision, ...] = ("fp32", "bf1
         reached = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in encoder.parameters() if p.requires_grad]
         if reached:
             share = float(np.mean(reached))
-            _owes(share >= 0.8, case, f"the gradient must reach the encoder; in {precision} it reaches {share:.0%} of it")
+            owes(share >= 0.8, case, f"the gradient must reach the encoder; in {precision} it reaches {share:.0%} of it")
             continue
         training.optimisation.optimizer.zero_grad()
         training.train_epoch()
         moved = _differing(before, training.learner.encoder().state_dict())
         # Weights, and not statistics alone.
         follows = len(moved) > len(before) // 2 and any(before[name].dim() > 1 for name in moved)
-        _owes(follows, case, f"its encoder takes no gradient, so it must follow one that does; in {precision} it stays")
+        owes(follows, case, f"its encoder takes no gradient, so it must follow one that does; in {precision} it stays")
 
 
 def check_same_seed(case: Case) -> None:
@@ -137,11 +138,11 @@ def check_same_seed(case: Case) -> None:
     np.random.seed(123)
     again = case.start()
     told = [again.train_epoch().parts for _ in range(2)]
-    _owes(told == reports, case, "the same seed must give the same losses: draw from the batch's stream alone")
+    owes(told == reports, case, "the same seed must give the same losses: draw from the batch's stream alone")
     differing = _differing(first.learner.state_dict(), again.learner.state_dict())
-    _owes(not differing, case, f"the same seed must give the same weights, but these differ: {', '.join(differing[:3])}")
+    owes(not differing, case, f"the same seed must give the same weights, but these differ: {', '.join(differing[:3])}")
     other = case.start(seed=1).train_epoch().parts["loss"]
-    _owes(other != reports[0]["loss"], case, "another seed must give another loss")
+    owes(other != reports[0]["loss"], case, "another seed must give another loss")
 
 
 def check_resume(case: Case) -> None:
@@ -160,9 +161,9 @@ def check_resume(case: Case) -> None:
         value.fill_(1)
     after.load(state)
     rule = "a training that stops and resumes must equal one that does not: what training changes is a parameter or a buffer"
-    _owes(after.train_epoch().parts == reports[1], case, f"{rule}; the losses differ")
+    owes(after.train_epoch().parts == reports[1], case, f"{rule}; the losses differ")
     differing = _differing(whole.learner.state_dict(), after.learner.state_dict())
-    _owes(not differing, case, f"{rule}; these differ: {', '.join(differing[:3])}")
+    owes(not differing, case, f"{rule}; these differ: {', '.join(differing[:3])}")
 
 
 def check_labels_unread(case: Case) -> None:
@@ -170,14 +171,14 @@ def check_labels_unread(case: Case) -> None:
     method, spec = case.method, case.start().learner.batch_spec()
     asks = bool(spec.labelled or spec.episodes)
     if method.reads_labels(case.data()):
-        _owes(asks or len(method.plan(case.config())) > 1, case, "it declares that it uses labels, and asks for none")
+        owes(asks or len(method.plan(case.config())) > 1, case, "it declares that it uses labels, and asks for none")
         return
     rule = "it declares that it uses no labels, so it must not read them"
-    _owes(not asks, case, f"{rule}, but it asks for labelled images")
+    owes(not asks, case, f"{rule}, but it asks for labelled images")
     reports, _ = case.trained()
     hidden = case.start(labels=False)
     told = [hidden.train_epoch().parts for _ in range(2)]
-    _owes(told == reports, case, f"{rule}; without them its losses are others")
+    owes(told == reports, case, f"{rule}; without them its losses are others")
 
 
 def check_encoder(case: Case) -> None:
@@ -192,25 +193,25 @@ def check_encoder(case: Case) -> None:
 def _answers(case: Case, learner: Learner) -> None:
     images = tiny_batch().images
     encoder, predictor = learner.encoder(), learner.predictor()
-    _owes(isinstance(encoder, Encoder), case, f"its encoder must be an Encoder, got {type(encoder).__name__}")
+    owes(isinstance(encoder, Encoder), case, f"its encoder must be an Encoder, got {type(encoder).__name__}")
     z = encoder(images)
     expected = (len(images), encoder.dim)
-    _owes(z.shape == expected, case, f"its encoder must give embeddings of the shape {expected}, got {tuple(z.shape)}")
+    owes(z.shape == expected, case, f"its encoder must give embeddings of the shape {expected}, got {tuple(z.shape)}")
     alone = "must answer for each image by itself, whatever stands beside it in a batch"
-    _close(encoder(images[:3]), z[:3], case, f"its encoder {alone}", 1e-4, 1e-5)
-    _close(encoder(images.float() / 255), z, case, "its encoder must take bytes for the floats they stand for", 1e-3, 1e-4)
+    require_close(encoder(images[:3]), z[:3], case, f"its encoder {alone}", 1e-4, 1e-5)
+    require_close(encoder(images.float() / 255), z, case, "its encoder must take bytes for the floats they mean", 1e-3, 1e-4)
     if predictor is not None:
         logits = predictor(images)
         fits = logits.shape == (len(images), CLASSES)
-        _owes(fits, case, f"its predictor must give a logit for each class, got {tuple(logits.shape)}")
-        _close(predictor(images[:3]), logits[:3], case, f"its predictor {alone}", 1e-4, 1e-4)
+        owes(fits, case, f"its predictor must give a logit for each class, got {tuple(logits.shape)}")
+        require_close(predictor(images[:3]), logits[:3], case, f"its predictor {alone}", 1e-4, 1e-4)
 
 
 def check_episodes(case: Case) -> None:
     """An episodic learner answers episodes of another shape than those it is trained on; others owe nothing."""
     learner = case.trained()[1].learner
     if not isinstance(learner, EpisodicLearner):
-        _owes(case.method.family != "fewshot", case, "a few-shot method must end with an EpisodicLearner")
+        owes(case.method.family != "fewshot", case, "a few-shot method must end with an EpisodicLearner")
         return
     images = case.data().images.take(torch.arange(40)).unflatten(0, (2, 20))
     way = torch.arange(4)
@@ -225,12 +226,12 @@ def check_episodes(case: Case) -> None:
     with evaluating(learner):
         logits = learner.query_logits(episodes)
         fits = logits.shape == (2, 12, 4)
-        _owes(fits, case, f"2 tasks of 12 queries and 4 ways must have logits [2, 12, 4], got {list(logits.shape)}")
-        _owes(torch.isfinite(logits).all(), case, "its logits must be finite")
+        owes(fits, case, f"2 tasks of 12 queries and 4 ways must have logits [2, 12, 4], got {list(logits.shape)}")
+        owes(torch.isfinite(logits).all(), case, "its logits must be finite")
         if isinstance(learner, MetricLearner):
             z = learner.encoder()(images.flatten(0, 1)).unflatten(0, (2, 20))
             compared = learner.compare(z[:, :8], episodes.support_label, z[:, 8:], 4)
-            _close(compared, logits, case, "comparing embeddings must give its logits", 1.3e-6, 1e-5)
+            require_close(compared, logits, case, "comparing embeddings must give its logits", 1.3e-6, 1e-5)
 
 
 def check_pictures(case: Case) -> None:
@@ -241,9 +242,9 @@ def check_pictures(case: Case) -> None:
         pictures = learner.pictures(tiny_batch())
     for title, x in pictures.items():
         image = x.dim() == 4 and x.shape[1] in (1, 3) and x.is_floating_point() and x.numel() > 0
-        _owes(image, case, f"picture {title!r} must be floats [n, 1 or 3, H, W], got {x.dtype} {list(x.shape)}")
-        _owes(x.min() >= 0 and x.max() <= 1, case, f"picture {title!r} must lie in [0, 1]")
-    _owes(not _differing(before, learner.state_dict()), case, "drawing pictures must not change the learner")
+        owes(image, case, f"picture {title!r} must be floats [n, 1 or 3, H, W], got {x.dtype} {list(x.shape)}")
+        owes(x.min() >= 0 and x.max() <= 1, case, f"picture {title!r} must lie in [0, 1]")
+    owes(not _differing(before, learner.state_dict()), case, "drawing pictures must not change the learner")
 
 
 # Devices
@@ -263,10 +264,10 @@ def check_device(case: Case) -> None:
     """Everything moves with the learner."""
     learner = case.start().learner
     loose = list(_loose_tensors(learner))
-    _owes(not loose, case, f"tensors must be parameters or buffers to move with it, but these are not: {', '.join(loose)}")
+    owes(not loose, case, f"tensors must be parameters or buffers to move with it, but these are not: {', '.join(loose)}")
     meta = learner.to("meta")
     left = {t.device.type for t in (*meta.parameters(), *meta.buffers())} - {"meta"}
-    _owes(not left, case, f"everything must move with the learner, but something stays on {', '.join(sorted(left))}")
+    owes(not left, case, f"everything must move with the learner, but something stays on {', '.join(sorted(left))}")
 
 
 CHECKS: tuple[Callable[[Case], None], ...] = (
@@ -284,18 +285,3 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     check_device,
 )
 """All that a method owes, cheapest first."""
-
-
-def check_method(method: Method, values: Mapping[str, object] | None = None) -> None:
-    """Every check on a method; where it needs captions, also without any, when it makes them of the class names.
-
-    Args:
-        method: the catalogue entry.
-        values: knobs to be checked at, beside the defaults and those that make it fit 64 images of 16 x 16.
-    Raises:
-        AssertionError: the first thing that the method owes, in a sentence.
-    """
-    for captions in (True, False) if method.uses_captions else (True,):
-        case = case_of(method, values, captions)
-        for check in CHECKS:
-            check(case)

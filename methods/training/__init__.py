@@ -3,11 +3,13 @@
 from methods.training.clock import Fidelity
 from methods.training.feeding import Feeder, Stream, gather_episodes
 from methods.training.loop import EPOCH_IMAGES, EpochReport, Precision, Training, TrainSettings, computes_bf16
+from methods.training.on_features import FeatureTraining
 from methods.training.optimisation import Optimisation
 
 __all__ = [
     "EPOCH_IMAGES",
     "EpochReport",
+    "FeatureTraining",
     "Feeder",
     "Fidelity",
     "Optimisation",

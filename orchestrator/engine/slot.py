@@ -44,7 +44,7 @@ def ship_user_code(parts: Iterable[object]) -> None:
         copyreg.pickle(type(namespace), _by_name)
     owners = set()
     for part in parts:
-        own = (part.config, part.learner, part.stages) if isinstance(part, Method) else (part,)
+        own = (part.config, part.learner, part.stages, part.fit) if isinstance(part, Method) else (part,)
         owners |= {inspect.getmodule(each if callable(each) else type(each)) for each in own}
     for module in owners:
         if module is not None and module.__name__ not in ("__main__", "builtins") and module.__name__.split(".")[0] not in OURS:

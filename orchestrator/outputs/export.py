@@ -14,11 +14,11 @@ from methods.parts.encoders import can_be_saved, origin_of, save_encoder
 from methods.parts.heads import save_predictor
 from methods.parts.joined import JoinedEncoder
 from methods.protocols.contract import Trained
+from orchestrator.engine.finalists import Finalist
 from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.trial import load_training, trained
 from orchestrator.folder import RunFolder
 from orchestrator.oneshot import distance_of
-from orchestrator.outputs.leaderboard import Finalist
 
 
 def export(model: Trained, shared: SlotSetup, storage: Storage, prefix: str = "") -> None:
@@ -70,7 +70,7 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool
         "trial": spec.trial,
         "seed": spec.seed,
         "validation": best.val,
-        "validation_per_seed": [t.value for t in best.retrained],
+        "validation_per_training": [t.value for t in best.judged],
         "test": [asdict(score) for score in best.tests],
         "trained_on_validation_labels": bool(best.refits),
         "joined": len(model.encoder.members) if isinstance(model.encoder, JoinedEncoder) else 1,

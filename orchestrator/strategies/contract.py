@@ -96,6 +96,7 @@ class Problem:
         first_rung: by method, the epoch before which it must not be judged.
         sampler: suggests configurations.
         budgets: what may be spent.
+        in_one_go: names of the methods that go straight to the top (those on frozen features).
     """
 
     seed: int
@@ -104,6 +105,7 @@ class Problem:
     first_rung: Mapping[str, int]
     sampler: Proposes
     budgets: Limits
+    in_one_go: frozenset[str] = frozenset()
 
     @property
     def top(self) -> Fidelity:
@@ -112,6 +114,8 @@ class Problem:
 
     def rungs_of(self, method: str) -> tuple[Fidelity, ...]:
         """The rungs at which a trial of this method may be scored; the top is always among them."""
+        if method in self.in_one_go:
+            return (self.top,)
         first = self.first_rung.get(method, 1)
         return tuple(r for r in self.rungs if r == self.top or r.unit != "epochs" or r.amount >= first)
 

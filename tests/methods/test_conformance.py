@@ -22,8 +22,8 @@ from torch import Tensor
 
 from methods.batch import seed_of
 from methods.catalogue import CATALOGUE
-from methods.contracts import SharedConfig
-from methods.testing import CHECKS, Case, case_of
+from methods.contracts import FeatureConfig, SharedConfig
+from methods.testing import Case, case_of, checks_of
 from methods.world import World
 
 CASES: dict[str, Case] = {
@@ -35,16 +35,28 @@ CASES: dict[str, Case] = {
     "prototypical, framed": case_of(CATALOGUE["prototypical"], {"framed": True, "test_views": 3}),
     "prototypical, exchange": case_of(CATALOGUE["prototypical"], {"exchange": True}),
     "maml, framed": case_of(CATALOGUE["maml"], {"framed": True}),
+    "linear_probe, alone": case_of(
+        CATALOGUE["linear_probe"], {"views": "one", "standardise": "standardise", "intercept": True, "balance": False}
+    ),
+    "linear_probe, augmented": case_of(CATALOGUE["linear_probe"], {"views": "augmented", "standardise": "none"}),
+    "prototype_classifier, euclidean": case_of(CATALOGUE["prototype_classifier"], {"distance": "euclidean"}),
+    "prototype_classifier, centred": case_of(
+        CATALOGUE["prototype_classifier"], {"distance": "euclidean", "standardise": "centre"}
+    ),
+    "label_propagation, rounds": case_of(CATALOGUE["label_propagation"], {"rounds": 3}),
     "clip, class names": case_of(CATALOGUE["clip"], captions=False),
 }
 """Every method at its defaults, and forms whose stages, states or losses are others."""
 
 names = pytest.mark.parametrize("name", CATALOGUE)
-forms = pytest.mark.parametrize("form", CASES)
+forms = pytest.mark.parametrize("form", [form for form, case in CASES.items() if not case.method.on_features])
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@forms  # All checks of a form come one after another, and share what it trained.
+# All checks of a form come one after another, and share what it trained.
+@pytest.mark.parametrize(
+    ("form", "check"),
+    [pytest.param(f, check, id=f"{f}-{check.__name__}") for f, case in CASES.items() for check in checks_of(case.method)],
+)
 def test_every_method_conforms(form: str, check: Callable[[Case], None]) -> None:
     check(CASES[form])
 
@@ -52,7 +64,7 @@ def test_every_method_conforms(form: str, check: Callable[[Case], None]) -> None
 @names
 def test_file_says_what_it_departs_from(name: str) -> None:
     assert CATALOGUE[name].name == name
-    assert issubclass(CATALOGUE[name].config, SharedConfig)
+    assert issubclass(CATALOGUE[name].config, FeatureConfig if CATALOGUE[name].on_features else SharedConfig)
     module = inspect.getmodule(CATALOGUE[name].config)
     assert module is not None
     assert module.METHOD is CATALOGUE[name]

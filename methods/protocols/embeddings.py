@@ -1,0 +1,184 @@
+"""Images through networks, a batch at a time: embeddings and logits, taken from what is known where an encoder is frozen.
+
+``remember`` tells this process the embeddings of all images of a set by a frozen encoder; from then on ``embed`` and
+``logits_of`` look up what they would have computed. What is known belongs to that very encoder object and to that very
+object of images, so a copy that is trained further knows nothing.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from methods.data.records import Images, IntArray
+from methods.parts import heads
+from methods.parts.encoders import Encoder
+from methods.parts.mirrored import MirroredEncoder, mirror
+from methods.parts.modes import device_of, evaluating
+from search_spaces.domains import UserError
+
+EMBED_BATCH = 256
+
+FORWARD_BATCH = 64
+"""Images that pass an encoder at a time on a CPU where many are embedded: more do not fit its caches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """Embeddings of every image of a set by a frozen encoder.
+
+    Attributes:
+        images: the images.
+        values: float16 or float32 [N, V, D], possibly memory-mapped; view 0 is the image, view 1 its mirror image.
+        memo: what feature methods computed of the values (see ``methods.features.Features``).
+    """
+
+    images: Images
+    values: Tensor
+    memo: MutableMapping[Hashable, object] = field(default_factory=dict)
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, list[Embedded]] = weakref.WeakKeyDictionary()
+
+
+def remember(encoder: Encoder, embedded: Embedded) -> None:
+    """Lets ``embed`` and ``logits_of`` look up these embeddings wherever they meet this encoder and these images.
+
+    The encoder must stay as it is: its weights are not looked at again.
+    """
+    assert embedded.values.shape[0] == len(embedded.images), "each image has its embedding"
+    _KNOWN[encoder] = [known for known in _KNOWN.get(encoder, []) if known.images is not embedded.images] + [embedded]
+
+
+def recall(encoder: Encoder, images: Images) -> Embedded | None:
+    """What ``remember`` was told of this encoder and these images, or None."""
+    return next((known for known in _KNOWN.get(encoder, ()) if known.images is images), None)
+
+
+def _looked_up(encoder: Encoder, images: Images, index: IntArray) -> Tensor | None:
+    """float32 [n, D] on the encoder's device where they are known; of a mirrored encoder where both views are."""
+    both = isinstance(encoder, MirroredEncoder)
+    known = recall(encoder.inside if isinstance(encoder, MirroredEncoder) else encoder, images)
+    if known is None or (both and known.values.shape[1] < 2):
+        return None
+    rows = known.values[torch.from_numpy(np.ascontiguousarray(index)).to(known.values.device)].float()
+    return (rows[:, :2].mean(1) if both else rows[:, 0]).to(device_of(encoder))
+
+
+def pooled(features: Tensor) -> Tensor:
+    """float [B, D] from a feature map [B, D, h, w] by its global mean; vectors pass."""
+    return features.flatten(2).mean(2) if features.dim() > 2 else features
+
+
+def features_of(encoder: Encoder, images: Tensor, layer: str | None) -> Tensor:
+    """float [B, D]: the embedding, or a layer's map globally pooled."""
+    return encoder(images) if layer is None else pooled(encoder.maps(images)[layer])
+
+
+def check_layer(encoder: Encoder, layer: str | None) -> None:
+    if layer is not None and layer not in encoder.layers:
+        raise UserError(f"layer must be one of this encoder's layers, {', '.join(encoder.layers)}, got {layer!r}")
+
+
+def batches(images: Images, index: IntArray, batch: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and uint8 images [b, C, H, W] on ``device`` of the given positions, in order."""
+    positions = torch.from_numpy(np.ascontiguousarray(index))
+    for start in range(0, len(index), batch):
+        rows = slice(start, min(start + batch, len(index)))
+        yield rows, images.take(positions[rows]).to(device)
+
+
+def run_over(
+    call: Callable[[Tensor], Tensor], images: Images, index: IntArray, device: torch.device, batch: int = EMBED_BATCH
+) -> Tensor:
+    """float32 [n, ...]: ``call`` on the images at ``index``, a batch at a time, without gradient."""
+    assert len(index), "nothing to compute on"
+    out: Tensor | None = None
+    with torch.no_grad():
+        for rows, x in batches(images, index, batch, device):
+            y = call(x).float()
+            if out is None:
+                out = torch.empty(len(index), *y.shape[1:], device=y.device)
+            out[rows] = y
+    assert out is not None
+    return out
+
+
+def embed(encoder: Encoder, images: Images, index: IntArray, batch: int = EMBED_BATCH, layer: str | None = None) -> Tensor:
+    """float32 [n, D] on the encoder's device: embeddings (or a pooled layer) of the images at ``index``.
+
+    Raises:
+        UserError: the encoder has no such layer.
+    """
+    check_layer(encoder, layer)
+    known = _looked_up(encoder, images, index) if layer is None else None
+    if known is not None:
+        return known
+    with evaluating(encoder):
+        return run_over(lambda x: features_of(encoder, x, layer), images, index, device_of(encoder), batch)
+
+
+def logits_of(predictor: nn.Module, images: Images, index: IntArray, batch: int = EMBED_BATCH) -> Tensor:
+    """float32 [n, K] on the predictor's device: logits of the images at ``index``."""
+    head, known = _head_on_known(predictor, images, index)
+    with evaluating(predictor):
+        if known is None:
+            return run_over(predictor, images, index, device_of(predictor), batch)
+        with torch.no_grad():
+            return torch.cat([head(x).float() for x in known.split(4 * batch)])
+
+
+def _head_on_known(predictor: nn.Module, images: Images, index: IntArray) -> tuple[nn.Module, Tensor | None]:
+    """A classifier's head and the embeddings that it would be given, or None where these are not known."""
+    if isinstance(predictor, heads.Classifier) or (isinstance(predictor, Classifier) and predictor.layer is None):
+        return predictor.head, _looked_up(predictor.encoder, images, index)
+    return predictor, None
+
+
+def embed_views(
+    encoder: Encoder, images: Images, views: int, bf16: bool = False, told: Callable[[int], None] | None = None
+) -> Tensor:
+    """float32 [N, V, D] on the CPU: all images, and mirrored where ``views`` is 2. The next images are decoded meanwhile.
+
+    Args:
+        bf16: compute by autocast to bf16.
+        told: called with the number of images done, after every batch.
+    """
+    device = device_of(encoder)
+    size = FORWARD_BATCH if device.type == "cpu" else EMBED_BATCH
+    index = torch.arange(len(images)).split(size)
+    values = torch.empty(len(images), views, encoder.dim)
+    with ThreadPoolExecutor(1) as decoder, evaluating(encoder), torch.inference_mode(), _autocast(device, bf16):
+        coming = deque(decoder.submit(images.take, rows) for rows in index[:2])
+        for number, rows in enumerate(index):
+            x = coming.popleft().result().to(device, non_blocking=True)
+            if number + 2 < len(index):
+                coming.append(decoder.submit(images.take, index[number + 2]))
+            for view, shown in enumerate((x, mirror(x))[:views]):
+                values[rows[0] : rows[-1] + 1, view] = encoder(shown).float().cpu()
+            if told is not None:
+                told(int(rows[-1]) + 1)
+    return values
+
+
+def _autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+class Classifier(nn.Module):
+    """An encoder and a head: images [B, C, H, W] -> logits [B, K]. The encoder is shared with whoever handed it over."""
+
+    def __init__(self, encoder: Encoder, head: nn.Module, layer: str | None = None) -> None:
+        super().__init__()
+        self.encoder, self.head, self.layer = encoder, head, layer
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.head(features_of(self.encoder, images, self.layer).float())
+        return out
