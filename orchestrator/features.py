@@ -28,7 +28,7 @@ from methods.contracts import Method
 from methods.data.decode import StreamedImages
 from methods.data.records import ArrayImages, Images, LabelledSubset
 from methods.parts.encoders import Encoder, EncoderSpec
-from methods.parts.modes import threads
+from methods.parts.modes import device_of, evaluating, threads
 from methods.protocols.embeddings import Embedded, embed_views, recall, remember
 from methods.training import computes_bf16
 from methods.training.on_features import frozen_encoder
@@ -95,8 +95,13 @@ def embedded(
     known = {table.asked: table for table in _read_index(setup.storage)}
     with threads(processors):
         tables = [known.get(spec) or _embedded(setup, spec, test, limit / len(specs), say) for spec in specs]
-    setup.storage.put(INDEX, json.dumps([asdict(table) for table in tables], indent=2).encode())
+    setup.storage.put(INDEX, json.dumps([asdict(_written(table)) for table in tables], indent=2).encode())
     return replace(setup, features=tuple(tables))
+
+
+def _written(table: FeatureTable) -> FeatureTable:
+    """A table without what no file can hold, a network given in Python; its embeddings are found again by their digest."""
+    return replace(table, asked=replace(table.asked, module=None), spec=replace(table.spec, module=None))
 
 
 def _read_index(storage: Storage) -> list[FeatureTable]:
@@ -125,10 +130,11 @@ def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None,
         embed_views(encoder, sample, 1, bf16)
         return (time.perf_counter() - started) / len(sample)
 
-    own = frozen_encoder(asked, data, device).options().get("size")
+    given = frozen_encoder(asked, data, device)
+    own = given.options().get("size")
     side = max(own) if isinstance(own, list) else 0
-    # Size 0 is the encoder's own, which comes first; only what may be shown at another size has others.
-    sizes = (0, *(size for size in SIZES if size < side)) if side and asked.size is None else (0,)
+    # Size 0 is the encoder's own, which comes first.
+    sizes = (0, *(size for size in SIZES if size < side)) if given.resizable and asked.size is None else (0,)
     most = 2 if data.flip else 1
     digests = [None if i is None else digest_of(i) for i in (data.images, tested)]
     cache = FeatureCache.of_user()
@@ -145,7 +151,8 @@ def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None,
         views, size = showing_within(count, most, sizes, seconds_of, limit)
         keys = keys_at(views, size)
     spec, encoder = encoder_at(size)
-    named = f"{spec.name} at {size or side} pixels" if side else spec.name
+    label = spec.name or "a network given in Python"
+    named = f"{label} at {size or side} pixels" if side else label
     what = f"{count:,} images, {'and mirrored, ' if views == 2 else ''}{named}, {'bf16' if bf16 else 'fp32'}"
     if (views, size) != (most, 0):
         say(f"embedding {what}: both views or larger images would take more than {limit:.0f} s")
@@ -227,6 +234,10 @@ def _digest(encoder: Encoder, images: str, views: int, bf16: bool) -> str:
     found = hashlib.blake2b(digest_size=16)
     kind = (FORMAT, type(encoder).__qualname__, encoder.name, encoder.options(), views, bf16, images, torch.__version__)
     found.update(repr(kind).encode())
+    if not encoder.name:  # A network of the user's own: its code is not known, so what it answers stands for it.
+        probe = torch.randint(0, 256, (2, *encoder.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode(), evaluating(encoder):
+            found.update(encoder(probe.to(device_of(encoder))).half().cpu().numpy().data)
     for name, value in encoder.state_dict().items():
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

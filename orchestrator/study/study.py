@@ -89,6 +89,7 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
         Not part of the study's own checks: a run folder holds no objects, and its study must still be read from there.
         """
         self.strategy_choice()
+        self.encoders()
         self.budget.objects()
         self.task_object()
         if self.objective == IN_PYTHON:
@@ -106,9 +107,12 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
     def resolved(self) -> dict[str, Any]:
         """The study with every default written out, as plain values for YAML."""
         dump = {
-            **self.model_dump(exclude={"objective", "methods", "search", "data", "strategy", "budget", "task", "protocol"}),
+            **self.model_dump(
+                exclude={"objective", "methods", "search", "data", "encoder", "strategy", "budget", "task", "protocol"}
+            ),
             "objective": None if self.objective is None else IN_PYTHON,
             "methods": self.plain_methods(),
+            "encoder": self.plain_encoder(),
             "search": self.plain_search(),
             "data": self.plain_data(),
             "strategy": self.plain_strategy(),

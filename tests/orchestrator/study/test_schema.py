@@ -125,3 +125,9 @@ def test_resolved_studies_are_valid() -> None:
         Study(data="glyphs", task="few_shot", methods=["simclr"], seconds=60, budget={"minutes": 1}),
     ):
         assert CHECK.is_valid(study.resolved()), list(CHECK.iter_errors(study.resolved()))
+
+
+@pytest.mark.parametrize("encoder", ["lite0", "torchvision/resnet18", "timm/vit_tiny_patch16_224", "net.onnx", "runs/mine"])
+def test_an_encoder_is_a_name_one_of_a_library_or_a_file(encoder: str) -> None:
+    assert CHECK.is_valid({"data": "digits", "encoder": encoder})
+    assert not CHECK.is_valid({"data": "digits", "encoder": "resnet_tiny"})
