@@ -11,8 +11,9 @@ import torch
 
 import orchestrator.features as features_module
 from cluster.connect import connect
-from orchestrator import Study, StudyError, resume, run
+from orchestrator import Study, resume, run
 from orchestrator.prepare import prepare
+from orchestrator.study import StudyError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
