@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from methods.batch import Batch, BatchSpec, Episodes, Step
 from methods.data.records import TrainData
+from methods.encoder import BuildEncoder, Encoder, EncoderSpec
 from methods.features import Features
 from methods.parts.augment import Augment, augmentation
-from methods.parts.encoders import Encoder, EncoderSpec, build_encoder
 from methods.world import World
 from search_spaces.domains import Choice, Float, Int, Knob, UserError, knob, knobs
 
@@ -128,6 +128,7 @@ class Context:
         data: training images and the labels a method may know.
         encoder: which encoder the study trains, and its starting weights.
         world: the workers; ``world.device`` is where the learner will live (the loop moves it there).
+        build: what builds encoders.
         seed: of this training; parameters are already seeded when a learner is built.
         previous: the learner of the stage before, trained; None in the first stage.
     """
@@ -136,6 +137,7 @@ class Context:
     encoder: EncoderSpec
     world: World
     seed: int
+    build: BuildEncoder
     previous: Learner | None = None
 
     @property
@@ -153,7 +155,7 @@ class Context:
         Starting weights fit no other width than 1: a wider or narrower encoder starts from none.
         """
         spec = self.encoder if width == 1 else replace(self.encoder, init="none")
-        return build_encoder(spec, self.shape, self.data.mean, self.data.std, width=width)
+        return self.build(spec, self.shape, self.data.mean, self.data.std, width=width)
 
     def augment(
         self, recipe: str, strength: float = 1.0, mask_ratio: float | None = None, paper: float | None = None

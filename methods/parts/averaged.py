@@ -13,8 +13,9 @@ import math
 import torch
 from torch import Tensor
 
+from methods.encoder import Encoder, Options
 from methods.parts.augment import to_float
-from methods.parts.encoder_base import Encoder, EncoderWrapper, Options
+from methods.parts.encoder_base import EncoderWrapper
 from methods.parts.strokes import affine, warped
 
 VIEWS: tuple[tuple[float, float, float, float], ...] = (
@@ -34,7 +35,7 @@ VIEWS: tuple[tuple[float, float, float, float], ...] = (
 class AveragedEncoder(EncoderWrapper):
     """In evaluation mode the mean embedding over V views; in training mode the encoder inside. Maps are of the image."""
 
-    name, key = "averaged", "of"
+    name = "averaged"
 
     def __init__(self, inside: Encoder, views: int) -> None:
         """
@@ -63,7 +64,7 @@ class AveragedEncoder(EncoderWrapper):
         return total / self.views
 
     def options(self) -> Options:
-        return {"test_views": self.views, **super().options()}
+        return {"test_views": self.views}
 
 
 def averaged(encoder: Encoder, views: int) -> Encoder:

@@ -6,14 +6,15 @@ In every encoder here the last map, pooled, is the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from methods.parts.encoder_base import Encoder, Normalise, Options, Shape, Statistics, check_size, initialise
+from methods.encoder import Encoder, Options, Shape, Statistics
+from methods.parts.encoder_base import Normalise, check_size, initialise
 
 SMALL_IMAGE = 64
 """Up to this height and width the stem keeps the resolution: 3x3, stride 1, no pooling."""
@@ -80,6 +81,9 @@ class ResNet(Encoder):
 
     def options(self) -> Options:
         return {"stem": self.stem, "blocks": self.blocks, "widths": self.widths, "stride": self.stride}
+
+    def translated(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in state.items() if not name.startswith("fc.")}
 
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         return {"stem": (self.conv1, self.bn1), **{stage: (self.get_submodule(stage),) for stage in self.stages}}

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from methods.contracts import Context, TrainingError
 from methods.data.records import Images
 from methods.parts.composites import LAB_STD, SPAN, LabEncoder, lab01
-from methods.parts.encoders import build_encoder
 
 
 def needs_colour(method: str, context: Context) -> None:
@@ -96,5 +95,5 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 def halved(context: Context) -> LabEncoder:
     """Two fresh encoders of half the study's width: one for the lightness, one for the colours."""
-    light, colour = (build_encoder(context.encoder, (n, *context.shape[1:]), (0.5,) * n, LAB_STD[n], width=0.5) for n in (1, 2))
+    light, colour = (context.build(context.encoder, (n, *context.shape[1:]), (0.5,) * n, LAB_STD[n], width=0.5) for n in (1, 2))
     return LabEncoder(light, colour, context.data.mean, context.data.std)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from methods.encoder import Encoder, Statistics
 from methods.parts.augment import rgb_to_lab
-from methods.parts.encoder_base import Encoder, Normalise, Options, Statistics
+from methods.parts.encoder_base import Normalise
 
 SPAN = 110.0
 """a and b lie within -110 .. 110 for all colours of a screen."""
@@ -54,8 +55,8 @@ class LabEncoder(Encoder):
         light, colour = self.light.maps(lab[:, :1]), self.colour.maps(lab[:, 1:])
         return {name: torch.cat([light[name], colour[name]], dim=1) for name in self.layers}
 
-    def options(self) -> Options:
-        return {"of": self.light.name, **self.light.options()}
+    def inner(self) -> tuple[Encoder, ...]:
+        return self.light, self.colour
 
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         light, colour = self.light.parts(), self.colour.parts()
@@ -90,8 +91,8 @@ class GreyEncoder(Encoder):
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         return self.sight.maps(self.grey(images))
 
-    def options(self) -> Options:
-        return {"of": self.sight.name, **self.sight.options()}
+    def inner(self) -> tuple[Encoder, ...]:
+        return (self.sight,)
 
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         return self.sight.parts()

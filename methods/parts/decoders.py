@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.parts.encoder_base import Encoder
+from methods.encoder import Encoder
 from methods.parts.vit import Block, positions
 
 

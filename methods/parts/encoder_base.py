@@ -1,55 +1,15 @@
-"""The encoder's contract, and the normalisation every encoder begins with."""
+"""What encoders share: normalisation, an encoder around another, widths and fresh weights."""
 
 from __future__ import annotations
-
-from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from methods.encoder import Encoder, Shape, Statistics
 from search_spaces.domains import UserError
-
-Shape = tuple[int, int, int]
-Statistics = tuple[float, ...]
-Options = dict[str, int | float | str | list[int]]
 
 SMALLEST = 8
 """Images must be at least this high and wide."""
-
-
-class Encoder(nn.Module, ABC):
-    """Images to embeddings. Takes uint8, or float in [0, 1], [B, C, H, W]; normalises by the data's mean and std inside.
-
-    Attributes:
-        dim: D, the embedding's width.
-        layers: names of the layers that ``maps`` returns, first to last.
-        name: key of ``ENCODERS`` it was built from, or empty.
-        shape: (C, H, W) of the images it was built for.
-        origin: source and licence of the weights it began from; empty from nothing.
-    """
-
-    dim: int
-    layers: tuple[str, ...]
-    name: str = ""
-    shape: Shape
-    origin: str = ""
-
-    @abstractmethod
-    def forward(self, images: Tensor) -> Tensor:
-        """float [B, D]."""
-
-    @abstractmethod
-    def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """Every layer's feature map [B, c, h, w], by layer name, first to last."""
-
-    def options(self) -> Options:
-        """What its builder needs beyond image shape and statistics to build the same architecture again."""
-        return {}
-
-    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
-        """The modules that make each layer, by layer name; together they hold every parameter. Empty: cannot be cut."""
-        return {}
 
 
 class Normalise(nn.Module):
@@ -87,10 +47,7 @@ class EncoderWrapper(Encoder):
 
     Attributes:
         inside: the other encoder.
-        key: class attribute, the option that names it; each class has one of its own, since they may stand around each other.
     """
-
-    key: ClassVar[str]
 
     def __init__(self, inside: Encoder) -> None:
         super().__init__()
@@ -106,8 +63,8 @@ class EncoderWrapper(Encoder):
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         return self.inside.maps(images)
 
-    def options(self) -> Options:
-        return {self.key: self.inside.name, **self.inside.options()}
+    def inner(self) -> tuple[Encoder, ...]:
+        return (self.inside,)
 
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         return self.inside.parts()

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from methods.encoder import Encoder
 from methods.parts.augment import to_float
-from methods.parts.encoder_base import Encoder, EncoderWrapper
+from methods.parts.encoder_base import EncoderWrapper
 from methods.parts.framing import framed
 
 
 class FramedEncoder(EncoderWrapper):
     """In evaluation mode the encoder inside, shown framed drawings; in training mode that encoder."""
 
-    name, key = "framed", "inside"
+    name = "framed"
 
     def __init__(self, inside: Encoder, paper: float) -> None:
         """

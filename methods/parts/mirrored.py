@@ -18,7 +18,7 @@ class MirroredEncoder(EncoderWrapper):
     Maps are of the image.
     """
 
-    name, key = "mirrored", "seen"
+    name = "mirrored"
 
     def forward(self, images: Tensor) -> Tensor:
         plain: Tensor = self.inside(images)

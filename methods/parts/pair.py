@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from methods.encoder import Encoder, Options, Statistics
 from methods.parts.augment import GREY, to_float
-from methods.parts.encoder_base import Encoder, Normalise, Options, Statistics
+from methods.parts.encoder_base import Normalise
 from search_spaces.domains import UserError
 
 VIEWS = ("halves", "colour")
@@ -18,6 +19,8 @@ class PairEncoder(Encoder):
     Views: ``halves``, the left and the right half; ``colour``, luminance and chrominance. What an encoder must not see is
     filled with the data's mean.
     """
+
+    name = "pair"
 
     def __init__(self, first: Encoder, second: Encoder, mean: Statistics, std: Statistics, views: str) -> None:
         """
@@ -64,4 +67,7 @@ class PairEncoder(Encoder):
         return found | {f"second.{name}": x for name, x in self.second.maps(two).items()}
 
     def options(self) -> Options:
-        return {"of": self.first.name, "views": self.views, **self.first.options()}
+        return {"views": self.views}
+
+    def inner(self) -> tuple[Encoder, ...]:
+        return self.first, self.second

@@ -1,4 +1,4 @@
-"""How a pretrained network is shown the study's images: three channels, at its own size, in its own normalisation.
+"""How a network of another's making is shown the study's images: its number of channels, its own size and normalisation.
 
 B images, C channels, H height, W width.
 """
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.parts.encoder_base import Normalise, Shape, Statistics
+from methods.encoder import Shape, Statistics
+from methods.parts.encoder_base import Normalise
 from search_spaces.domains import UserError
 
 STEP = 32
@@ -27,47 +28,48 @@ def shown_size(shape: Shape, usual: int, square: bool = False, size: int | None 
 
     Chosen by cost where ``size`` is None: as large as the images are, but no larger than ``usual`` and no smaller than
     ``SMALLER`` of it. The area is that of a square of this side; proportions stay, but for networks that take squares only.
+
+    Raises:
+        UserError: ``size`` is below 32.
     """
     _, height, width = shape
     side = math.sqrt(height * width)
     if size is None:
         least = min(usual, _step(SMALLER * usual))
         size = usual if side >= usual else min(max(_step(side), least), usual)
+    elif size < STEP:
+        raise UserError(f"an encoder's size must be at least {STEP} pixels, got {size}; leave it out to have it chosen")
     if square or height == width:
         return size, size
     return _step(size * height / side), _step(size * width / side)
 
 
 class Shown(nn.Module):
-    """Images [B, C, H, W], uint8 or float in [0, 1], to what a network of three channels takes, float [B, 3, h, w].
+    """Images [B, C, H, W], uint8 or float in [0, 1], to what a network takes, float [B, c, h, w], normalised.
 
-    One channel is repeated; of another number than 1 and 3 all three are a learned mixture that begins as their mean. Images of
-    another size than ``shape`` (crops, tiles) are enlarged by the same factor, so that what they show keeps its scale.
+    One channel is repeated where the network takes three; otherwise, where the numbers differ, all the network's channels are
+    learned mixtures that begin as the mean. Images of another size than ``shape`` (crops, tiles) are enlarged by the same
+    factor, so that what they show keeps its scale.
     """
 
     def __init__(self, shape: Shape, mean: Statistics, std: Statistics, size: tuple[int, int], square: bool = False) -> None:
         """
         Args:
             shape: (C, H, W) of the study's images.
-            mean, std: the network's own, of its three channels.
+            mean, std: the network's own, of each of its c channels.
             size: (h, w) at which it is shown images of ``shape``.
             square: whether it takes no other size.
-        Raises:
-            UserError: the size is below 32.
         """
         super().__init__()
-        if min(size) < STEP:
-            raise UserError(
-                f"an encoder's size must be at least {STEP} pixels, got {min(size)}; leave it out to have it chosen"
-            )
         self.shape, self.size, self.square = shape, size, square
         self.normalise = Normalise(mean, std)
         self.mix: nn.Parameter | None = None
-        if shape[0] not in (1, 3):
-            self.mix = nn.Parameter(torch.full((3, shape[0], 1, 1), 1 / shape[0]))
+        own = len(mean)
+        if shape[0] not in (1, own):
+            self.mix = nn.Parameter(torch.full((own, shape[0], 1, 1), 1 / shape[0]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """float [B, 3, h, w], channels_last.
+        """float [B, c, h, w], channels_last.
 
         Raises:
             UserError: the images have another number of channels than the encoder was built for.
@@ -80,7 +82,7 @@ class Shown(nn.Module):
         if self.mix is not None:
             images = F.conv2d(images if images.is_floating_point() else images.float() / 255, self.mix)
         elif self.shape[0] == 1:
-            images = images.expand(-1, 3, -1, -1)
+            images = images.expand(-1, self.normalise.mean.shape[1], -1, -1)
         x: Tensor = self.normalise(images)
         size = self._size(x.shape[2], x.shape[3])
         if x.shape[2:] == size:

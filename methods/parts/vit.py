@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.parts.encoder_base import Encoder, Normalise, Options, Shape, Statistics, check_size
+from methods.encoder import Encoder, Options, Shape, Statistics
+from methods.parts.encoder_base import Normalise, check_size
 from search_spaces.domains import UserError
 
 GRID = 8

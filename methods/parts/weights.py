@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,6 +43,8 @@ def read_weights(file: WeightsFile) -> dict[str, Any]:
     path = name_of(file)
     if isinstance(file, str | Path) and not Path(file).is_file():
         raise UserError(f"a weights file must exist, got {path}; check the path")
+    if path.endswith(".safetensors"):
+        return _safetensors(path)
     try:
         record = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
@@ -51,6 +54,18 @@ def read_weights(file: WeightsFile) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"a weights file must hold a dictionary, got {type(record).__name__} in {path}; save a state_dict")
     return record
+
+
+def _safetensors(path: str) -> dict[str, Any]:
+    try:
+        reader = import_module("safetensors.torch")
+    except ImportError as error:
+        raise UserError(f"{path} needs safetensors, which is not installed; pip install 'labelwise[safetensors]'") from error
+    try:
+        found: dict[str, Any] = reader.load_file(path)
+    except Exception as error:  # of the package's own
+        raise UserError(f"{path} is not a safetensors file ({' '.join(str(error).split())}); export it again") from error
+    return found
 
 
 def cpu_state(module: nn.Module) -> dict[str, Tensor]:
@@ -65,6 +80,8 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         UserError: names or shapes differ; the message lists what does not fit.
     """
     own = module.state_dict()
+    # Files of before BatchNorm counted its passes lack the counters, which no computation reads.
+    state = {**{name: own[name] for name in own if name.endswith("num_batches_tracked")}, **state}
     missing = [name for name in own if name not in state]
     extra = [name for name in state if name not in own]
     shapes = [

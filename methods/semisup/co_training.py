@@ -121,7 +121,6 @@ class CoTraining(Learner):
         else:
             data = context.data
             encoder = PairEncoder(context.new_encoder(), context.new_encoder(), data.mean, data.std, config.views)
-            encoder.name = "pair"
             self.model = Pair(encoder, context.classes)
             sets = torch.stack([known, known])  # line 1
         self.register_buffer("known", known, persistent=False)  # N, the true labels, -1 where unlabelled

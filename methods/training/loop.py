@@ -18,7 +18,7 @@ from methods.batch import Step, seed_of
 from methods.contracts import Context, Learner, Method, Stage, TrainingError
 from methods.data.records import IntArray, TrainData
 from methods.health import PseudoLabelCount, model_signals, sample
-from methods.parts.encoders import EncoderSpec
+from methods.parts.encoders import EncoderSpec, build_encoder
 from methods.training import clock
 from methods.training.clock import Clock, EpochClock, Fidelity, Place, SecondsClock
 from methods.training.feeding import Feeder
@@ -190,7 +190,7 @@ class Training:
         """Builds the learner of stage ``number`` from its own seed, on the world's device."""
         seed = seed_of(self.settings.seed, self.method.name, number)
         torch.manual_seed(seed_of(seed, "parameters"))
-        context = Context(self.data, self.settings.encoder, self.world, seed, previous)
+        context = Context(self.data, self.settings.encoder, self.world, seed, build_encoder, previous)
         learner = self.stages[number].learner(self.config, context)
         learner = learner.to(device=self.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         synchronise_batchnorm(learner, self.world)

@@ -106,9 +106,12 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
     def resolved(self) -> dict[str, Any]:
         """The study with every default written out, as plain values for YAML."""
         dump = {
-            **self.model_dump(exclude={"objective", "methods", "search", "data", "strategy", "budget", "task", "protocol"}),
+            **self.model_dump(
+                exclude={"objective", "methods", "search", "data", "encoder", "strategy", "budget", "task", "protocol"}
+            ),
             "objective": None if self.objective is None else IN_PYTHON,
             "methods": self.plain_methods(),
+            "encoder": self.plain_encoder(),
             "search": self.plain_search(),
             "data": self.plain_data(),
             "strategy": self.plain_strategy(),

@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods import contracts
 from methods.batch import RandomStream, Step
 from methods.contracts import Context, Learner, Loss
 from methods.data.records import Split, TrainData
 from methods.parts.augment import Augment, to_float
-from methods.parts.encoders import Encoder, EncoderSpec
+from methods.parts.encoders import Encoder, EncoderSpec, build_encoder
 from methods.training import Feeder
 from methods.world import World
 from search_spaces.domains import build
@@ -114,17 +113,19 @@ def loops() -> SimpleNamespace:
 
 
 @pytest.fixture
-def harness(monkeypatch: pytest.MonkeyPatch, make_split: Callable[..., Split]) -> Callable[..., Harness]:
+def harness(make_split: Callable[..., Split]) -> Callable[..., Harness]:
     """harness(module, stage=0, previous=None, flat=True, size=8, **knobs): a learner with a flat encoder and recorded views."""
 
     def build_one(
         module: ModuleType, stage: int = 0, previous: Learner | None = None, flat: bool = True, size: int = 8, **knobs: object
     ) -> Harness:
         data = make_split(4, 8, 4, size).train
-        if flat:
-            monkeypatch.setattr(contracts, "build_encoder", lambda spec, shape, mean, std, width=1.0: FlatEncoder(shape, width))
+
+        def flat_encoder(spec: EncoderSpec, shape: Any, mean: Any, std: Any, width: float = 1.0) -> Encoder:
+            return FlatEncoder(shape, width)
+
         config = build(module.METHOD.config, {"batch_size": 4, **knobs})
-        context = Context(data, EncoderSpec("resnet_small"), World(), 0, previous)
+        context = Context(data, EncoderSpec("resnet_small"), World(), 0, flat_encoder if flat else build_encoder, previous)
         learner = module.METHOD.plan(config)[stage].learner(config, context).train()
         made = Harness(learner, data)
         for name, value in list(vars(learner).items()):

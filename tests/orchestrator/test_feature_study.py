@@ -69,6 +69,6 @@ def test_probes_and_a_trained_method_share_a_study(tmp_path: Path, monkeypatch: 
 
 
 def test_epochs_alone_never_end_a_study_of_probes(tmp_path: Path) -> None:
-    study = Study(**{**SMALL, "methods": ["linear_probe"], "trials": None, "budget": {"epochs": 5}})
+    study = Study(**{**SMALL, "methods": ["linear_probe"], "search": {}, "trials": None, "budget": {"epochs": 5}})
     with pytest.raises(StudyError, match=r"budget\.epochs never ends where no method trains an epoch"):
         run(study, tmp_path / "run")

@@ -53,13 +53,14 @@ def data() -> TrainData:
 
 
 @pytest.fixture
-def make(data: TrainData, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def make(data: TrainData) -> Callable[..., Any]:
     """make(METHOD, world=..., seed=..., **knobs): a learner on the tiny encoder, parameters a function of the seed."""
-    monkeypatch.setattr("methods.contracts.build_encoder", lambda spec, shape, mean, std, width=1.0: TinyEncoder(shape[0]))
 
     def learner(method: Method, world: World | None = None, seed: int = 0, **knobs: object) -> EpisodicLearner:
         torch.manual_seed(seed)
-        context = Context(data, EncoderSpec(), world or World(), seed)
+        context = Context(
+            data, EncoderSpec(), world or World(), seed, lambda spec, shape, mean, std, width=1.0: TinyEncoder(shape[0])
+        )
         config = build(method.config, knobs)
         return method.plan(config)[0].learner(config, context).train()  # type: ignore[return-value]
 

@@ -72,6 +72,6 @@ def test_metric_learners_offer_it_by_their_knob(name: str, images: torch.Tensor)
     data = TrainData(ArrayImages(images.permute(0, 2, 3, 1).numpy()), label, 3, (0.5,), (0.3,))
     method = CATALOGUE[name]
     config = build(method.config, {"test_views": 2})
-    learner = method.plan(config)[0].learner(config, Context(data, EncoderSpec("conv4"), World(), 0))
+    learner = method.plan(config)[0].learner(config, Context(data, EncoderSpec("conv4"), World(), 0, build_encoder))
     assert isinstance(learner, MetricLearner)
     assert isinstance(learner.encoder(), AveragedEncoder)

@@ -176,7 +176,7 @@ def test_every_few_shot_method_offers_it_by_its_knob(name: str, paper: float) ->
     method = CATALOGUE[name]
     for on in (False, True):
         config = build(method.config, {"framed": on})
-        learner = method.plan(config)[0].learner(config, Context(data, EncoderSpec("conv4"), World(), 0))
+        learner = method.plan(config)[0].learner(config, Context(data, EncoderSpec("conv4"), World(), 0, build_encoder))
         found = [module for module in learner.encoder().modules() if isinstance(module, FramedEncoder)]
         assert [module.paper for module in found] == [paper] * int(on)
         augment = learner.views.augment if hasattr(learner, "views") else learner.augment
