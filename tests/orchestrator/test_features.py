@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,9 +118,8 @@ def test_what_is_looked_up_is_what_would_be_computed(made: tuple[SlotSetup, Labe
     # Other images with other content are never mistaken for known ones.
     assert isinstance(asked.data.images, ArrayImages)
     other = ArrayImages(255 - asked.data.images.array)
-    assert not torch.allclose(
-        embed(training.encoder, other, asked.index), embed(training.encoder, asked.data.images, asked.index)
-    )
+    known, new = (embed(training.encoder, images, asked.index) for images in (asked.data.images, other))
+    assert not torch.allclose(known, new)
 
 
 def test_a_second_study_embeds_nothing(
@@ -205,8 +206,6 @@ def test_a_tight_limit_drops_the_mirrored_view_and_says_so(made: tuple[SlotSetup
 
 
 def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
-    import os
-
     cache = FeatureCache(tmp_path, limit=250)
     for number, key in enumerate("abc"):
         cache.put(key, bytes(100))
@@ -230,7 +229,7 @@ def test_no_cache_where_none_can_be(tmp_path: Path) -> None:
 
 def test_float32_where_half_would_overflow() -> None:
     values = torch.tensor([[[1e5, 1.0]]])
-    kept = np.load(__import__("io").BytesIO(features_module._bytes_of(values, half=True)))
+    kept = np.load(io.BytesIO(features_module._bytes_of(values, half=True)))
     assert kept.dtype == np.float32
 
 
