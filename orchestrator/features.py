@@ -34,7 +34,6 @@ from methods.training import computes_bf16
 from methods.training.on_features import frozen_encoder
 from orchestrator.engine.records import FeatureTable, SlotSetup
 from orchestrator.feature_cache import FeatureCache
-from search_spaces.domains import UserError
 
 INDEX = "features/index.json"
 
@@ -132,14 +131,6 @@ def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None,
         spec = asked if size == 0 else replace(asked, size=size)
         return spec, frozen_encoder(spec, data, device)
 
-    def takes(size: int) -> bool:
-        """Whether the encoder may be shown images at another size."""
-        try:
-            encoder_at(size)
-        except UserError:
-            return False
-        return True
-
     def seconds_of(size: int) -> float:
         encoder, sample = encoder_at(size)[1], _Sample(data.images)
         embed_views(encoder, sample, 1, bf16)  # warms up
@@ -151,11 +142,8 @@ def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None,
     own = given.options().get("size")
     side = max(own) if isinstance(own, list) else 0
     # Size 0 is the encoder's own, which comes first.
-    sizes = (
-        (0, *(size for size in SIZES if size < side))
-        if given.resizable and asked.size is None and limit < float("inf")
-        else (0,)
-    )
+    hurry = given.resizable and asked.size is None and limit < float("inf")
+    sizes = (0, *(size for size in SIZES if size < side)) if hurry else (0,)
     most = 2 if data.flip else 1
     digests = [None if i is None else digest_of(i) for i in (data.images, tested)]
     cache = FeatureCache.of_user()
