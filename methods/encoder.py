@@ -45,7 +45,7 @@ class Encoder(nn.Module, ABC):
         """What its builder needs beyond image shape, statistics and inner encoders to build the same architecture again."""
         return {}
 
-    def inner(self) -> tuple[Encoder, ...]:
+    def composed_of(self) -> tuple[Encoder, ...]:
         """The encoders that it is composed of, in the order in which its builder takes them."""
         return ()
 

@@ -41,7 +41,7 @@ def load_encoder(file: WeightsFile) -> Encoder:
 
 def can_be_saved(encoder: Encoder) -> bool:
     """Whether a file can rebuild it: not where it, or one inside it, is a network of the user's own."""
-    return (is_named(encoder.name) or encoder.name in COMPOSED) and all(can_be_saved(inner) for inner in encoder.inner())
+    return (is_named(encoder.name) or encoder.name in COMPOSED) and all(can_be_saved(inner) for inner in encoder.composed_of())
 
 
 def encoder_record(encoder: Encoder) -> Record:
@@ -60,7 +60,7 @@ def _described(encoder: Encoder) -> Record:
         "mean": mean,
         "std": std,
         "options": encoder.options(),
-        "inside": [_described(inner) for inner in encoder.inner()],
+        "inside": [_described(inner) for inner in encoder.composed_of()],
     }
 
 
