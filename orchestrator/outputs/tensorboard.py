@@ -36,6 +36,7 @@ from orchestrator.engine.events import Ended, Event, Scored, Tested, Trained, Tr
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 from orchestrator.folder import RunFolder
+from orchestrator.prepare import rungs_of
 from orchestrator.study import Study
 from search_spaces.domains import Choice, Domain, Float, Int
 
@@ -87,7 +88,7 @@ class TensorBoardSink:
     """Writes ``tensorboard/`` as events come. Reopened for a resumed study, it adds to what is there."""
 
     def __init__(self, folder: RunFolder, study: Study) -> None:
-        self.folder = folder
+        self.folder, self._top = folder, rungs_of(study)[-1]
         self._open: dict[str, EventFiles] = {}
         root = EventFiles(folder.storage, folder.TENSORBOARD)
         if root.number == 0:
@@ -111,7 +112,9 @@ class TensorBoardSink:
             case Scored():
                 files = self._files(history.trials[event.key])
                 files.add(_scalar(VALIDATION, event.rung.value), round(event.rung.epoch))
-                files.flush()
+                # At the top the trial's end is told in the same breath, and one file holds both.
+                if event.at != self._top:
+                    files.flush()
             case Ended():
                 self._end(history.trials[event.key])
             case Tested():
