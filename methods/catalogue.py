@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from methods.adapt import knn_classifier, label_propagation, linear_probe, prototype_classifier
+from methods.adapt import (
+    frozen_entropy_minimization,
+    frozen_mixmatch,
+    frozen_pseudo_label,
+    knn_classifier,
+    label_propagation,
+    linear_probe,
+    prototype_classifier,
+)
 from methods.baselines import cutout, mixup, supervised
 from methods.contracts import Method
 from methods.fewshot import (
@@ -67,7 +75,8 @@ _MODULES = (
     # Baselines and regularisers
     supervised, mixup, cutout,
     # Pretrained and adapted
-    linear_probe, knn_classifier, prototype_classifier, label_propagation,
+    linear_probe, knn_classifier, prototype_classifier, label_propagation, frozen_pseudo_label, frozen_entropy_minimization,
+    frozen_mixmatch,
     # Self-supervised
     autoencoder, denoising_autoencoder, inpainting, colorization, split_brain, rotation, relative_patch, jigsaw, exemplar,
     instance_discrimination, cpc, deep_infomax, cmc, pirl, simclr, simclr_v2, moco, byol, dino, barlow_twins, vicreg, mae,

@@ -131,6 +131,7 @@ class Context:
         build: what builds encoders.
         seed: of this training; parameters are already seeded when a learner is built.
         previous: the learner of the stage before, trained; None in the first stage.
+        recipes: what makes augmentations of recipes; ``augmentation`` for images.
     """
 
     data: TrainData
@@ -139,6 +140,7 @@ class Context:
     seed: int
     build: BuildEncoder
     previous: Learner | None = None
+    recipes: Callable[..., Augment] = augmentation
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -161,7 +163,7 @@ class Context:
         self, recipe: str, strength: float = 1.0, mask_ratio: float | None = None, paper: float | None = None
     ) -> Augment:
         """One of the recipes (weak, simclr, strong, crop_flip, strokes); mirrored only where that keeps the image's meaning."""
-        return augmentation(recipe, strength=strength, flip=self.data.flip, mask_ratio=mask_ratio, paper=paper)
+        return self.recipes(recipe, strength=strength, flip=self.data.flip, mask_ratio=mask_ratio, paper=paper)
 
 
 class Learner(nn.Module, ABC):
@@ -256,6 +258,8 @@ class Method:
         stages: for several stages: from the config to the stages, whose shares sum to 1.
         fit: of a feature method, which trains no encoder and no epoch: from the config and a frozen encoder's features to the
             head, features [B, D] -> logits [B, K]; in place of a learner and of stages.
+        frozen: whether learner or stages are trained on a frozen encoder's features in place of images, in one go; the config
+            says for how many ``steps``.
         uses_labels: whether training reads labels (then validation labels must be kept apart); ``reads_labels`` asks.
         uses_captions: whether training reads captions, or class names where there are none: labels in other words.
         encoder: ``any``, or ``vit`` for methods that need patch tokens.
@@ -274,6 +278,7 @@ class Method:
     encoder: Literal["any", "vit"] = "any"
     min_epochs: int = 1
     fit: Callable[[Any, Features], nn.Module] | None = None
+    frozen: bool = False
 
     RESERVED: ClassVar[tuple[str, ...]] = ("method",)
 
@@ -283,8 +288,8 @@ class Method:
 
     @property
     def on_features(self) -> bool:
-        """Whether it is fitted on a frozen encoder's features, in one go."""
-        return self.fit is not None
+        """Whether it learns from a frozen encoder's features, in one go."""
+        return self.fit is not None or self.frozen
 
     def plan(self, config: Any) -> tuple[Stage, ...]:
         """The stages of a training with this configuration; shares sum to 1."""

@@ -93,15 +93,23 @@ def embedded(
     if not specs:
         return setup
     known = {table.asked: table for table in _read_index(setup.storage)}
+
+    def table_of(spec: EncoderSpec) -> FeatureTable:
+        # A network of one's own stands in no file; it is the study's only one.
+        found = known.get(replace(spec, module=None))
+        if found is None:
+            return _embedded(setup, spec, test, limit / len(specs), say)
+        return replace(found, asked=spec, spec=replace(found.spec, module=spec.module))
+
     with threads(processors):
-        tables = [known.get(spec) or _embedded(setup, spec, test, limit / len(specs), say) for spec in specs]
-    setup.storage.put(INDEX, json.dumps([asdict(_written(table)) for table in tables], indent=2).encode())
+        tables = [table_of(spec) for spec in specs]
+    setup.storage.put(INDEX, json.dumps([_plain(table) for table in tables], indent=2).encode())
     return replace(setup, features=tuple(tables))
 
 
-def _written(table: FeatureTable) -> FeatureTable:
-    """A table without what no file can hold, a network given in Python; its embeddings are found again by their digest."""
-    return replace(table, asked=replace(table.asked, module=None), spec=replace(table.spec, module=None))
+def _plain(table: FeatureTable) -> dict[str, object]:
+    asked, spec = (asdict(replace(each, module=None)) for each in (table.asked, table.spec))
+    return {"asked": asked, "spec": spec, "views": table.views, "pool": table.pool, "test": table.test}
 
 
 def _read_index(storage: Storage) -> list[FeatureTable]:
@@ -134,7 +142,8 @@ def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None,
     own = given.options().get("size")
     side = max(own) if isinstance(own, list) else 0
     # Size 0 is the encoder's own, which comes first.
-    sizes = (0, *(size for size in SIZES if size < side)) if given.resizable and asked.size is None else (0,)
+    hurry = given.resizable and asked.size is None and limit < float("inf")
+    sizes = (0, *(size for size in SIZES if size < side)) if hurry else (0,)
     most = 2 if data.flip else 1
     digests = [None if i is None else digest_of(i) for i in (data.images, tested)]
     cache = FeatureCache.of_user()
@@ -232,7 +241,7 @@ def digest_of(images: Images, chunk: int = 512) -> str:
 def _digest(encoder: Encoder, images: str, views: int, bf16: bool) -> str:
     """Of everything that the embeddings depend on."""
     found = hashlib.blake2b(digest_size=16)
-    kind = (FORMAT, type(encoder).__qualname__, encoder.name, encoder.options(), views, bf16, images, torch.__version__)
+    kind = (FORMAT, str(encoder), encoder.name, encoder.options(), views, bf16, images, torch.__version__)
     found.update(repr(kind).encode())
     if not encoder.name:  # A network of the user's own: its code is not known, so what it answers stands for it.
         probe = torch.randint(0, 256, (2, *encoder.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

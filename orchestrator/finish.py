@@ -70,7 +70,9 @@ def finish(
 def _tidy(folder: RunFolder, controller: Controller) -> None:
     """Removes checkpoints that nothing needs any more: the search's, and what a kill has left of them."""
     history = controller.history
-    controller.tell(*(Forgotten(t.spec.key) for t in history.search() if t.checkpoint is not None))
+    kept = [t.spec.key for t in history.search() if t.checkpoint is not None]
+    if kept:
+        controller.tell(*(Forgotten(key) for key in kept))
     needed = {trial.checkpoint for trial in history.trials.values() if trial.spec.purpose != "search"}
     for key in folder.storage.list(folder.TRIALS):
         if PurePosixPath(key).name.startswith("checkpoint-") and key not in needed:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from methods.contracts import FeatureConfig
+from methods.contracts import VIEWS, FeatureConfig
 from methods.features import Features
 from methods.parts.heads import NEVER, UnitLength
 from methods.parts.logistic import fit_logistic
-from search_spaces.domains import SWITCH, Choice, Float, knob
+from search_spaces.domains import SWITCH, Choice, Float, Int, knob
 
 FRAMES = Choice(("none", "centre", "standardise", "l2"))
 
@@ -41,6 +41,20 @@ class ProbeConfig(FramedConfig):
     )  # fmt: skip
     intercept: bool = knob(False, SWITCH, doc="whether the classes have a bias of their own", source="pilot on CIFAR-10: none")
     balance: bool = knob(True, SWITCH, doc="every class weighs the same, however many labels it has", source="King & Zeng 2001")
+
+
+@dataclass(frozen=True)
+class FrozenConfig(FramedConfig):
+    """Of methods for images that are trained on features by their own code; what they restate here suits rows of features.
+
+    Augmentation is one of the views by lot, and noise.
+    """
+
+    views: str = knob("augmented", VIEWS, doc="as elsewhere; augmented draws one of them in each step", source="this project")
+    steps: int = knob(300, Int(100, 1000, log=True), legal=Int(1, 10**6), doc="of gradient descent", source="this project")
+    weight_decay: float = knob(
+        1e-2, Float(1e-4, 0.3, log=True), legal=Float(0, 10), doc="decoupled weight decay", source="Loshchilov & Hutter 2019"
+    )
 
 
 class Frame(nn.Sequential):

@@ -8,7 +8,6 @@ object of images, so a copy that is trained further knows nothing.
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from methods.data.records import Images, IntArray
 from methods.parts import heads
 from methods.parts.encoders import Encoder
 from methods.parts.mirrored import MirroredEncoder, mirror
-from methods.parts.modes import device_of, evaluating
+from methods.parts.modes import device_of, evaluating, threads
 from search_spaces.domains import UserError
 
 EMBED_BATCH = 256
@@ -145,31 +144,36 @@ def _head_on_known(predictor: nn.Module, images: Images, index: IntArray) -> tup
 def embed_views(
     encoder: Encoder, images: Images, views: int, bf16: bool = False, told: Callable[[int], None] | None = None
 ) -> Tensor:
-    """float32 [N, V, D] on the CPU: all images, and mirrored where ``views`` is 2. The next images are decoded meanwhile.
+    """float32 [N, V, D] on the CPU: all images, and mirrored where ``views`` is 2.
+
+    On a CPU each of torch's threads takes batches of its own, decodes and embeds them: threads that share a batch wait for
+    each other after every layer, which beside other work costs several times as much. On a GPU one batch is decoded while
+    another is embedded.
 
     Args:
         bf16: compute by autocast to bf16.
         told: called with the number of images done, after every batch.
     """
     device = device_of(encoder)
-    size = FORWARD_BATCH if device.type == "cpu" else EMBED_BATCH
-    index = torch.arange(len(images)).split(size)
+    cpu = device.type == "cpu"
+    workers, size = (torch.get_num_threads(), FORWARD_BATCH) if cpu else (2, EMBED_BATCH)
     values = torch.empty(len(images), views, encoder.dim)
-    with ThreadPoolExecutor(1) as decoder, evaluating(encoder), torch.inference_mode(), _autocast(device, bf16):
-        coming = deque(decoder.submit(images.take, rows) for rows in index[:2])
-        for number, rows in enumerate(index):
-            x = coming.popleft().result().to(device, non_blocking=True)
-            if number + 2 < len(index):
-                coming.append(decoder.submit(images.take, index[number + 2]))
+
+    def one(rows: Tensor) -> int:
+        # Inference mode and autocast belong to a thread.
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            x = images.take(rows).to(device)
             for view, shown in enumerate((x, mirror(x))[:views]):
                 values[rows[0] : rows[-1] + 1, view] = encoder(shown).float().cpu()
+        return len(rows)
+
+    done = 0
+    with evaluating(encoder), threads(1 if cpu else torch.get_num_threads()), ThreadPoolExecutor(workers) as pool:
+        for count in pool.map(one, torch.arange(len(images)).split(size)):
+            done += count
             if told is not None:
-                told(int(rows[-1]) + 1)
+                told(done)
     return values
-
-
-def _autocast(device: torch.device, bf16: bool) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 class Classifier(nn.Module):

@@ -13,7 +13,7 @@ from methods.features import Features
 from methods.parts.modes import evaluating
 from methods.testing.cases import CLASSES, Case, through_file
 from methods.testing.checks import check_knobs, check_pickles, owes, require_close
-from methods.training import FeatureTraining
+from methods.training import FeatureTraining, fitted_head
 
 
 def _features(case: Case, seed: int = 0) -> Features:
@@ -21,9 +21,8 @@ def _features(case: Case, seed: int = 0) -> Features:
 
 
 def _fitted(case: Case, features: Features) -> nn.Module:
-    assert case.method.fit is not None
     with torch.no_grad():
-        return case.method.fit(case.config(), features).eval()
+        return fitted_head(case.method, case.config(), features).eval()
 
 
 def _asked(features: Features) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from methods.training.clock import Fidelity
 from methods.training.feeding import Feeder, Stream, gather_episodes
 from methods.training.loop import EPOCH_IMAGES, EpochReport, Precision, Training, TrainSettings, computes_bf16
-from methods.training.on_features import FeatureTraining
+from methods.training.on_features import FeatureTraining, fitted_head
 from methods.training.optimisation import Optimisation
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "TrainSettings",
     "Training",
     "computes_bf16",
+    "fitted_head",
     "gather_episodes",
 ]

@@ -6,7 +6,7 @@ process, or is divided over workers gives what one uninterrupted worker gives (u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +17,9 @@ from torch import Tensor
 from methods.batch import Step, seed_of
 from methods.contracts import Context, Learner, Method, Stage, TrainingError
 from methods.data.records import IntArray, TrainData
+from methods.encoder import BuildEncoder
 from methods.health import PseudoLabelCount, model_signals, sample
+from methods.parts.augment import Augment, augmentation
 from methods.parts.encoders import EncoderSpec, build_encoder
 from methods.training import clock
 from methods.training.clock import Clock, EpochClock, Fidelity, Place, SecondsClock
@@ -120,6 +122,8 @@ class Training:
         data: all that the method may see.
         settings: for how long and on what.
         world: the workers; None for one on the CPU.
+        build: what builds encoders.
+        recipes: what makes augmentations.
         truth: int64 [N], labels that the method may not see, -1 elsewhere: its pseudo-labels are checked against them, and
             no learner can reach them.
     Attributes:
@@ -140,9 +144,12 @@ class Training:
         settings: TrainSettings,
         world: World | None = None,
         truth: IntArray | None = None,
+        build: BuildEncoder = build_encoder,
+        recipes: Callable[..., Augment] = augmentation,
     ) -> None:
         self.method, self.config, self.data, self.settings = method, config, data, settings
         self.world = world or World()
+        self._build_encoder, self._recipes = build, recipes
         self.stages: tuple[Stage, ...] = method.plan(config)
         shares = sum(stage.share for stage in self.stages)
         assert abs(shares - 1) < 1e-6, f"the shares of {method.name}'s stages sum to {shares}"
@@ -190,7 +197,7 @@ class Training:
         """Builds the learner of stage ``number`` from its own seed, on the world's device."""
         seed = seed_of(self.settings.seed, self.method.name, number)
         torch.manual_seed(seed_of(seed, "parameters"))
-        context = Context(self.data, self.settings.encoder, self.world, seed, build_encoder, previous)
+        context = Context(self.data, self.settings.encoder, self.world, seed, self._build_encoder, previous, self._recipes)
         learner = self.stages[number].learner(self.config, context)
         learner = learner.to(device=self.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         synchronise_batchnorm(learner, self.world)

@@ -24,6 +24,7 @@ from methods.parts.mirrored import MirroredEncoder
 from methods.protocols.embeddings import Classifier, Embedded, embed_views, recall, remember
 from methods.training import clock
 from methods.training.clock import Fidelity
+from methods.training.feature_rows import trained_head
 from methods.training.loop import EpochReport, TrainSettings, computes_bf16
 from methods.world import World
 from search_spaces.domains import UserError
@@ -48,6 +49,11 @@ def _built(
 def frozen_encoder(spec: EncoderSpec, data: TrainData, device: torch.device | str = "cpu") -> Encoder:
     """The encoder that feature methods share in this process; with its starting weights, whatever the trial's seed."""
     return _built(spec, data.images.shape, data.mean, data.std, torch.device(device))[0]
+
+
+def fitted_head(method: Method, config: Any, features: Features) -> nn.Module:
+    """The head of a feature method, features [B, D] -> logits [B, K]."""
+    return trained_head(method, config, features) if method.fit is None else method.fit(config, features)
 
 
 class FeatureModel(nn.Module):
@@ -92,7 +98,7 @@ class FeatureTraining:
         world: World | None = None,
         truth: IntArray | None = None,
     ) -> None:
-        if method.fit is None:
+        if not method.on_features:
             raise TrainingError(f"{method.name} is trained by gradient descent; use Training")
         self.method, self.config, self.data, self.settings = method, config, data, settings
         self.world = world or World()
@@ -151,13 +157,12 @@ class FeatureTraining:
         """Fits the head; ``until`` can only be the top."""
         top = self.settings.top
         assert until is None or until == top.amount, "a feature method is fitted in one go"
-        assert self.method.fit is not None
         features = self.features()
         started = clock.now(self.world.device)
         # For a head that draws from torch's global state; methods draw from the features' seed.
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(features.seed)
-            head = self.method.fit(self.config, features).eval()
+            head = fitted_head(self.method, self.config, features).eval()
             x, label = features.labelled()
             loss = float(F.cross_entropy(head(x).float(), label))
         self._take(head, features.seen)
@@ -185,11 +190,10 @@ class FeatureTraining:
         of at most ``SAMPLE`` images beside the labelled ones.
         """
         assert self.settings.epochs is not None, "a training in seconds is told how long it takes"
-        assert self.method.fit is not None
         features = self.features() if recall(self._encoder, self.data.images) else self._noise()
         started = clock.now(self.world.device)
         with torch.random.fork_rng(), torch.no_grad():
-            self.method.fit(self.config, features)
+            fitted_head(self.method, self.config, features)
         return (clock.now(self.world.device) - started) / self.settings.epochs
 
     def _noise(self) -> Features:

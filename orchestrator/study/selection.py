@@ -49,7 +49,7 @@ class Selection(Strict):
         return self.refit_seeds if purpose == "refit" and self.refit_seeds is not None else self.seeds
 
 
-class Limit(Strict):
+class ModelCost(Strict):
     """What a model may cost at most; a trial whose model costs more fails before it is trained. None where all may.
 
     Attributes:
@@ -76,7 +76,7 @@ class SelectionFields(Strict):
     """
 
     selection: Selection = Selection()
-    limit: Limit = Limit()
+    limit: ModelCost = ModelCost()
     protocol: Annotated[str | Mapping[str, Any] | Protocol | Extension | None, WithJsonSchema(_PROTOCOL)] = None
     objective: Annotated[Any, WithJsonSchema({"enum": [None, IN_PYTHON]})] = None
 

@@ -11,8 +11,9 @@ import torch
 
 import orchestrator.features as features_module
 from cluster.connect import connect
-from orchestrator import Study, StudyError, resume, run
+from orchestrator import Study, resume, run
 from orchestrator.prepare import prepare
+from orchestrator.study import StudyError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -68,6 +69,6 @@ def test_probes_and_a_trained_method_share_a_study(tmp_path: Path, monkeypatch: 
 
 
 def test_epochs_alone_never_end_a_study_of_probes(tmp_path: Path) -> None:
-    study = Study(**{**SMALL, "methods": ["linear_probe"], "trials": None, "budget": {"epochs": 5}})
+    study = Study(**{**SMALL, "methods": ["linear_probe"], "search": {}, "trials": None, "budget": {"epochs": 5}})
     with pytest.raises(StudyError, match=r"budget\.epochs never ends where no method trains an epoch"):
         run(study, tmp_path / "run")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,8 @@ def test_a_slot_trains_scores_and_tests_without_a_forward_pass(
     encoder = frozen_encoder(setup.features[0].spec, setup.split.train, CPU)
     run = SegmentRun(setup, World())
     monkeypatch.setattr(type(encoder), "forward", never)
+    # What a model costs is measured on pixels.
+    monkeypatch.setattr("orchestrator.engine.trial.cost_of", lambda model, split: (1, 1.0))
     for key, method in enumerate(METHODS[:2]):
         report = begin(run, method, str(key))
         assert (report.status, report.reason) == ("reached", "")
@@ -116,9 +120,8 @@ def test_what_is_looked_up_is_what_would_be_computed(made: tuple[SlotSetup, Labe
     # Other images with other content are never mistaken for known ones.
     assert isinstance(asked.data.images, ArrayImages)
     other = ArrayImages(255 - asked.data.images.array)
-    assert not torch.allclose(
-        embed(training.encoder, other, asked.index), embed(training.encoder, asked.data.images, asked.index)
-    )
+    known, new = (embed(training.encoder, images, asked.index) for images in (asked.data.images, other))
+    assert not torch.allclose(known, new)
 
 
 def test_a_second_study_embeds_nothing(
@@ -205,8 +208,6 @@ def test_a_tight_limit_drops_the_mirrored_view_and_says_so(made: tuple[SlotSetup
 
 
 def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
-    import os
-
     cache = FeatureCache(tmp_path, limit=250)
     for number, key in enumerate("abc"):
         cache.put(key, bytes(100))
@@ -230,7 +231,7 @@ def test_no_cache_where_none_can_be(tmp_path: Path) -> None:
 
 def test_float32_where_half_would_overflow() -> None:
     values = torch.tensor([[[1e5, 1.0]]])
-    kept = np.load(__import__("io").BytesIO(features_module._bytes_of(values, half=True)))
+    kept = np.load(io.BytesIO(features_module._bytes_of(values, half=True)))
     assert kept.dtype == np.float32
 
 

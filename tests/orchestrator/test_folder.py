@@ -125,7 +125,7 @@ def test_only_a_local_folder_has_a_path(tmp_path: Path, elsewhere: Elsewhere) ->
 def test_a_folder_of_an_older_format_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", STUDY)
     folder.write_text("journal.jsonl", "")
-    with pytest.raises(StudyError, match=r"format 2 or older \(journal.jsonl\), .* reads format 3; run the study anew") as told:
+    with pytest.raises(StudyError, match=r"format 2 or older \(journal.jsonl\), .* reads format 4; run the study anew") as told:
         RunFolder.open(tmp_path / "run")
     assert "\n" not in str(told.value)
 

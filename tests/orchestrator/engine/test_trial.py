@@ -454,3 +454,15 @@ def test_pictures_are_drawn_where_they_are_asked_for_at_the_trials_end(setup: Sl
     assert setup.storage.get(drawn("1")[0]).startswith(b"\x89PNG")
     assert told(shown) == told(plain)
     assert_equal(state(setup, shown), state(setup, plain))
+
+
+def test_a_model_that_costs_too_much_fails_before_it_is_trained(setup: SlotSetup) -> None:
+    for limit, words in (
+        ({"most_parameters": 1000}, "limit.parameters is 1,000"),
+        ({"most_ms": 1e-6}, "limit.predict_ms is 1e-06"),
+    ):
+        (report,) = drive(SegmentRun(dataclasses.replace(setup, **limit), World()), given(spec("supervised"), 1))
+        assert (report.status, report.epoch) == ("failed", 0)
+        assert words in report.reason
+    roomy = dataclasses.replace(setup, most_parameters=10**9, most_ms=1e6)
+    assert drive(SegmentRun(roomy, World()), given(spec("supervised"), 1))[-1].status == "reached"
