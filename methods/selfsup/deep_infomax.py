@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from methods.batch import Batch, BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer
+from methods.parts.backbone import BackboneEncoder
 from methods.parts.cnn import Conv4
 from methods.parts.decoders import map_channels
 from methods.parts.encoders import Encoder
@@ -100,7 +101,9 @@ class DeepInfoMax(Learner):
         self.config = config
         self.augment = context.augment("simclr", config.augmentation_strength)
         self.backbone = context.new_encoder()
-        self.layer, self.last = self.backbone.layers[-2:]
+        # A library's network may do more to its last map than to average it: its embedding takes a pass of its own.
+        self.apart = isinstance(self.backbone, BackboneEncoder)
+        self.layer, self.last = self.backbone.layers[-1:] * 2 if self.apart else self.backbone.layers[-2:]
         local, width = map_channels(self.backbone)[self.layer], config.critic_width
         self.of_embedding = mlp(self.backbone.dim, width, width, 2, norm=True)
         self.of_view = mlp(self.backbone.dim, width, width, 2, norm=True)
@@ -111,8 +114,9 @@ class DeepInfoMax(Learner):
 
     def loss(self, step: Step) -> Loss:
         batch, c, world = step.from_pool(), self.config, step.world
-        maps = self.backbone.maps(torch.cat(two_views(self.augment, batch)))
-        z, other = pooled(self.backbone, maps[self.last]).chunk(2)  # B D each
+        images = torch.cat(two_views(self.augment, batch))
+        maps = self.backbone.maps(images)
+        z, other = (self.backbone(images) if self.apart else pooled(self.backbone, maps[self.last])).chunk(2)  # B D each
         near, far = maps[self.layer].chunk(2)  # B c h w each
         local = self.of_place(F.adaptive_avg_pool2d(far if c.across_views else near, min(4, *near.shape[2:])))  # B E 4 4
         query = self.of_embedding(z).float()  # B E

@@ -375,3 +375,11 @@ def test_an_exported_encoder_may_be_named_by_its_file(tmp_path: Path) -> None:
     _refused("names no architecture; set encoder to its name and init to this file", str(tmp_path / "state.pt"))
     (tmp_path / "text.pt").write_text("hello")
     _refused(r"text\.pt is not a file of weights", str(tmp_path / "text.pt"))
+
+
+@pytest.mark.parametrize("name", ["deep_infomax", "bag_of_words", "colorization", "ladder", "autoencoder"])
+def test_methods_that_look_at_maps_train_a_librarys_network(name: str) -> None:
+    case = case_of(CATALOGUE[name], {"words": 16} if name == "bag_of_words" else {})
+    spec = EncoderSpec("torchvision/mobilenet_v3_small", "none", 64)
+    training = Training(case.method, case.config(), case.data(), TrainSettings(1, spec, epoch_images=32, precision="fp32"))
+    assert training.train_epoch().finite
