@@ -23,6 +23,7 @@ class Encoder(nn.Module, ABC):
         name: the name that it was built from, or empty.
         shape: (C, H, W) of the images it was built for.
         origin: source and licence of the weights it began from; empty from nothing.
+        resizable: whether it may be shown the same images at another size (``EncoderSpec.size``).
     """
 
     dim: int
@@ -30,6 +31,7 @@ class Encoder(nn.Module, ABC):
     name: str = ""
     shape: Shape
     origin: str = ""
+    resizable: bool = False
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ class Encoder(nn.Module, ABC):
         """What its builder needs beyond image shape, statistics and inner encoders to build the same architecture again."""
         return {}
 
-    def inner(self) -> tuple[Encoder, ...]:
+    def composed_of(self) -> tuple[Encoder, ...]:
         """The encoders that it is composed of, in the order in which its builder takes them."""
         return ()
 

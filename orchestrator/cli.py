@@ -46,7 +46,7 @@ def run(
     imports: IMPORTS = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, estimate the time, run nothing.")] = False,
 ) -> None:
-    """Runs a study: searches, retrains the finalists, tests them once, and writes the run folder."""
+    """Runs a study: searches, judges the finalists by folds, tests them once, and writes the run folder."""
     from orchestrator.study import load_study
 
     given = list(settings or []) + ([f"address={address}"] if address else [])

@@ -34,7 +34,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
         prepared.task.describe(prepared.split),
         plan.describe(),
         *(f"{name}: about {seconds:.0f} s to {prepared.top}" for name, seconds in full.items()),
-        f"estimate: about {computed / plan.slots / 60:.0f} min for {trials} trials and the finalists' retraining,"
+        f"estimate: about {computed / plan.slots / 60:.0f} min for {trials} trials and the finalists' selection,"
         " scoring not counted",
     ]
     return "\n".join(lines)

@@ -28,13 +28,12 @@ from methods.contracts import Method
 from methods.data.decode import StreamedImages
 from methods.data.records import ArrayImages, Images, LabelledSubset
 from methods.parts.encoders import Encoder, EncoderSpec
-from methods.parts.modes import threads
+from methods.parts.modes import device_of, evaluating, threads
 from methods.protocols.embeddings import Embedded, embed_views, recall, remember
 from methods.training import computes_bf16
 from methods.training.on_features import frozen_encoder
 from orchestrator.engine.records import FeatureTable, SlotSetup
 from orchestrator.feature_cache import FeatureCache
-from search_spaces.domains import UserError
 
 INDEX = "features/index.json"
 
@@ -132,14 +131,6 @@ def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None,
         spec = asked if size == 0 else replace(asked, size=size)
         return spec, frozen_encoder(spec, data, device)
 
-    def takes(size: int) -> bool:
-        """Whether the encoder may be shown images at another size."""
-        try:
-            encoder_at(size)
-        except UserError:
-            return False
-        return True
-
     def seconds_of(size: int) -> float:
         encoder, sample = encoder_at(size)[1], _Sample(data.images)
         embed_views(encoder, sample, 1, bf16)  # warms up
@@ -147,10 +138,12 @@ def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None,
         embed_views(encoder, sample, 1, bf16)
         return (time.perf_counter() - started) / len(sample)
 
-    own = frozen_encoder(asked, data, device).options().get("size")
+    given = frozen_encoder(asked, data, device)
+    own = given.options().get("size")
     side = max(own) if isinstance(own, list) else 0
     # Size 0 is the encoder's own, which comes first.
-    sizes = (0, *(size for size in SIZES if size < side and asked.size is None and limit < float("inf") and takes(size)))
+    hurry = given.resizable and asked.size is None and limit < float("inf")
+    sizes = (0, *(size for size in SIZES if size < side)) if hurry else (0,)
     most = 2 if data.flip else 1
     digests = [None if i is None else digest_of(i) for i in (data.images, tested)]
     cache = FeatureCache.of_user()
@@ -167,7 +160,8 @@ def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None,
         views, size = showing_within(count, most, sizes, seconds_of, limit)
         keys = keys_at(views, size)
     spec, encoder = encoder_at(size)
-    named = f"{spec.name} at {size or side} pixels" if side else spec.name
+    label = spec.name or "a network given in Python"
+    named = f"{label} at {size or side} pixels" if side else label
     what = f"{count:,} images, {'and mirrored, ' if views == 2 else ''}{named}, {'bf16' if bf16 else 'fp32'}"
     if (views, size) != (most, 0):
         say(f"embedding {what}: both views or larger images would take more than {limit:.0f} s")
@@ -249,6 +243,10 @@ def _digest(encoder: Encoder, images: str, views: int, bf16: bool) -> str:
     found = hashlib.blake2b(digest_size=16)
     kind = (FORMAT, str(encoder), encoder.name, encoder.options(), views, bf16, images, torch.__version__)
     found.update(repr(kind).encode())
+    if not encoder.name:  # A network of the user's own: its code is not known, so what it answers stands for it.
+        probe = torch.randint(0, 256, (2, *encoder.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode(), evaluating(encoder):
+            found.update(encoder(probe.to(device_of(encoder))).half().cpu().numpy().data)
     for name, value in encoder.state_dict().items():
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

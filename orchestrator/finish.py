@@ -12,15 +12,17 @@ from cluster.plan import ResourcePlan
 from methods.data.records import LabelledSubset, Split
 from methods.parts.modes import threads
 from orchestrator.engine.controller import Controller
-from orchestrator.engine.events import Chosen, Tested
+from orchestrator.engine.events import Chosen, Forgotten, Tested
+from orchestrator.engine.finalists import Finalist, finalists
 from orchestrator.engine.history import History
+from orchestrator.engine.prediction import predict_test
 from orchestrator.engine.records import SlotSetup, TestScore, TrialSpec
 from orchestrator.engine.trial import examine, load_training
 from orchestrator.features import remember_features
 from orchestrator.folder import RunFolder, file_name
 from orchestrator.outputs.export import export_best
 from orchestrator.outputs.gallery import draw_gallery
-from orchestrator.outputs.leaderboard import Finalist, finalists, leaderboard
+from orchestrator.outputs.leaderboard import leaderboard
 from orchestrator.outputs.optuna_storage import write_optuna
 from orchestrator.outputs.report import write_report
 from orchestrator.outputs.tensorboard import show_pictures
@@ -46,13 +48,17 @@ def finish(
     if board and history.chosen is None:
         exported = board[0].exported or board[0].trial
         controller.tell(Chosen(board[0].trial.spec.trial, exported.spec.key))
+    if split.test is not None and history.predicted is None and not history.tests and prepared.facts.labels:
+        said = predict_test(history, prepared.facts.labels, len(split.test), shared.seed)
+        if said is not None:
+            controller.tell(said)
     test_finalists(board, shared, split, controller, plan, remote)
     write_outputs(prepared, folder, history)
     board = finalists(history)
     if board and board[0].exported is not None:
         with threads(shared.threads):
             export_best(board[0], shared, folder, prepared.study.selection.join)
-    _tidy(folder, history)
+    _tidy(folder, controller)
     # Last, so that no result waits for a picture.
     with threads(shared.threads):
         drawn = draw_best(shared, split, folder, history)
@@ -61,8 +67,12 @@ def finish(
     return Result.open(folder.storage)
 
 
-def _tidy(folder: RunFolder, history: History) -> None:
-    """Removes checkpoints that nothing needs any more: what a kill or a fork has left of the search."""
+def _tidy(folder: RunFolder, controller: Controller) -> None:
+    """Removes checkpoints that nothing needs any more: the search's, and what a kill has left of them."""
+    history = controller.history
+    kept = [t.spec.key for t in history.search() if t.checkpoint is not None]
+    if kept:
+        controller.tell(*(Forgotten(key) for key in kept))
     needed = {trial.checkpoint for trial in history.trials.values() if trial.spec.purpose != "search"}
     for key in folder.storage.list(folder.TRIALS):
         if PurePosixPath(key).name.startswith("checkpoint-") and key not in needed:
@@ -96,8 +106,7 @@ def test_finalists(
 def _test(setup: SlotSetup, test: LabelledSubset, spec: TrialSpec, checkpoint: str) -> TestScore:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     remember_features(setup, setup.methods[spec.method], device, test)
-    score = examine(setup, spec, checkpoint, test, device)
-    return TestScore(spec.key, spec.trial, score.value, score.n, score.low, score.high)
+    return examine(setup, spec, checkpoint, test, device)
 
 
 def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: History) -> bool:
@@ -106,7 +115,7 @@ def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: Histo
         return False
     trial = history.trials[history.chosen.key]
     place = folder.gallery(trial.spec.key)
-    # Where no retraining finished, the choice is a trial of the search, whose weights are gone.
+    # Where no training of the selection finished, the choice is a trial of the search, whose weights are gone.
     if folder.exists(f"{place}titles.json") or trial.checkpoint is None or not folder.exists(trial.checkpoint):
         return False
     encoder = load_training(shared, trial.spec, trial.checkpoint, torch.device("cpu")).learner.encoder()

@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from typing import Literal
 
@@ -34,7 +33,7 @@ from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import read_journal
 from orchestrator.engine.records import SlotSetup, Trial, TrialSpec
-from orchestrator.engine.selection import Finals, trainings_after
+from orchestrator.engine.selection import Division, Finals
 from orchestrator.engine.trial import training_of
 from orchestrator.folder import RunFolder
 from orchestrator.strategies import STRATEGIES, Problem, Strategy
@@ -93,6 +92,23 @@ class Prepared:
             return frozenset()
         return frozenset(name for name, method in self.methods.items() if self.task.refits(self.split, method))
 
+    @property
+    def label_free(self) -> frozenset[str]:
+        """Names of the methods whose training reads no labels."""
+        return frozenset(name for name, method in self.methods.items() if not method.reads_labels(self.split.train))
+
+    @property
+    def division(self) -> Division:
+        """How the labels may judge finalists. Raises UserError where they cannot be divided as the study wants."""
+        given, split = self.study.selection.folds, self.split
+        counts = (given,) if isinstance(given, int) else self.task.fold_counts(split)
+        asked = set(split.validation.index.tolist())
+        nested = {c for c in counts if c > 1 and set(self._first_fold(c).validation.index.tolist()) == asked}
+        return Division(counts, frozenset(nested))
+
+    def _first_fold(self, count: int) -> Split:
+        return self.task.folds(self.split, count, self.study.seed)[0]
+
     def setup(self, storage: Storage, plan: ResourcePlan) -> SlotSetup:
         """What the slots share; without the test labels."""
         study = self.study
@@ -111,11 +127,15 @@ class Prepared:
             task=self.task,
             storage=storage,
             threads=plan.threads_per_worker,
+            most_parameters=study.limit.parameters,
+            most_ms=study.limit.predict_ms,
         )
 
     def course(self, plan: ResourcePlan, trials: int | None) -> Course:
         """What decides the study's course; ``trials`` as the history wants them."""
-        return course_of(self.study, self.space, self.refits, resources_of(plan), trials, self.earlier)
+        in_one_go = on_features(self.methods.values())
+        finals = Finals(self.study.selection, self.division, self.refits, self.label_free, self.study.seed, in_one_go)
+        return course_of(self.study, self.space, finals, resources_of(plan), trials, self.earlier)
 
 
 def prepare(study: Study, began: float | None = None, weights: bool = True) -> Prepared:
@@ -214,7 +234,7 @@ def resources_of(plan: ResourcePlan) -> Resources:
 def course_of(
     study: Study,
     space: Space,
-    refits: frozenset[str],
+    finals: Finals,
     resources: Resources,
     trials: int | None,
     earlier: Iterable[Trial] = (),
@@ -223,18 +243,17 @@ def course_of(
 
     Args:
         space: what is searched.
-        refits: names of the methods that are also trained on the whole budget.
+        finals: what comes after the search.
         resources: what trains at a time.
         trials: that the search starts; None where other budgets end it.
         earlier: trials of other studies, from which this one's sampler learns before its own.
     """
     first = {name: method.min_epochs for name, method in study.catalogue().items()}
-    ledger = Ledger(budgets_of(study, trials), resources, partial(trainings_after, study.selection, refits))
+    ledger = Ledger(budgets_of(study, trials), resources, finals.trainings_after)
     sampler = Sampler(space, study.seed)
     sampler.seed_from(earlier)
     in_one_go = on_features(study.catalogue().values())
     problem = Problem(study.seed, space.methods, rungs_of(study), first, sampler, ledger, in_one_go)
-    finals = Finals(study.selection, refits, study.seed, ledger)
     return Course(problem, strategy_of(study), finals, ledger, HealthLimits(study.stop, first))
 
 

@@ -16,6 +16,7 @@ from cluster.plan import ResourcePlan
 from cluster.storage import Storage, open_storage
 from orchestrator.engine.controller import Controller, Sink
 from orchestrator.engine.events import FORMAT, Extended, Opened, Started
+from orchestrator.engine.finalists import finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import Journal, read_journal
 from orchestrator.engine.records import SlotSetup
@@ -24,7 +25,6 @@ from orchestrator.engine.tune import run_slots
 from orchestrator.features import SHARE, embedded
 from orchestrator.finish import finish
 from orchestrator.folder import RunFolder
-from orchestrator.outputs.leaderboard import finalists
 from orchestrator.outputs.sinks import default_sinks
 from orchestrator.prepare import Prepared, check_budgets, plan_for, prepare, versions
 from orchestrator.result import Result

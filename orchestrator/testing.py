@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from methods.tasks.testing import check_task
 from orchestrator.budgets import Budget, Resources
+from orchestrator.engine.controller import Course
 from orchestrator.engine.events import Event, decode, encode
 from orchestrator.engine.history import History
+from orchestrator.engine.selection import Division, Finals
 from orchestrator.engine.simulation import Pretend, play
 from orchestrator.prepare import course_of
 from orchestrator.strategies import Problem, Strategy
@@ -26,8 +28,7 @@ def simulate(study: Study, score: Pretend, slots: int = 1) -> list[Event]:
         score: what training gives, and how long it takes.
         slots: trials at a time.
     """
-    refits = frozenset(name for name, method in study.catalogue().items() if method.uses_labels and study.selection.refit)
-    course = course_of(study, study.space(), refits, Resources(slots), study.trials)
+    course = _course(study, slots)
     for budget in course.ledger.budgets:
         budget.check(Resources(slots), course.problem.top)
     return play(course, score, slots, study.trials)
@@ -64,7 +65,18 @@ def check_strategy(strategy: Strategy, study: Study, score: Pretend, slots: int 
 
 
 def _problem(study: Study, slots: int) -> Problem:
-    return course_of(study, study.space(), frozenset(), Resources(slots), study.trials).problem
+    return _course(study, slots).problem
+
+
+def _course(study: Study, slots: int) -> Course:
+    """As of data of few labels, half of which validate."""
+    learns = {name: method.uses_labels for name, method in study.catalogue().items()}
+    refits = frozenset(name for name, labels in learns.items() if labels and study.selection.refit)
+    label_free = frozenset(name for name, labels in learns.items() if not labels)
+    given = study.selection.folds
+    division = Division((given,) if isinstance(given, int) else (2, 4), frozenset({2}))
+    finals = Finals(study.selection, division, refits, label_free, study.seed)
+    return course_of(study, study.space(), finals, Resources(slots), study.trials)
 
 
 def check_budget(budget: Budget, study: Study, score: Pretend) -> History:

@@ -68,6 +68,13 @@ def test_methods_take_only_domains_from_search_spaces() -> None:
         assert all(n.startswith("search_spaces.domains") for n in names), (path, names)
 
 
+def test_contracts_know_no_encoder_but_their_contract() -> None:
+    """What builds encoders comes by ``Context``."""
+    for module, forbidden in (("encoder", "methods."), ("contracts", "methods.parts.encoder")):
+        tree = ast.parse((ROOT / "methods" / f"{module}.py").read_text())
+        assert [name for name in imported(tree, "methods") if name.startswith(forbidden)] == []
+
+
 def test_domains_need_the_standard_library_alone() -> None:
     tree = ast.parse((ROOT / "search_spaces" / "domains.py").read_text())
     assert {name.split(".")[0] for name in imported(tree, "search_spaces")} <= set(sys.stdlib_module_names)

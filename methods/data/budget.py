@@ -9,7 +9,8 @@ Rules:
   takes every label in its natural proportion. Every other label is hidden, from methods and from everyone else.
 - **Validation** is part of the budget: half of it below 500 labels, a fifth from 500 on, stratified, and never more than
   trains (Oliver et al. 2018, arXiv:1804.09170: a larger one chooses better than its user could). Every class keeps at least
-  one label on either side, so every class needs two.
+  one label on either side, so every class needs two. It is what a ``split`` column marks; with a ``fold`` column the first
+  fold. See ``methods.data.folding`` for the folds that judge finalists.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def split(
         validation=LabelledSubset(seen, validation_index, data.label[validation_index]),
         test=tested,
         holdout=holdout,
+        kept=None if unit is None else unit[np.concatenate([train_index, validation_index])],
     )
 
 
@@ -96,6 +98,8 @@ def _validates(
     share = validation if validation is not None else (0.5 if len(chosen) < FEW_LABELS else 0.2)
     if data.validates is not None and data.validates.any():
         return _marked(data, chosen, validation, unit)
+    if data.fold is not None and validation is None and (data.fold[chosen] >= 0).all():
+        return _marked(dataclasses.replace(data, validates=data.fold == data.fold[chosen].min()), chosen, None, unit)
     if unit is None:
         return stratified(label, len(data.classes), share, draw)
     return divided_by_group(label, unit[chosen], data.classes, share, draw, "one to train and one to validate")
@@ -112,15 +116,15 @@ def _marked(data: ImageSet, chosen: IntArray, validation: float | None, unit: In
         if count.min() < 1:
             name = data.classes[int(count.argmin())]
             raise UserError(
-                f"every class needs a label to train and one to validate, but by the split column none of the"
+                f"every class needs a label to train and one to validate, but by the split or fold column none of the"
                 f" {len(chosen)} labels is one of {name} to {part}; raise labels, or leave the column out"
             )
     if unit is not None:
         both = straddling(unit[chosen], ~validates, validates)
         if len(both):
             raise UserError(
-                f"keep_groups allows no group on both sides, but by the split column {len(both)} images validate whose group"
-                f" trains{_of_group(data, chosen[both[0]])}; correct the column, or leave keep_groups out"
+                f"keep_groups allows no group on both sides, but by the split or fold column {len(both)} images validate whose"
+                f" group trains{_of_group(data, chosen[both[0]])}; correct the column, or leave keep_groups out"
             )
     return validates
 

@@ -197,6 +197,7 @@ class Split:
         folds: of a cross-validation (few-shot): one split for each group that validates in turn. ``train`` and ``labelled``
             then hold all groups, and ``validation`` the images that some fold asks. Empty otherwise.
         left_out: names of classes with too few images for the study's episodes, which are not asked (few-shot).
+        kept: int64 [n], by which images of ``budget()``, in its order, belong together (``keep_groups``); None where none do.
     """
 
     train: TrainData
@@ -206,6 +207,7 @@ class Split:
     holdout: bool
     folds: tuple[Split, ...] = ()
     left_out: tuple[str, ...] = ()
+    kept: IntArray | None = None
 
     @property
     def new_classes(self) -> bool:

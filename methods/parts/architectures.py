@@ -86,8 +86,8 @@ COMPOSED: dict[str, Composer] = {
     "grey": lambda inner, mean, std, options: GreyEncoder(inner[0]),
     "averaged": lambda inner, mean, std, options: AveragedEncoder(inner[0], options["test_views"]),
     "framed": lambda inner, mean, std, options: FramedEncoder(inner[0], paper_of(mean)),
-    "mirrored": lambda inner, mean, std, options: MirroredEncoder(inner[0]),
     "joined": lambda inner, mean, std, options: JoinedEncoder(inner, bool(options["unit"])),
+    "mirrored": lambda inner, mean, std, options: MirroredEncoder(inner[0]),
 }
 """Encoders that methods compose of others: they can be saved and loaded, but are no choice of a study's."""
 

@@ -96,6 +96,7 @@ class BackboneEncoder(Encoder):
         label = type(net).__name__
         check_size(label, shape)
         self.shape, self.left = shape, left
+        self.resizable = seeing is not None and not seeing.square
         self.normalise = Normalise(mean, std)  # this encoder's file reads it
         if seeing is None:
             self.shown = Shown(shape, mean, std, shape[1:], square=True)

@@ -55,7 +55,7 @@ class LabEncoder(Encoder):
         light, colour = self.light.maps(lab[:, :1]), self.colour.maps(lab[:, 1:])
         return {name: torch.cat([light[name], colour[name]], dim=1) for name in self.layers}
 
-    def inner(self) -> tuple[Encoder, ...]:
+    def composed_of(self) -> tuple[Encoder, ...]:
         return self.light, self.colour
 
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
@@ -91,7 +91,7 @@ class GreyEncoder(Encoder):
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         return self.sight.maps(self.grey(images))
 
-    def inner(self) -> tuple[Encoder, ...]:
+    def composed_of(self) -> tuple[Encoder, ...]:
         return (self.sight,)
 
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:

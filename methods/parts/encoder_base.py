@@ -63,7 +63,7 @@ class EncoderWrapper(Encoder):
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         return self.inside.maps(images)
 
-    def inner(self) -> tuple[Encoder, ...]:
+    def composed_of(self) -> tuple[Encoder, ...]:
         return (self.inside,)
 
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:

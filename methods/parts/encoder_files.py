@@ -39,6 +39,11 @@ def load_encoder(file: WeightsFile) -> Encoder:
     return encoder_from(read_weights(file), name_of(file))
 
 
+def can_be_saved(encoder: Encoder) -> bool:
+    """Whether a file can rebuild it: not where it, or one inside it, is a network of the user's own."""
+    return (is_named(encoder.name) or encoder.name in COMPOSED) and all(can_be_saved(inner) for inner in encoder.composed_of())
+
+
 def encoder_record(encoder: Encoder) -> Record:
     """What rebuilds the encoder, where its weights began, and its state."""
     return {**_described(encoder), "origin": origin_of(encoder), "state": cpu_state(encoder)}
@@ -46,7 +51,7 @@ def encoder_record(encoder: Encoder) -> Record:
 
 def _described(encoder: Encoder) -> Record:
     """Name, image shape, statistics, options and the same of inner encoders."""
-    if not is_named(encoder.name) and encoder.name not in COMPOSED:
+    if not can_be_saved(encoder):
         raise UserError(f"only encoders built by name can be saved, got {type(encoder).__name__}; use build_encoder")
     mean, std = (encoder.get_buffer(f"normalise.{name}").flatten().tolist() for name in ("mean", "std"))
     return {
@@ -55,7 +60,7 @@ def _described(encoder: Encoder) -> Record:
         "mean": mean,
         "std": std,
         "options": encoder.options(),
-        "inside": [_described(inner) for inner in encoder.inner()],
+        "inside": [_described(inner) for inner in encoder.composed_of()],
     }
 
 
@@ -86,24 +91,39 @@ def bare(record: Record) -> Record:
     return record
 
 
+_EARLIER = {
+    "pair": ("of", ("views",)),
+    "lab": ("of", ()),
+    "grey": ("of", ()),
+    "averaged": ("of", ("test_views",)),
+    "framed": ("inside", ()),
+    "joined": ("kind", ("unit",)),
+    "mirrored": ("seen", ()),
+}
+"""Composers whose earlier records had their inner encoders' options among their own: where the inner name stood, and what is
+the composer's own."""
+
+
 def current(record: Record) -> Record:
-    """A record as this version writes it: earlier ones had an inner encoder's options among its composer's."""
-    if "inside" in record or record.get("encoder") not in COMPOSED:
+    """A record as this version writes it.
+
+    Raises:
+        UserError: it names inner encoders in no way that this version knows.
+    """
+    name = record.get("encoder")
+    if "inside" in record or name not in COMPOSED:
         return {"inside": [], **record}
-    name, options, about = record["encoder"], dict(record["options"]), {key: record[key] for key in ("shape", "mean", "std")}
-    inner = options.pop({"framed": "inside", "joined": "kind"}.get(name, "of"))
-    own = {key: options.pop(key) for key in ("views", "test_views", "unit") if key in options and _owns(name, key)}
+    if name not in _EARLIER:
+        raise UserError(f"an encoder composed of others holds their records, got {name} without any; export it again")
+    key, mine = _EARLIER[name]
+    options = dict(record["options"])
+    inner, own = options.pop(key), {option: options.pop(option) for option in mine}
     count = options.pop("members") if name == "joined" else 2 if name in ("pair", "lab") else 1
-    seen = [about] * count
+    seen = [{about: record[about] for about in ("shape", "mean", "std")}] * count
     if name == "lab":
-        split = {channels: (std, [channels, *about["shape"][1:]]) for channels, std in LAB_STD.items()}
-        seen = [{"shape": shape, "mean": [0.5] * n, "std": list(std)} for n, (std, shape) in split.items()]
-    records = [current({"encoder": inner, **each, "options": options}) for each in seen]
-    return {**record, "options": own, "inside": records}
-
-
-def _owns(name: str, key: str) -> bool:
-    return {"pair": "views", "averaged": "test_views", "joined": "unit"}.get(name) == key
+        size = record["shape"][1:]
+        seen = [{"shape": [n, *size], "mean": [0.5] * n, "std": list(std)} for n, std in LAB_STD.items()]
+    return {**record, "options": own, "inside": [current({"encoder": inner, **each, "options": options}) for each in seen]}
 
 
 def _rebuilt(record: Record) -> Encoder:

@@ -16,6 +16,7 @@ from methods.parts.backbone import BackboneEncoder
 from methods.parts.encoder_files import (
     Record,
     bare,
+    can_be_saved,
     current,
     encoder_from,
     encoder_record,
@@ -45,6 +46,7 @@ __all__ = [
     "EncoderSpec",
     "TokenEncoder",
     "build_encoder",
+    "can_be_saved",
     "check_encoder",
     "encoder_from",
     "encoder_record",
@@ -93,8 +95,12 @@ def check_encoder(name: str) -> None:
 
 def start_of(spec: EncoderSpec) -> str:
     """What the encoder starts from, for people: source and licence of its own weights, a path, or ``none``."""
-    own = published_of(spec.name) if spec.init in (None, "torchvision") and spec.module is None else None
-    return own.source if own is not None else spec.init or ("none" if spec.module is None else "the weights it was given with")
+    if spec.module is not None:
+        return "the weights it was given with"
+    if spec.init == "torchvision" and spec.name in WITH_WEIGHTS:
+        return torchvision_source(spec.name)
+    own = published_of(spec.name) if spec.init in (None, "torchvision") else None
+    return own.source if own is not None else spec.init or "none"
 
 
 def build_encoder(spec: EncoderSpec, shape: Shape, mean: Statistics, std: Statistics, width: float = 1.0) -> Encoder:

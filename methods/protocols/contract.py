@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn.model_selection import StratifiedKFold
-from torch import nn
+from torch import Tensor, nn
 
 from methods.contracts import Learner
 from methods.data.records import IntArray, LabelledSubset
@@ -48,6 +48,14 @@ class Trained:
 
 
 @dataclass(frozen=True, eq=False)
+class Answers:
+    """What a classifier said: ``logits`` float32 [n, K], and the true ``label`` int64 [n]."""
+
+    label: IntArray
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
 class Score:
     """The outcome of one protocol.
 
@@ -63,6 +71,7 @@ class Score:
         predictor: a classifier images -> logits fitted on the way, for export; it shares the encoder. None where there is none.
         each: float64 [n], the unit's own value (an episode's accuracy), where it is not ``correct``.
         parts: further figures by name (the curve over severities, recall at several k).
+        answers: what was said of each unit, by protocols that keep their answers; else None.
     """
 
     protocol: str
@@ -77,6 +86,7 @@ class Score:
     predictor: nn.Module | None = None
     each: NDArray[np.float64] | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    answers: Answers | None = None
 
     def units(self) -> NDArray[np.float64] | None:
         """float64 [n], what each unit contributes to ``value``; None where the score is no mean over units."""
@@ -89,11 +99,13 @@ class Protocol(ABC):
     Attributes:
         maximise: whether larger values of its scores are better.
         elsewhere: whether it asks images of another data set, whatever it is given to ask.
+        answers: whether its scores keep what was said of each image, so that any metric can be made of them.
     """
 
     name: ClassVar[str]
     maximise: ClassVar[bool] = True
     elsewhere: ClassVar[bool] = False
+    answers: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
@@ -145,12 +157,12 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     return (0.0 if right == 0 else centre - half), (1.0 if right == n else centre + half)
 
 
-def mean_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Mean of independent values and its 95% t-interval; without limits for a single value."""
+def mean_interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of independent values and its t-interval; without limits for a single value."""
     n, mean = len(values), float(values.mean())
     if n < 2:
         return mean, -np.inf, np.inf
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 
 
@@ -162,14 +174,24 @@ def accuracy(
     started: float,
     predictor: nn.Module | None = None,
     parts: Mapping[str, float] | None = None,
+    answers: Answers | None = None,
 ) -> Score:
     """The score that is a share of right answers; ``started`` is the ``time.perf_counter()`` at its beginning."""
     n = len(correct)
     low, high = wilson(int(correct.sum()), n)
     seconds = time.perf_counter() - started
     return Score(
-        protocol, metric, float(correct.mean()), n, index, correct, low, high, seconds, predictor, parts=dict(parts or {})
-    )
+        protocol, metric, float(correct.mean()), n, index, correct, low, high, seconds, predictor, parts=dict(parts or {}),
+        answers=answers,
+    )  # fmt: skip
+
+
+def answered(
+    protocol: str, logits: Tensor, index: IntArray, label: IntArray, started: float, predictor: nn.Module | None
+) -> Score:
+    """The accuracy of ``logits`` float [n, K], kept as answers."""
+    said = Answers(label, logits.float().cpu().numpy())
+    return accuracy(protocol, "accuracy", index, said.logits.argmax(1) == label, started, predictor, answers=said)
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
@@ -205,6 +227,7 @@ def mean_score(scores: Sequence[Score]) -> Score:
         predictor=None,
         each=np.concatenate(each) if len(each) == len(scores) else None,
         parts={},
+        answers=None,
     )
 
 
@@ -247,18 +270,19 @@ def paired_difference(a: Score, b: Score) -> Difference:
     return difference_of(values_a[rows_a] - values_b[rows_b], a.correct is not None and b.correct is not None)
 
 
-def difference_of(each: NDArray[np.float64], yes_or_no: bool) -> Difference:
+def difference_of(each: NDArray[np.float64], yes_or_no: bool, level: float = 0.95) -> Difference:
     """The mean of paired differences with the interval that suits them.
 
     Args:
         each: float64 [n], a - b of each unit.
         yes_or_no: whether both were right or wrong on each unit, so that a difference is -1, 0 or 1. These take the
             adjusted Wald interval (Bonett & Price 2012), all others a t-interval.
+        level: of the interval.
     """
     n = len(each)
     if not yes_or_no:
-        return Difference(*mean_interval(each), n)
+        return Difference(*mean_interval(each, level), n)
     more, less = ((each > 0).sum() + 1) / (n + 2), ((each < 0).sum() + 1) / (n + 2)
-    half = float(stats.norm.ppf(0.975) * np.sqrt((more + less - (more - less) ** 2) / (n + 2)))
+    half = float(stats.norm.ppf((1 + level) / 2) * np.sqrt((more + less - (more - less) ** 2) / (n + 2)))
     centre = float(more - less)
     return Difference(float(each.mean()), max(centre - half, -1.0), min(centre + half, 1.0), n)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from methods.data.records import IntArray, LabelledSubset
-from methods.protocols.contract import Protocol, Score, Trained, accuracy, logits_of
+from methods.protocols.contract import Protocol, Score, Trained, answered, logits_of
 from methods.protocols.probes import Linear
 from search_spaces.domains import UserError
 
@@ -46,11 +46,12 @@ class Predict(Protocol):
     """Accuracy of the method's own classifier; of a linear probe on its encoder where it has none."""
 
     name: ClassVar[str] = "predict"
+    answers: ClassVar[bool] = True
 
     def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         if trained.predictor is None:
             return replace(Linear().score(trained, fit, ask, seed), protocol=self.name)
         started = time.perf_counter()
         asked = unseen(self.name, trained, fit, ask)
-        correct = guess(trained.predictor, asked) == asked.label
-        return accuracy(self.name, "accuracy", asked.index, correct, started, trained.predictor)
+        logits = logits_of(trained.predictor, asked.data.images, asked.index)
+        return answered(self.name, logits, asked.index, asked.label, started, trained.predictor)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.data.records import IntArray, LabelledSubset
-from methods.protocols.contract import Protocol, Score, Trained, accuracy, check_classes, embed, folds
+from methods.protocols.contract import Protocol, Score, Trained, answered, check_classes, embed, folds
 from methods.protocols.heads import Classifier, NeighbourHead, linear_head, mlp_head
 from search_spaces.domains import UserError
 
@@ -48,21 +48,25 @@ def score_head(
     started = time.perf_counter()
     check_classes(fit)
     x = embed(trained.encoder, fit.data.images, fit.index, layer=layer)
-    correct = np.zeros(len(fit), dtype=bool)
-    if ask is None:
-        for train, held in folds(fit, seed):
-            guess = _guess(fit_head(x[torch.from_numpy(train)], fit.label[train]), x[torch.from_numpy(held)])
-            correct[held] = guess == fit.label[held]
     head = fit_head(x, fit.label)
+    predictor = Classifier(trained.encoder, head, layer)
     if ask is not None:
-        correct = _guess(head, embed(trained.encoder, ask.data.images, ask.index, layer=layer)) == ask.label
-    index = fit.index if ask is None else ask.index
-    return accuracy(protocol, "accuracy", index, correct, started, Classifier(trained.encoder, head, layer))
+        logits = _said(head, embed(trained.encoder, ask.data.images, ask.index, layer=layer))
+        return answered(protocol, logits, ask.index, ask.label, started, predictor)
+    parts = folds(fit, seed)
+    held_out = [
+        _said(fit_head(x[torch.from_numpy(train)], fit.label[train]), x[torch.from_numpy(held)]) for train, held in parts
+    ]
+    order = torch.from_numpy(np.concatenate([held for _, held in parts])).to(x.device)
+    logits = torch.empty_like(torch.cat(held_out)).index_copy_(0, order, torch.cat(held_out))
+    return answered(protocol, logits, fit.index, fit.label, started, predictor)
 
 
-def _guess(head: nn.Module, x: Tensor) -> IntArray:
+def _said(head: nn.Module, x: Tensor) -> Tensor:
+    """float [n, K]."""
     with torch.no_grad():
-        return head(x).argmax(1).cpu().numpy()
+        out: Tensor = head(x)
+    return out
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Linear(Protocol):
     """
 
     name: ClassVar[str] = "linear"
+    answers: ClassVar[bool] = True
     layer: str | None = None
     head: Literal["logistic", "svm", "mlp"] = "logistic"
     c: float = 0.05
@@ -112,6 +117,7 @@ class Knn(Protocol):
     """
 
     name: ClassVar[str] = "knn"
+    answers: ClassVar[bool] = True
     k: int = 20
     temperature: float = 0.07
     layer: str | None = None

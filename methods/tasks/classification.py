@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,12 +10,13 @@ import numpy as np
 from torch import nn
 
 from methods.contracts import Method
-from methods.data import budget
+from methods.data import budget, folding
 from methods.data.episodic import NO_TEST
-from methods.data.records import IntArray, Source, Split, TrainData
+from methods.data.records import IntArray, LabelledSubset, Source, Split, TrainData
 from methods.protocols import PROTOCOLS
-from methods.protocols.contract import Protocol, Trained
-from methods.tasks.contract import UNITS, Facts, ScoredOn, Task, data_line, luck
+from methods.protocols.contract import Protocol, Score, Trained
+from methods.protocols.metrics import MetricName, measured
+from methods.tasks.contract import UNITS, Facts, Judgement, ScoredOn, Task, data_line, luck, paired_units
 from search_spaces.domains import UserError
 
 ASKED: Mapping[ScoredOn, str] = {scored_on: "episodes" if unit == "episodes" else "images" for scored_on, unit in UNITS.items()}
@@ -32,6 +33,7 @@ class Classification(Task):
         mismatch: share, 0 to 0.75, of the unlabelled pool that is of other classes than the task's; needs a number of
             labels. Even 0 makes 60% of the classes the task, to be compared with; None leaves pool and classes alone.
         keep_groups: no group (patient, scene, video) and no exact copy of an image stands on both sides of a division.
+        metric: what validates, chooses and is tested.
     """
 
     name: ClassVar[str] = "classification"
@@ -40,9 +42,14 @@ class Classification(Task):
     imbalance: float = 1.0
     mismatch: float | None = None
     keep_groups: bool = False
+    metric: MetricName = "accuracy"
 
     def check(self, protocol: Protocol, test: object = None) -> None:
         budget.check(self.labels, test, self.validation, self.imbalance, self.mismatch, self.keep_groups)
+        if self.metric != "accuracy" and not protocol.answers:
+            raise UserError(
+                f"metric must be accuracy with protocol {protocol.name}, which keeps no answers, got {self.metric}; use predict"
+            )
         if test == NO_TEST:
             raise UserError(f"test: {NO_TEST} is for task: few_shot, got {self.name}; leave test out for a holdout")
 
@@ -59,6 +66,20 @@ class Classification(Task):
             keep_groups=self.keep_groups,
             seed=seed,
         )
+
+    def fold_counts(self, split: Split) -> tuple[int, ...]:
+        return folding.fold_counts(split)
+
+    def folds(self, split: Split, count: int, seed: int) -> tuple[Split, ...]:
+        return folding.folds_of(split, count, seed)
+
+    def judge(self, protocol: Protocol, models: Sequence[Trained], split: Split, seed: int) -> Judgement:
+        judged = super().judge(protocol, models, split, seed)
+        score = measured(judged.score, self.metric)
+        return Judgement(score, judged.scored_on, paired_units(score))
+
+    def test(self, protocol: Protocol, model: Trained, split: Split, test: LabelledSubset, refitted: bool, seed: int) -> Score:
+        return measured(super().test(protocol, model, split, test, refitted, seed), self.metric)
 
     def final_data(self, split: Split) -> TrainData:
         """The training data with the validation labels shown too."""
@@ -112,4 +133,5 @@ class Classification(Task):
             refitted="The exported model was trained on the whole label budget, validation labels included.",
             left_out="",
             luck=luck(["which images were labelled"]),
+            labels=len(split.budget()),
         )

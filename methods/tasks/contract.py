@@ -19,13 +19,12 @@ from methods.protocols import FewShot, protocol
 from methods.protocols.contract import Protocol, Score, Trained, mean_score
 from search_spaces.domains import UserError
 
-ScoredOn = Literal["validation", "budget", "episodes", "folds", "elsewhere"]
-"""Which labels were scored: the validation part, the whole budget (cross-validated), episodes, the parts of all folds of a
-cross-validation, or images of another data set."""
+ScoredOn = Literal["validation", "episodes", "folds", "elsewhere"]
+"""Which labels were scored: the division's validation part, episodes, the parts of all folds of a cross-validation, or images
+of another data set."""
 
 UNITS: Mapping[ScoredOn, str] = {
     "validation": "validation images",
-    "budget": "validation images",
     "elsewhere": "images of another data set",
     "episodes": "episodes",
     "folds": "validation images",
@@ -63,6 +62,7 @@ class Facts:
         exported, refitted: sentence on what the exported model was trained on, as the search trains it and after a refit.
         left_out: sentence on what could not be asked.
         luck: sentence on what the spread over seeds does not include.
+        labels: of the whole budget, where more of them may be asked of a person; else 0.
     """
 
     setting: str
@@ -75,6 +75,7 @@ class Facts:
     refitted: str
     left_out: str
     luck: str
+    labels: int = 0
 
 
 class Task(ABC):
@@ -137,6 +138,20 @@ class Task(ABC):
         """The splits on which a configuration is trained and judged: the folds of a cross-validation, else one."""
         return split.divisions()
 
+    def fold_counts(self, split: Split) -> tuple[int, ...]:
+        """Into how many folds the labels may well be divided to judge finalists, ascending; (1,) where they are not."""
+        return (1,)
+
+    def folds(self, split: Split, count: int, seed: int) -> tuple[Split, ...]:
+        """Divisions that judge finalists in turn; the first of them is ``split`` itself where it validates on the same images.
+
+        Raises:
+            UserError: these labels cannot be divided into so many.
+        """
+        if count != 1:
+            raise UserError(f"selection.folds is for tasks that divide their labels, got {count} for {self.name}; leave it out")
+        return (split,)
+
     def final_data(self, split: Split) -> TrainData:
         """What the refit trains on."""
         return split.train
@@ -155,19 +170,17 @@ class Task(ABC):
     def judge(self, protocol: Protocol, models: Sequence[Trained], split: Split, seed: int) -> Judgement:
         """The validation of a configuration.
 
+        Every model, frozen or trained, has the same labels to learn from and answers for the same images.
+
         Args:
             models: one for each of the split's ``divisions``.
         """
         episodes = isinstance(protocol, FewShot)
         own: ScoredOn = "elsewhere" if protocol.elsewhere else "validation"
-        if not episodes and not models[0].uses_labels:
-            scored_on: ScoredOn = "elsewhere" if protocol.elsewhere else "budget"
-            score = protocol.score(models[0], split.budget(), None, seed)
-        else:
-            scored_on = "folds" if split.folds else "episodes" if episodes else own
-            parts = zip(models, self.divisions(split), strict=True)
-            score = mean_score([protocol.score(model, part.labelled, part.validation, seed) for model, part in parts])
-        return Judgement(score, scored_on, paired_units(score, scored_on, split.validation.index))
+        scored_on: ScoredOn = "folds" if split.folds else "episodes" if episodes else own
+        parts = zip(models, self.divisions(split), strict=True)
+        score = mean_score([protocol.score(model, part.labelled, part.validation, seed) for model, part in parts])
+        return Judgement(score, scored_on, paired_units(score))
 
     def test(self, protocol: Protocol, model: Trained, split: Split, test: LabelledSubset, refitted: bool, seed: int) -> Score:
         """The score on the test set.
@@ -208,18 +221,12 @@ NO_REFIT = (
 )
 
 
-def paired_units(score: Score, scored_on: ScoredOn, validation: IntArray) -> np.ndarray | None:
-    """A score's units that every method of the study answers, in one order, so that any two trials pair unit by unit.
-
-    A frozen encoder is asked about the whole budget and a label-trained method about its validation part alone; the
-    validation images are what both answer.
-    """
+def paired_units(score: Score) -> np.ndarray | None:
+    """A score's units in the order of what was asked, so that any two trials pair unit by unit."""
     units = score.units()
     if units is None:
         return None
     order = np.argsort(score.index)
-    if scored_on in ("validation", "budget"):
-        order = order[np.isin(score.index[order], validation)]
     return units[order].astype(np.float32) if score.correct is None else score.correct[order]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Literal
 
@@ -41,6 +42,12 @@ def check_task(task: Task, source: Source, test: float | Source | Literal["none"
     for part in divisions:
         _check_parts(task, part, split.test)
     _check_shown(task.final_data(split), split)
+    for count in task.fold_counts(split):
+        folds = task.folds(split, count, seed)
+        assert len(folds) == count, "as many folds as were asked for"
+        for fold in folds:
+            for part in task.divisions(fold):
+                _check_parts(task, part, split.test)
     models = [_model(part) for part in divisions]
     judged, again = (task.judge(protocol, models, split, seed) for _ in range(2))
     _check_score(judged.score)
@@ -110,7 +117,7 @@ def _check_told(task: Task, split: Split) -> None:
     facts = task.facts(split)
     for item in fields(facts):
         value = getattr(facts, item.name)
-        texts = list(value.values()) if not isinstance(value, str) else [value]
+        texts = list(value.values()) if isinstance(value, Mapping) else [str(value)]
         assert all("\n" not in text for text in texts), f"facts.{item.name} must be one line"
     assert split.test is not None or facts.no_test, "a study without a test says so"
 

@@ -16,18 +16,18 @@ from orchestrator.budgets.contract import Ledger
 from orchestrator.engine.events import (
     Ended,
     Event,
+    Forgotten,
     Reached,
     Scored,
     SearchEnded,
     SegmentStarted,
-    Selected,
     Trained,
     TrialStarted,
 )
 from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Assignment, Configuration, Report, Segment, Status, Trial, TrialSpec
-from orchestrator.engine.selection import Finals
+from orchestrator.engine.selection import Finals, ranked
 from orchestrator.strategies.contract import Continue, Decision, Done, Fork, Problem, Start, Stop, Strategy, Wait
 from search_spaces.domains import UserError
 
@@ -91,6 +91,8 @@ class Controller:
         self._write, self._forget, self._sinks, self._clock = write, forget, sinks, clock
         self._queue: deque[Segment] = deque(t.segment for t in history.open() if t.segment is not None)
         self._running: dict[str, Segment] = {}
+        # Search trials whose checkpoint may lie in storage: few, so that no end of a trial looks at all of them.
+        self._held = {t.spec.key: t for t in history.search() if t.checkpoint is not None}
         self.error: Exception | None = None
         self._fill()
 
@@ -116,7 +118,8 @@ class Controller:
         segment = self._queue.popleft()
         self._running[segment.key] = segment
         spec = self.history.trials[segment.key].spec
-        illustrate = spec.origin == "defaults" if spec.purpose == "search" else spec.purpose == "retrain" and spec.repeat == 0
+        first = spec.purpose == "fold" and spec.fold == spec.repeat == 0
+        illustrate = spec.origin == "defaults" if spec.purpose == "search" else first
         return Assignment(spec, segment, illustrate)
 
     def receive(self, report: Report) -> bool:
@@ -141,6 +144,8 @@ class Controller:
         self.tell(*_events_of(report, segment), *([Ended(report.key, "finished", "")] if over else []))
         if before is not None and before != trial.checkpoint:
             self._drop(before)
+        if trial.spec.purpose == "search" and trial.checkpoint is not None:
+            self._held[report.key] = trial
         if report.status == "running":
             reason = self._ill(trial)
             if reason:
@@ -148,8 +153,8 @@ class Controller:
             self._fill()
             return report.key in self._running
         del self._running[report.key]
-        if over:
-            self._let_go(trial)
+        if over and trial.spec.purpose == "search":
+            self._let_go(self._promising())
         self._fill()
         return self._goes_on_in_place(report.key, segment)
 
@@ -191,11 +196,13 @@ class Controller:
             to, *onward = problem.after(trial)
             self._go_on(Segment(trial.spec.key, to, trial.checkpoint, tuple(onward)))
             return True
-        spec = self.course.finals.next(self.history)
-        if spec is None:
+        following = self.course.finals.next(self.history, self.course.ledger)
+        if following is None:
             return False
-        to, *onward = problem.rungs_of(spec.method)
-        self._start(spec, Segment(spec.key, to, None, tuple(onward)))
+        spec = following.spec
+        # What goes on from the search's own end has nothing left to train: it is judged.
+        to, *onward = problem.rungs_of(spec.method) if following.start is None else [problem.top]
+        self._start(spec, Segment(spec.key, to, following.start, tuple(onward)))
         return True
 
     def _stop_what_is_not_paid_for(self) -> None:
@@ -280,24 +287,40 @@ class Controller:
         for trial in [*self.history.open(), *self.history.undecided()]:
             if trial.spec.purpose == "search":
                 self._end(trial.spec.key, "pruned", reason)
-        self.tell(SearchEnded(reason), Selected(self.course.finals.select(self.history)))
+        self.tell(SearchEnded(reason), self.course.finals.select(self.history))
+        self._let_go(set(self.history.selected or ()))
 
     def _end(self, key: str, status: Status, reason: str) -> None:
         trial = self.history.trials[key]
         self._running.pop(key, None)
         self._queue = deque(segment for segment in self._queue if segment.key != key)
         self.tell(Ended(key, status, reason))
-        self._let_go(trial)
+        if trial.spec.purpose == "search" and self.history.finals is None:
+            self._let_go(self._promising())
 
-    def _let_go(self, trial: Trial) -> None:
-        """Finalists are trained from the start, so an ended search trial's weights are of use to its forks alone."""
-        if trial.spec.purpose == "search" and trial.checkpoint is not None:
-            self._drop(trial.checkpoint)
+    def _promising(self) -> set[int]:
+        """Numbers of the trials that would be finalists if the search ended now: their models may serve as their folds'."""
+        held = [trial for trial in self._held.values() if trial.status == "finished"]
+        return {trial.spec.trial for trial in ranked(held)[: self.course.finals.most]}
+
+    def _let_go(self, promising: set[int]) -> None:
+        """Deletes the checkpoints of ended search trials but the ``promising``, and those that a fork still starts from."""
+        for key, trial in list(self._held.items()):
+            if trial.status == "running" or trial.checkpoint is None:
+                continue
+            if trial.spec.trial not in promising and not self._wanted(trial.checkpoint):
+                checkpoint = trial.checkpoint
+                self.tell(Forgotten(key))
+                self._forget(checkpoint)
+                del self._held[key]
 
     def _drop(self, checkpoint: str) -> None:
         """Deletes a checkpoint unless a segment that is decided on starts from it."""
-        if checkpoint not in {t.segment.start for t in self.history.open() if t.segment is not None}:
+        if not self._wanted(checkpoint):
             self._forget(checkpoint)
+
+    def _wanted(self, checkpoint: str) -> bool:
+        return checkpoint in {t.segment.start for t in self.history.open() if t.segment is not None}
 
 
 def _events_of(report: Report, segment: Segment) -> list[Event]:

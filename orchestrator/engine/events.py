@@ -12,7 +12,7 @@ import numpy as np
 from methods.training.clock import Fidelity
 from orchestrator.engine.records import Rung, Segment, Status, TestScore, TrialSpec
 
-FORMAT = 3
+FORMAT = 4
 """Of the journal and the run folder around it."""
 
 
@@ -110,6 +110,14 @@ class Ended(Timed):
 
 
 @dataclass(frozen=True)
+class Forgotten(Timed):
+    """A trial's checkpoint is of no more use, and is deleted."""
+
+    event: ClassVar[str] = "forgotten"
+    key: str
+
+
+@dataclass(frozen=True)
 class SearchEnded(Timed):
     """The search is over: because of what, in words."""
 
@@ -119,10 +127,14 @@ class SearchEnded(Timed):
 
 @dataclass(frozen=True)
 class Selected(Timed):
-    """The finalists' trial numbers, best first by the search's score."""
+    """The finalists' trial numbers, best first by the search's score; into how many folds the labels are divided for them,
+    and how many of these judge.
+    """
 
     event: ClassVar[str] = "selected"
     trials: list[int]
+    folds: int = 1
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,21 @@ class Chosen(Timed):
 
 
 @dataclass(frozen=True)
+class Predicted(Timed):
+    """What the winner's test score will be, said before the test is opened.
+
+    ``low`` and ``high`` are an interval of probability ``level``; ``parts`` are the out-of-fold score and its corrections.
+    """
+
+    event: ClassVar[str] = "predicted"
+    value: float
+    low: float
+    high: float
+    level: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Tested(Timed):
     """A finalist's model was asked about the test images."""
 
@@ -143,8 +170,8 @@ class Tested(Timed):
 
 
 Event = (
-    Started | Opened | Extended | TrialStarted | SegmentStarted | Trained | Scored | Reached | Ended | SearchEnded | Selected
-    | Chosen | Tested
+    Started | Opened | Extended | TrialStarted | SegmentStarted | Trained | Scored | Reached | Ended | Forgotten | SearchEnded
+    | Selected | Chosen | Predicted | Tested
 )  # fmt: skip
 _EVENTS: dict[str, type] = {e.event: e for e in Event.__args__}
 

@@ -12,7 +12,9 @@ from orchestrator.engine.events import (
     Ended,
     Event,
     Extended,
+    Forgotten,
     Opened,
+    Predicted,
     Reached,
     Scored,
     SearchEnded,
@@ -36,7 +38,8 @@ class History:
         trials_wanted: trials that the search is to start, or None where no budget counts trials.
         trials: by key, in the order started.
         search_ended: why and when the search ended, or None.
-        selected, chosen, tests: the finalists, the winner, the test scores.
+        finals, chosen, predicted, tests: the finalists and how they are judged, the winner, its predicted test score, the test
+            scores.
         now: time of the newest event, the only clock that a decision may read.
         elapsed: seconds that the study has run, without the time that it lay killed.
     """
@@ -48,8 +51,9 @@ class History:
         self.trials: dict[str, Trial] = {}
         self._curves: dict[str, list[Trained]] = {}
         self.search_ended: SearchEnded | None = None
-        self.selected: list[int] | None = None
+        self.finals: Selected | None = None
         self.chosen: Chosen | None = None
+        self.predicted: Predicted | None = None
         self.tests: list[TestScore] = []
         self.now = 0.0
         self._before = 0.0
@@ -77,7 +81,7 @@ class History:
             case Extended():
                 # More trials reopen the selection; what was tested stays on record until it is tested anew.
                 self.trials_wanted, self.search_ended = event.trials, None
-                self.selected, self.chosen, self.tests = None, None, []
+                self.finals, self.chosen, self.predicted, self.tests = None, None, None, []
             case TrialStarted():
                 trial = self.trials[event.spec.key] = self._running[event.spec.key] = Trial(event.spec)
                 if event.spec.parent is not None:
@@ -110,12 +114,16 @@ class History:
                 trial = self.trials[event.key]
                 trial.status, trial.reason, trial.segment = event.status, event.reason, None
                 self._running.pop(event.key, None)
+            case Forgotten():
+                self.trials[event.key].checkpoint = None
             case SearchEnded():
                 self.search_ended = event
             case Selected():
-                self.selected = event.trials
+                self.finals = event
             case Chosen():
                 self.chosen = event
+            case Predicted():
+                self.predicted = event
             case Tested():
                 self.tests.append(event.score)
 
@@ -125,6 +133,11 @@ class History:
         curve = self._curves.get(trial.spec.key, [])
         while curve and curve[-1].epoch > trial.epochs:
             curve.pop()
+
+    @property
+    def selected(self) -> list[int] | None:
+        """The finalists' trial numbers."""
+        return None if self.finals is None else self.finals.trials
 
     @property
     def elapsed(self) -> float:

@@ -19,7 +19,7 @@ from methods.training.clock import Fidelity
 from search_spaces.domains import Value
 
 Status = Literal["running", "finished", "pruned", "failed"]
-Purpose = Literal["search", "retrain", "refit"]
+Purpose = Literal["search", "fold", "curve", "refit"]
 Origin = Literal["defaults", "sampled", "forked"]
 
 
@@ -48,10 +48,13 @@ class TrialSpec:
         method: name of the method.
         values: its active knobs.
         seed: of the training.
-        purpose: a trial of the search; a finalist retrained with a fresh seed; a finalist trained on the whole budget.
+        purpose: a trial of the search; a finalist that one fold judges; the winner on fewer labels, for its learning curve;
+            the winner trained on the whole budget.
         origin: where the configuration came from.
-        repeat: which of a finalist's trainings of this purpose, from 0.
+        repeat: which of a finalist's trainings of this purpose (and fold), from 0.
         parent: key of the trial whose weights it starts from, or None.
+        fold, folds: which of how many folds judges it, from 0; 0 of 1 for the search's own division.
+        share: of the division's training labels; below 1 for the learning curve.
     """
 
     key: str
@@ -63,6 +66,9 @@ class TrialSpec:
     origin: Origin = "sampled"
     repeat: int = 0
     parent: str | None = None
+    fold: int = 0
+    folds: int = 1
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,8 @@ class Rung:
         value: what the search maximises.
         n: images (or episodes) scored.
         low, high: 95% interval of the score's value.
-        scored_on: which labels were scored: the ``validation`` part, the whole ``budget`` (cross-validated), ``episodes``, the
-            episodes of all ``folds`` of a cross-validation by group, or images ``elsewhere``, of another data set.
+        scored_on: which labels were scored: the ``validation`` part, ``episodes``, the episodes of all ``folds`` of a
+            cross-validation by group, or images ``elsewhere``, of another data set.
         units: what each unit that every method answers contributes, so that two trials pair: bool [m], the validation images
             in order, answered rightly or not; or float32 [m], the episodes' accuracies. None where scores are not means.
         seconds: spent scoring.
@@ -116,7 +122,7 @@ class Rung:
     n: int
     low: float
     high: float
-    scored_on: Literal["validation", "budget", "episodes", "folds", "elsewhere"]
+    scored_on: Literal["validation", "episodes", "folds", "elsewhere"]
     units: np.ndarray | None
     seconds: float
 
@@ -189,6 +195,7 @@ class SlotSetup:
         task: what is learned and how it is judged.
         storage: of the run folder, reachable from every node.
         threads: torch threads of a worker.
+        most_parameters, most_ms: what a model may cost at most, in parameters and milliseconds an image; None where all may.
         features: embeddings by the frozen encoders of the study's feature methods.
     """
 
@@ -205,6 +212,8 @@ class SlotSetup:
     task: Task
     storage: Storage
     threads: int
+    most_parameters: int | None = None
+    most_ms: float | None = None
     features: tuple[FeatureTable, ...] = ()
 
     def encoder_for(self, method: Method) -> EncoderSpec:
@@ -270,7 +279,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class TestScore:
-    """One model's score on the test set."""
+    """One model's score on the test set.
+
+    Attributes:
+        key, trial: of the training, and the number of the search trial whose configuration it is.
+        value, n, low, high: the score, over how many, and its 95% interval by their number alone.
+        parameters: of the model, trained or not.
+        ms: milliseconds an image, in batches, where it was tested.
+    """
 
     key: str
     trial: int
@@ -278,3 +294,5 @@ class TestScore:
     n: int
     low: float
     high: float
+    parameters: int = 0
+    ms: float = 0.0

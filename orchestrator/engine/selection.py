@@ -1,31 +1,62 @@
-"""After the search: the finalists, trained again with fresh seeds, and then on the whole label budget."""
+"""After the search: the finalists are judged by folds, round by round, and the winner is trained on the whole budget."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from methods.batch import seed_of
 from orchestrator.budgets.contract import Ledger
+from orchestrator.budgets.cpu_hours import again
+from orchestrator.engine.events import Selected
+from orchestrator.engine.finalists import compare, finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Purpose, Trial, TrialSpec
 from orchestrator.study import Selection
 
+SHARE = 0.5
+"""What selection and refit may cost by default, in terms of what the search did: a third of both together."""
 
-def trainings_after(selection: Selection, refits: frozenset[str], history: History) -> list[tuple[Trial, float]]:
-    """What the selection would train if the search ended now: trials like these, and how many of each.
+MOST = 5
+"""Finalists at the most, where their number follows the budget."""
 
-    While fewer than ``selection.top`` trials have finished, the longest one stands for those to come.
+BEHIND = 0.05
+"""Chance, over all looks of a race together, that a finalist which is not behind the leader is dropped."""
+
+THINNER = (0.5, 0.25)
+"""Shares of a fold's training labels at which the winner's learning curve is read."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """How the task's labels may judge finalists.
+
+    Attributes:
+        counts: numbers of folds to choose from, ascending.
+        nested: those of which the first fold is judged as the search's trials are, by models of the same labels.
     """
-    finished = [t for t in history.search() if t.status == "finished"]
-    if not finished:
-        return []
-    chosen = ranked(finished)[: selection.top]
-    chosen += [max(finished, key=lambda t: t.seconds_from_nothing)] * (selection.top - len(chosen))
-    again, last = selection.repeats("retrain"), selection.repeats("refit")
-    return [(t, again + last * (t.spec.method in refits)) for t in chosen]
+
+    counts: tuple[int, ...] = (1,)
+    nested: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many finalists are judged, by how many rounds of how many folds."""
+
+    top: int
+    folds: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """The next training of the selection: ``spec``, from nothing or from the checkpoint ``start``."""
+
+    spec: TrialSpec
+    start: str | None = None
 
 
 def ranked(finished: Sequence[Trial]) -> list[Trial]:
@@ -36,57 +67,179 @@ def ranked(finished: Sequence[Trial]) -> list[Trial]:
 
 @dataclass(frozen=True)
 class Finals:
-    """Which configurations are trained again, how often, and in which order: a fixed function of (seed, history).
+    """Which configurations are judged again, how often, and in which order: a fixed function of (seed, history).
 
     Attributes:
-        selection: how many finalists, with how many seeds.
-        refits: names of the methods that are also trained on the whole budget.
+        selection: how many finalists, folds and seeds; ``auto`` follows what the search has cost.
+        division: how the labels may judge.
+        refits: names of the methods whose winner is trained on the whole budget.
+        label_free: names of the methods whose training reads no labels, so that one training serves all folds.
+        in_one_go: names of the methods that are fitted in one go, for each fold anew: that costs less than a checkpoint.
         seed: of the study.
-        ledger: where a budget would not bear all trainings, later repeats are left out.
     """
 
     selection: Selection
+    division: Division
     refits: frozenset[str]
+    label_free: frozenset[str]
     seed: int
-    ledger: Ledger
+    in_one_go: frozenset[str] = frozenset()
 
-    def select(self, history: History) -> list[int]:
-        """The finalists' trial numbers, best first by the search's score."""
-        finished = [t for t in history.search() if t.status == "finished"]
-        return [t.spec.trial for t in ranked(finished)[: self.selection.top]]
+    @property
+    def most(self) -> int:
+        """Finalists at the most."""
+        return self.selection.top if isinstance(self.selection.top, int) else MOST
 
-    def next(self, history: History) -> TrialSpec | None:
-        """The next finalist's training, or None where all have been started that the budgets bear."""
-        for purpose, repeat, origin in self._wanted(history):
-            key = f"{origin.spec.key}-{purpose}-{repeat}"
+    def select(self, history: History) -> Selected:
+        """The finalists, best first by the search's score, and how they are judged."""
+        finished = ranked([t for t in history.search() if t.status == "finished"])
+        plan = self._plan(finished, history)
+        return Selected([t.spec.trial for t in finished[: plan.top]], plan.folds, plan.rounds)
+
+    def trainings_after(self, history: History) -> list[tuple[Trial, float]]:
+        """What the selection would train if the search ended now: trials like these, and how many of each.
+
+        While too few trials have finished, the longest one stands for those to come.
+        """
+        finished = ranked([t for t in history.search() if t.status == "finished"])
+        return self._trainings(finished, self._plan(finished, history)) if finished else []
+
+    def _plan(self, finished: Sequence[Trial], history: History) -> Plan:
+        """The largest plan that costs at most ``SHARE`` of what the search has; the smallest where none does."""
+        plans = self._plans()
+        spent = sum(again(t) for t in history.search())
+        costs = [sum(again(t) * n for t, n in self._trainings(finished, plan)) if finished else 0.0 for plan in plans]
+        fit = [plan for plan, cost in zip(plans, costs, strict=True) if cost <= SHARE * spent]
+        return fit[-1] if fit else plans[0]
+
+    def _plans(self) -> list[Plan]:
+        """Plans to choose from, each larger than the one before."""
+        given, top = self.selection.folds, self.selection.top
+        counts = (given,) if isinstance(given, int) else self.division.counts
+        plans = []
+        for tops in [top] if isinstance(top, int) else range(2, MOST + 1):
+            for folds in counts:
+                # Every label judges once where that can be paid for; where folds are many, some of them judge.
+                rounds = [folds] if isinstance(given, int) or folds < 3 else sorted({2, min(3, folds), folds})
+                plans += [Plan(tops, folds, each) for each in rounds]
+        return sorted(plans, key=lambda plan: (plan.top * (plan.rounds - (plan.folds in self.division.nested)), plan.top))
+
+    def _trainings(self, finished: Sequence[Trial], plan: Plan) -> list[tuple[Trial, float]]:
+        chosen = list(finished[: plan.top])
+        chosen += [max(finished, key=lambda t: t.seconds_from_nothing)] * (plan.top - len(chosen))
+        found: list[tuple[Trial, float]] = []
+        for trial in chosen:
+            fresh = plan.rounds * self.selection.seeds - self._reuses(trial, plan.folds) if self._learns(trial) else 0
+            found.append((trial, float(fresh)))
+        # Whoever wins, the refit costs no more than the longest one's.
+        longest = max(chosen, key=lambda t: t.seconds_from_nothing * (t.spec.method in self.refits))
+        return [*found, (longest, float(self.selection.repeats("refit")))] if longest.spec.method in self.refits else found
+
+    def _learns(self, trial: Trial) -> bool:
+        """Whether each fold needs a training of its own."""
+        return trial.spec.method not in self.label_free or self.division.counts == (1,)
+
+    def _reuses(self, trial: Trial, folds: int) -> bool:
+        """Whether the search's own model serves as the first fold's."""
+        kept = trial.checkpoint is not None and trial.spec.method not in self.in_one_go
+        return kept and folds in self.division.nested
+
+    def next(self, history: History, ledger: Ledger) -> Start | None:
+        """The next training, or None where all have been started that the budgets bear, or a round must end first."""
+        finals = history.finals
+        assert finals is not None
+        by_number = {t.spec.trial: t for t in history.search()}
+        racing = [by_number[number] for number in finals.trials]
+        rounds = [(repeat, fold) for repeat in range(self.selection.seeds) for fold in range(finals.rounds)]
+        for looks, (repeat, fold) in enumerate(rounds):
+            if looks:
+                racing = self._still_racing(racing, history, rounds[:looks], len(rounds) - 1)
+            keys = [f"{t.spec.key}-fold{fold}-{repeat}" for t in racing]
+            begun = any(key in history.trials for key in keys)
+            # All of a round or nothing of it: finalists compare on the same folds.
+            if looks and not begun and not self._affordable(racing, "fold", history, ledger):
+                break
+            for origin, key in zip(racing, keys, strict=True):
+                if key not in history.trials:
+                    return self._of_fold(origin, key, repeat, fold, finals)
+            if any(key in history.trials and history.trials[key].status == "running" for key in keys):
+                return None
+        winner = next(iter(finalists(history)), None)
+        return None if winner is None else self._of_winner(winner.trial, history, ledger)
+
+    @staticmethod
+    def _still_racing(racing: list[Trial], history: History, rounds: Sequence[tuple[int, int]], looks: int) -> list[Trial]:
+        """Those that are not clearly behind the leader, by ``rounds`` (repeat, fold) alone."""
+        board = [f.after(rounds) for f in finalists(history) if f.trial in racing]
+        board = [f for f in board if f.judged]
+        if not board:
+            return racing
+        leader = max(board, key=lambda f: f.val)
+        level = 1 - 2 * BEHIND / looks
+        return [f.trial for f in board if f is leader or not compare(leader, f, level).low > 0]
+
+    def _of_fold(self, origin: Trial, key: str, repeat: int, fold: int, finals: Selected) -> Start:
+        spec = origin.spec
+        label_free = not self._learns(origin)
+        shared = (
+            repeat == 0 and origin.checkpoint is not None and (label_free or (fold == 0 and self._reuses(origin, finals.folds)))
+        )
+        # Label-free training is done once for all folds: by the search, and anew for each further seed.
+        seed = spec.seed if shared else seed_of(self.seed, "fold", repeat, 0 if label_free else fold)
+        made = TrialSpec(
+            key, spec.trial, spec.method, spec.values, seed, "fold", spec.origin, repeat,
+            parent=spec.key if shared else None, fold=fold, folds=finals.folds,
+        )  # fmt: skip
+        return Start(made, origin.checkpoint if shared else None)
+
+    def _of_winner(self, origin: Trial, history: History, ledger: Ledger) -> Start | None:
+        """The winner's learning curve, where it can be paid for, and its refit."""
+        finals, spec = history.finals, origin.spec
+        assert finals is not None
+        for purpose, repeat, share in self._last(origin, finals):
+            key = f"{spec.key}-{purpose}-{repeat}"
             if key in history.trials:
                 continue
-            if repeat > 0 and not self._affordable(origin, purpose, history):
+            if purpose == "curve" and not self._curve_pays(origin, history, ledger):
                 continue
-            spec = origin.spec
-            seed = seed_of(self.seed, "retrain", repeat)
-            return TrialSpec(key, spec.trial, spec.method, spec.values, seed, purpose, spec.origin, repeat)
+            if purpose == "refit" and repeat and not self._affordable([origin], purpose, history, ledger):
+                continue
+            shared = purpose == "curve" and not self._learns(origin) and origin.checkpoint is not None
+            seed = spec.seed if shared else seed_of(self.seed, "refit", repeat)
+            folds = finals.folds if purpose == "curve" else 1
+            made = TrialSpec(
+                key, spec.trial, spec.method, spec.values, seed, purpose, spec.origin, repeat,
+                parent=spec.key if shared else None, folds=folds, share=share,
+            )  # fmt: skip
+            return Start(made, origin.checkpoint if shared else None)
         return None
 
-    def _wanted(self, history: History) -> Iterator[tuple[Purpose, int, Trial]]:
-        """Fresh seeds of every finalist, round by round; then the whole budget, the best finalist first."""
-        by_number = {t.spec.trial: t for t in history.search()}
-        finalists = [by_number[number] for number in history.selected or []]
-        for repeat in range(self.selection.repeats("retrain")):
-            yield from (("retrain", repeat, origin) for origin in finalists)
-        for repeat in range(self.selection.repeats("refit")):
-            yield from (("refit", repeat, origin) for origin in finalists if origin.spec.method in self.refits)
+    def _last(self, origin: Trial, finals: Selected) -> Iterator[tuple[Purpose, int, float]]:
+        if origin.spec.method in self.refits:
+            yield from (("refit", repeat, 1.0) for repeat in range(self.selection.repeats("refit")))
+        if finals.folds > 1:
+            yield from (("curve", number, share) for number, share in enumerate(THINNER))
 
-    def _affordable(self, origin: Trial, purpose: Purpose, history: History) -> bool:
-        """Whether the training fits beside those that must come: one refit of every finalist, and what is under way."""
-        must: list[tuple[Trial, float]] = [(origin, 1.0)]
-        if purpose == "retrain":
-            started = {t.spec.trial for t in history.trials.values() if t.spec.purpose == "refit"}
-            finalists = [t for t in history.search() if t.spec.trial in (history.selected or [])]
-            must += [(t, 1.0) for t in finalists if t.spec.method in self.refits and t.spec.trial not in started]
-        by_number = {t.spec.trial: t for t in history.search()}
+    def _curve_pays(self, origin: Trial, history: History, ledger: Ledger) -> bool:
+        if not self._learns(origin):
+            return origin.checkpoint is not None
+        spent = dict.fromkeys((True, False), 0.0)
+        for trial in history.trials.values():
+            spent[trial.spec.purpose == "search"] += again(trial)
+        bears = spent[False] + again(origin) <= SHARE * spent[True]
+        return bears and self._affordable([origin], "curve", history, ledger)
+
+    def _affordable(self, origins: Sequence[Trial], purpose: Purpose, history: History, ledger: Ledger) -> bool:
+        """Whether trainings like these fit beside those that must come: the winner's refit, and what is under way."""
+        finals = history.finals
+        assert finals is not None
+        by_number: Mapping[int, Trial] = {t.spec.trial: t for t in history.search()}
+        must: list[tuple[Trial, float]] = [(t, 1.0) for t in origins if self._learns(t)]
+        if purpose == "fold":
+            refitted = [by_number[number] for number in finals.trials if by_number[number].spec.method in self.refits]
+            must += [(max(refitted, key=lambda t: t.seconds_from_nothing), 1.0)] if refitted else []
         must += [(by_number[t.spec.trial], self._left_of(t, by_number[t.spec.trial])) for t in history.open()]
-        return self.ledger.allows(history, must)
+        return ledger.allows(history, must)
 
     @staticmethod
     def _left_of(trial: Trial, origin: Trial) -> float:

@@ -17,19 +17,22 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid, save_image
 
 from cluster.errors import ClusterError
 from methods.batch import Batch, RandomStream, seed_of
 from methods.contracts import Learner
-from methods.data.records import LabelledSubset
-from methods.parts.modes import evaluating, threads
-from methods.protocols.contract import Score, Trained
+from methods.data.folding import thinned
+from methods.data.records import LabelledSubset, Split
+from methods.parts.encoders import parameter_count
+from methods.parts.modes import device_of, evaluating, threads
+from methods.protocols.contract import Answers, Score, Trained
 from methods.training import EpochReport, FeatureTraining, Training, TrainSettings
 from methods.training.clock import Fidelity
 from methods.world import World
-from orchestrator.engine.records import Assignment, Report, Rung, Segment, SlotSetup, TrialSpec
+from orchestrator.engine.records import Assignment, Report, Rung, Segment, SlotSetup, TestScore, TrialSpec
 from orchestrator.features import remember_features
 from orchestrator.folder import RunFolder, file_name, load_tensors, save_tensors
 from search_spaces.domains import UserError, build
@@ -37,16 +40,31 @@ from search_spaces.domains import UserError, build
 PICTURES = 8
 """Images in a picture."""
 
+COSTED = 64
+"""Images of a batch in which a model's time is taken."""
+
 THUMBNAIL = 96
 """Pixels to which higher images are reduced in a picture, so that a report stays small."""
 
 
-def training_of(setup: SlotSetup, spec: TrialSpec, world: World, fold: int = 0) -> Training | FeatureTraining:
-    """The trial's training before its first step. Raises UserError where data, method and settings do not fit."""
+def division_of(setup: SlotSetup, spec: TrialSpec) -> Split:
+    """The division that the trial learns from and is judged by."""
+    split = setup.split if spec.folds == 1 else setup.task.folds(setup.split, spec.folds, setup.seed)[spec.fold]
+    return split if spec.share == 1 else thinned(split, spec.share, spec.seed)
+
+
+def training_of(setup: SlotSetup, spec: TrialSpec, world: World, division: Split | None = None) -> Training | FeatureTraining:
+    """The trial's training before its first step.
+
+    Args:
+        division: one of the ``divisions`` that the trial is trained on; None for its first.
+    Raises:
+        UserError: data, method and settings do not fit.
+    """
     method = setup.methods[spec.method]
     config = build(method.config, dict(spec.values), spec.method)
     refit = spec.purpose == "refit"
-    split = setup.split if refit else setup.task.divisions(setup.split)[fold]
+    split = division or (setup.split if refit else setup.task.divisions(division_of(setup, spec))[0])
     data = setup.task.final_data(split) if refit else split.train
     by_clock = setup.top.unit == "seconds"
     settings = TrainSettings(
@@ -74,8 +92,9 @@ class FoldTrainings:
     """A trial's trainings, an epoch at a time: one for each fold of a cross-validation, in all other cases a single one."""
 
     def __init__(self, setup: SlotSetup, spec: TrialSpec, world: World) -> None:
-        folds = 1 if spec.purpose == "refit" else len(setup.task.divisions(setup.split))
-        self.trainings = [training_of(setup, spec, world, fold) for fold in range(folds)]
+        self.split = division_of(setup, spec)
+        divisions = (self.split,) if spec.purpose == "refit" else setup.task.divisions(self.split)
+        self.trainings = [training_of(setup, spec, world, division) for division in divisions]
         self.first = self.trainings[0]
 
     @property
@@ -98,6 +117,12 @@ class FoldTrainings:
         parts = {name: float(np.mean([r.parts[name] for r in reports if name in r.parts])) for name in last.parts}
         seconds, images = sum(r.seconds for r in reports), sum(r.images for r in reports)
         return dataclasses.replace(last, parts=parts, seconds=seconds, images=images, steps=min(r.steps for r in reports))
+
+    def idle(self) -> EpochReport:
+        """What an epoch tells in which nothing was left to train."""
+        first = self.first
+        assert isinstance(first, Training), "no feature method goes on from a checkpoint"
+        return EpochReport(first.epoch, self.done, first.stage.name, {}, 0.0, 0, True)
 
     def state(self) -> dict[str, Any]:
         """The first training's state, and under ``folds`` the others'."""
@@ -156,7 +181,22 @@ class SegmentRun:
             fork = PurePosixPath(start).parent.name != self.given.spec.key
             trainings.load(state["training"], fork)
             self._seconds = 0.0 if fork else float(state["seconds"])
+        else:
+            self._check_cost(trainings.first)
         self._trainings = trainings
+
+    def _check_cost(self, training: Training | FeatureTraining) -> None:
+        """Raises UserError where the model would cost more than the study allows."""
+        most, most_ms = self.setup.most_parameters, self.setup.most_ms
+        if most is None and most_ms is None:
+            return
+        # A feature method has no head before it is fitted; heads cost next to nothing.
+        model = trained(training) if isinstance(training, Training) else Trained(training.encoder)
+        parameters, ms = cost_of(model, self.setup.split)
+        if most is not None and parameters > most:
+            raise UserError(f"the model has {parameters:,} parameters, and limit.parameters is {most:,}")
+        if most_ms is not None and ms > most_ms:
+            raise UserError(f"the model takes {ms:.3g} ms an image, and limit.predict_ms is {most_ms:g}")
 
     def _guard(self, action: Callable[[], Any]) -> Any:
         try:
@@ -187,7 +227,8 @@ class SegmentRun:
         spec, trainings, segment = self.given.spec, self._trainings, self._segment
         # From here on the training is past the checkpoint that it was at.
         self._at = ""
-        epoch = trainings.train(segment.to.amount)
+        there = trainings.done.amount >= segment.to.amount
+        epoch = trainings.idle() if there else trainings.train(segment.to.amount)
         self._seconds += epoch.seconds
         if not epoch.finite:
             raise UserError(f"diverged: the loss was not a number in epoch {epoch.epoch}; a lower lr may help")
@@ -222,8 +263,10 @@ class SegmentRun:
         started = time.perf_counter()
         models = [trained(training) for training in self._trainings.trainings]
         with torch.random.fork_rng():
-            judged = self.setup.task.judge(self.setup.protocol, models, self.setup.split, self.setup.seed)
+            judged = self.setup.task.judge(self.setup.protocol, models, self._trainings.split, self.setup.seed)
         score = judged.score
+        if self.given.spec.purpose == "fold" and score.answers is not None:
+            self._keep(score.index, score.answers)
         objective = cast(Callable[[Score], float] | None, self.setup.objective)
         value = float(objective(score)) if objective else score.value
         if not math.isfinite(value):
@@ -232,6 +275,12 @@ class SegmentRun:
         # An objective of the user's own is no mean over units, so it cannot be paired.
         units = None if objective else judged.units
         return Rung(epoch.epoch, value, score.n, score.low, score.high, judged.scored_on, units, seconds)
+
+    def _keep(self, index: np.ndarray, answers: Answers) -> None:
+        """The out-of-fold answers, for whoever calibrates or compares later."""
+        key = self.folder.trial(self.given.spec.key, "answers.pt")
+        columns = {"index": index, "label": answers.label, "logits": answers.logits}
+        save_tensors(self.setup.storage, key, {name: torch.from_numpy(each) for name, each in columns.items()})
 
     def _draw(self) -> None:
         assert self._trainings is not None
@@ -260,11 +309,27 @@ class SegmentRun:
         return key
 
 
-def examine(setup: SlotSetup, spec: TrialSpec, checkpoint: str, test: LabelledSubset, device: torch.device) -> Score:
-    """The test score of the model in ``checkpoint``."""
+def examine(setup: SlotSetup, spec: TrialSpec, checkpoint: str, test: LabelledSubset, device: torch.device) -> TestScore:
+    """The test score of the model in ``checkpoint``, and what the model costs."""
     with threads(setup.threads):
         model = trained(load_training(setup, spec, checkpoint, device))
-        return setup.task.test(setup.protocol, model, setup.split, test, spec.purpose == "refit", setup.seed)
+        score = setup.task.test(setup.protocol, model, division_of(setup, spec), test, spec.purpose == "refit", setup.seed)
+        parameters, ms = cost_of(model, setup.split)
+        return TestScore(spec.key, spec.trial, score.value, score.n, score.low, score.high, parameters, ms)
+
+
+def cost_of(model: Trained, split: Split) -> tuple[int, float]:
+    """Parameters of what predicts (else of the encoder), and milliseconds an image in a batch here: the fastest of three."""
+    asked: nn.Module = model.predictor or model.encoder
+    index = torch.arange(min(COSTED, len(split.train)))
+    # Pixels, since embeddings of known images may be looked up.
+    images, seconds = split.train.images.take(index).to(device_of(asked)), []
+    with torch.no_grad(), evaluating(asked):
+        for _ in range(3):
+            began = time.perf_counter()
+            asked(images).sum().item()
+            seconds.append(time.perf_counter() - began)
+    return parameter_count(asked), round(1000 * min(seconds) / len(index), 6)
 
 
 def load_training(setup: SlotSetup, spec: TrialSpec, checkpoint: str, device: torch.device) -> Training | FeatureTraining:

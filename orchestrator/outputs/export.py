@@ -10,15 +10,15 @@ import torch
 import yaml
 
 from cluster.storage import Storage
-from methods.parts.encoders import origin_of, save_encoder
+from methods.parts.encoders import can_be_saved, origin_of, save_encoder
 from methods.parts.heads import save_predictor
 from methods.parts.joined import JoinedEncoder
 from methods.protocols.contract import Trained
+from orchestrator.engine.finalists import Finalist
 from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.trial import load_training, trained
 from orchestrator.folder import RunFolder
 from orchestrator.oneshot import distance_of
-from orchestrator.outputs.leaderboard import Finalist
 
 
 def export(model: Trained, shared: SlotSetup, storage: Storage, prefix: str = "") -> None:
@@ -26,7 +26,7 @@ def export(model: Trained, shared: SlotSetup, storage: Storage, prefix: str = ""
 
     An encoder class of the user's own cannot be rebuilt from a file; its weights are in the checkpoint.
     """
-    if not model.encoder.name:
+    if not can_be_saved(model.encoder):
         return
     encoder = io.BytesIO()
     save_encoder(encoder, model.encoder)
@@ -42,7 +42,7 @@ def joined(best: Finalist, shared: SlotSetup) -> Trained:
     """The winner's trainings of all seeds as one encoder that is compared by the distance it was trained by."""
     paths = [(t.spec, t.checkpoint) for t in best.tested if t.checkpoint is not None]
     models = [trained(load_training(shared, spec, path, torch.device("cpu"))) for spec, path in paths]
-    if len(models) == 1 or not models[0].encoder.name:
+    if len(models) == 1 or not can_be_saved(models[0].encoder):
         return models[0]
     unit = distance_of(best.trial.spec.values) == "cosine"
     return Trained(JoinedEncoder([model.encoder for model in models], unit))
@@ -63,14 +63,14 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool
     storage.put(f"{folder.BEST}checkpoint.pt", storage.get(source.checkpoint))
     spec = source.spec
     begun = shared.encoder_for(shared.methods[spec.method])
-    encoder = {"name": begun.name, "weights": origin_of(model.encoder) or "none"}
+    encoder = {"name": begun.name or "a network given in Python", "weights": origin_of(model.encoder) or "none"}
     config = {"method": spec.method, "encoder": encoder, **dict(spec.values)}
     folder.write_text(f"{folder.BEST}config.yaml", yaml.safe_dump(config, sort_keys=False))
     scores = {
         "trial": spec.trial,
         "seed": spec.seed,
         "validation": best.val,
-        "validation_per_seed": [t.value for t in best.retrained],
+        "validation_per_training": [t.value for t in best.judged],
         "test": [asdict(score) for score in best.tests],
         "trained_on_validation_labels": bool(best.refits),
         "joined": len(model.encoder.members) if isinstance(model.encoder, JoinedEncoder) else 1,

@@ -1,70 +1,21 @@
-"""What a journal amounts to: the leaderboard and the finalists."""
+"""What a journal amounts to: the leaderboard."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from orchestrator.engine.finalists import finalists
 from orchestrator.engine.history import History
-from orchestrator.engine.records import TestScore, Trial
+from orchestrator.engine.records import Trial
 
 COLUMNS = (
     "rank", "trial", "method", "status", "reason", "epochs", "seconds", "val", "test_mean", "test_sd", "test_n",
 )  # fmt: skip
 """The stable part of ``leaderboard.csv``; one column a knob, ``method.knob``, follows."""
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """A configuration that was retrained.
-
-    Attributes:
-        trial: the search's trial.
-        retrained: its trainings with fresh seeds that finished.
-        refits: its trainings on the whole budget that finished.
-        tests: test scores of the refits, or of the retrained where nothing was refitted.
-    """
-
-    trial: Trial
-    retrained: tuple[Trial, ...]
-    refits: tuple[Trial, ...]
-    tests: tuple[TestScore, ...]
-
-    @property
-    def val(self) -> float:
-        """Mean validation score over the fresh seeds; the search's own where none finished."""
-        values = [t.value for t in self.retrained if t.value is not None]
-        return float(np.mean(values)) if values else self.trial.value or 0.0
-
-    @property
-    def exported(self) -> Trial | None:
-        """The training to export and test first: every seed is as good as another, so the first."""
-        return next(iter(self.refits or self.retrained), None)
-
-    @property
-    def tested(self) -> tuple[Trial, ...]:
-        """The trainings that the test set is asked about."""
-        return self.refits or self.retrained
-
-    def test_values(self) -> list[float]:
-        return [score.value for score in self.tests]
-
-
-def finalists(history: History) -> list[Finalist]:
-    """The retrained configurations, best first by validation (ties: the faster)."""
-    found = []
-    for number in history.selected or []:
-        jobs = [t for t in history.trials.values() if t.spec.trial == number and t.status == "finished"]
-        origin = next(t for t in jobs if t.spec.purpose == "search")
-        retrained = tuple(t for t in jobs if t.spec.purpose == "retrain")
-        refits = tuple(t for t in jobs if t.spec.purpose == "refit")
-        keys = {t.spec.key for t in refits or retrained}
-        found.append(Finalist(origin, retrained, refits, tuple(s for s in history.tests if s.key in keys)))
-    return sorted(found, key=lambda f: (-f.val, f.trial.seconds, f.trial.spec.trial))
 
 
 def ranked(history: History) -> list[Trial]:

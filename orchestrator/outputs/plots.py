@@ -15,9 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from methods.health import SIGNALS
+from orchestrator.engine.events import Predicted
+from orchestrator.engine.finalists import Finalist
 from orchestrator.engine.history import History
+from orchestrator.engine.prediction import LearningCurve
 from orchestrator.engine.records import Trial
-from orchestrator.outputs.leaderboard import Finalist
 from orchestrator.study import Limit
 from search_spaces.domains import Choice, Knob
 
@@ -78,6 +80,32 @@ def methods_figure(history: History, board: list[Finalist], methods: list[str]) 
         _tidy(axes)
 
     return svg(draw, 7.5, 0.9 + 0.38 * len(methods))
+
+
+def learning_figure(curve: LearningCurve, labels: int, predicted: Predicted | None) -> str:
+    """Score against labels: measured out of fold, predicted for the final model and for twice its labels."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot(curve.labels, curve.score, "o-", color="#2563b0", linewidth=1)
+        value = curve.at(labels)[0] if predicted is None else predicted.value
+        if predicted is not None:
+            axes.errorbar(
+                [labels], [value], [[value - predicted.low], [predicted.high - value]], fmt="D", color="black", capsize=3
+            )
+        grid = np.geomspace(curve.labels[-1], 2 * labels, 30)
+        ahead = [curve.at(n) for n in grid]
+        middle = np.array([score for score, _ in ahead])
+        spread = 1.645 * np.array([sd for _, sd in ahead])
+        axes.plot(grid, middle, "--", color="#2563b0", linewidth=1)
+        axes.fill_between(grid, middle - spread, np.minimum(middle + spread, 1), color="#2563b0", alpha=0.15, linewidth=0)
+        axes.set(xscale="log", xlabel="labels", ylabel="score")
+        ticks = sorted({*(round(n) for n in curve.labels), labels, 2 * labels})
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.minorticks_off()
+        _tidy(axes)
+
+    return svg(draw, 6.0, 3.0)
 
 
 def curves_figure(history: History, methods: list[str]) -> str:

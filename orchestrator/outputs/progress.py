@@ -49,7 +49,7 @@ class Progress:
             case Ended():
                 self._say(describe(history.trials[event.key]))
             case Selected():
-                self._say(f"search over; retraining trials {event.trials}")
+                self._say(f"search over; judging trials {event.trials}")
             case Tested():
                 self._say(f"test of {event.score.key}: {event.score.value:.1%}")
 
@@ -67,7 +67,7 @@ class Progress:
         finals = [t for t in history.trials.values() if t.spec.purpose != "search"]
         text = f"{self._clock()}  {ended}{wanted} trials ended"
         if finals:
-            text += f", {sum(t.status != 'running' for t in finals)} of {len(finals)} retrainings"
+            text += f", {sum(t.status != 'running' for t in finals)} of {len(finals)} trainings of the selection"
         return Text(text)
 
     def close(self) -> None:

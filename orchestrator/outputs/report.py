@@ -10,14 +10,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from methods.health import SIGNALS
-from methods.tasks import Facts
 from orchestrator.describe import span
+from orchestrator.engine.finalists import Finalist, compare, finalists
 from orchestrator.engine.history import History
+from orchestrator.engine.prediction import learning_curve
 from orchestrator.engine.records import Trial
 from orchestrator.folder import RunFolder
-from orchestrator.outputs.leaderboard import Finalist, finalists, ranked
-from orchestrator.outputs.plots import central_figure, curves_figure, health_figure, knob_figure, methods_figure, told_signals
-from orchestrator.outputs.verdict import Verdict, compare
+from orchestrator.outputs.leaderboard import ranked
+from orchestrator.outputs.plots import (
+    central_figure,
+    curves_figure,
+    health_figure,
+    knob_figure,
+    learning_figure,
+    methods_figure,
+    told_signals,
+)
+from orchestrator.outputs.verdict import Verdict, judges, tested_on
 from orchestrator.prepare import Prepared
 
 
@@ -52,12 +61,13 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
         test_size=len(split.test) if split.test is not None else None,
         verdict=said.sentences,
         facts=facts,
-        board=[_finalist(f, board, facts) for f in board],
+        board=[_finalist(f, board) for f in board],
         trials=ranked(history),
         ended=sum(t.status != "running" for t in history.search()),
         failed=[t for t in history.search() if t.status == "failed"],
         seconds=sum(t.seconds for t in history.trials.values()),
         methods_figure=Markup(methods_figure(history, board, names)),
+        learning_figure=_learning(board, history, facts.labels),
         curves_figure=Markup(curves_figure(history, names)),
         health_figure=Markup(health) if health else None,
         signals={name: SIGNALS[name] for name in told_signals(history)},
@@ -72,39 +82,48 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
     folder.write_text(folder.REPORT, html)
 
 
+def _learning(board: list[Finalist], history: History, labels: int) -> Markup | None:
+    """The winner's label learning curve, where its labels were divided into folds."""
+    if not board or not labels or board[0].folds < 2 or not board[0].units:
+        return None
+    return Markup(learning_figure(learning_curve(board[0], history, labels), labels, history.predicted))
+
+
 @dataclass(frozen=True)
 class FinalistRow:
     """A finalist as the report shows it."""
 
     trial: Trial
     val: float
-    seeds: int
+    judges: str
     test_mean: float | None
     test_sd: float | None
     test_n: int
     low: float | None
     high: float | None
     gap: str
+    tested: str
 
 
-def _finalist(finalist: Finalist, board: list[Finalist], facts: Facts) -> FinalistRow:
+def _finalist(finalist: Finalist, board: list[Finalist]) -> FinalistRow:
     values = finalist.test_values()
     gap = ""
     if finalist is not board[0]:
-        against = compare(board[0], finalist, facts)
+        against = compare(board[0], finalist)
         gap = f"{-against.mean:+.1%}"
         if np.isfinite(against.low):
             gap += f" [{-against.high:+.1%}, {-against.low:+.1%}]"
     return FinalistRow(
         trial=finalist.trial,
         val=finalist.val,
-        seeds=len(finalist.retrained),
+        judges=judges(finalist),
         test_mean=float(np.mean(values)) if values else None,
         test_sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         test_n=len(values),
         low=finalist.tests[0].low if values else None,
         high=finalist.tests[0].high if values else None,
         gap=gap,
+        tested=tested_on(finalist),
     )
 
 

@@ -7,63 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-from methods.protocols.contract import difference_of
+from methods.protocols.contract import Difference, difference_of
 from methods.tasks import Facts
 from orchestrator.engine.events import Scored
+from orchestrator.engine.finalists import Finalist, compare, finalists
 from orchestrator.engine.history import History
-from orchestrator.engine.records import Rung
-from orchestrator.outputs.leaderboard import Finalist, finalists
+from orchestrator.engine.prediction import learning_curve
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean difference with its 95% interval. ``n`` units, ``what`` they are."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    what: str
-
-
-def paired(a: Rung, b: Rung, facts: Facts) -> Interval | None:
-    """Mean difference a - b over the validation images or episodes that both answered; None where they share none."""
-    if not _pairs(a, b):
-        return None
-    return _paired([a], [b], facts)
-
-
-def _pairs(a: Rung, b: Rung) -> bool:
-    return a.units is not None and b.units is not None and a.units.shape == b.units.shape and a.units.dtype == b.units.dtype
-
-
-def _paired(a: Sequence[Rung], b: Sequence[Rung], facts: Facts) -> Interval:
-    """Every unit's mean over the rungs, paired."""
-    mean_a, mean_b = (np.mean([r.units.astype(np.float64) for r in rungs if r.units is not None], axis=0) for rungs in (a, b))
-    yes_or_no = len(a) == 1 and a[0].units is not None and a[0].units.dtype == bool
-    found = difference_of(mean_a - mean_b, yes_or_no)
-    # A frozen encoder's probe is cross-validated on the whole budget, so it has learnt from more labels than a method that
-    # was trained on one part: whoever reads the difference must know.
-    unequal = ", though the frozen encoder's probe had more labels" if a[0].scored_on != b[0].scored_on else ""
-    return Interval(found.mean, found.low, found.high, found.n, f"{facts.units[a[0].scored_on]}, paired{unequal}")
-
-
-def compare(a: Finalist, b: Finalist, facts: Facts) -> Interval:
-    """How far a's validation score lies above b's: paired per image or episode over all seeds where both answered the same,
-    else from the seeds' spread alone.
-    """
-    per_seed = [(x.rungs[-1], y.rungs[-1]) for x, y in zip(a.retrained, b.retrained, strict=False) if x.rungs and y.rungs]
-    both = [(x, y) for x, y in per_seed if _pairs(x, y)]
-    if both:
-        return _paired([x for x, _ in both], [y for _, y in both], facts)
-    values_a = [t.value for t in a.retrained if t.value is not None]
-    values_b = [t.value for t in b.retrained if t.value is not None]
-    if len(values_a) < 2 or len(values_b) < 2:
-        return Interval(a.val - b.val, -math.inf, math.inf, min(len(values_a), len(values_b)), "seeds")
-    result = stats.ttest_ind(values_a, values_b, equal_var=False).confidence_interval(0.95)
-    return Interval(a.val - b.val, float(result.low), float(result.high), min(len(values_a), len(values_b)), "seeds")
+WORTH = 0.01
+"""A gain that is worth more labels or more time."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +39,83 @@ def verdict(history: History, facts: Facts) -> Verdict:
     best = board[0]
     spec = best.trial.spec
     said = [
-        f"Winner: {spec.method} (trial {spec.trial}), chosen by validation: {best.val:.1%} over {len(best.retrained)} seed(s)"
-        f"{facts.folds}.",
+        f"Winner: {spec.method} (trial {spec.trial}), chosen by validation: {best.val:.1%} over {judges(best)}{facts.folds}.",
+        _predicted(history),
         _of_test(best, facts),
         _against_runner_up(board, facts),
         _against_defaults(history, best, facts),
+        _cheapest(board, facts),
         facts.refitted if best.refits else facts.exported,
+        what_next(history, facts.labels) if facts.labels else "",
         _of_the_last_tenth(history),
         facts.left_out,
         facts.luck,
     ]
     return Verdict(tuple(sentence for sentence in said if sentence))
+
+
+def judges(best: Finalist) -> str:
+    """What judged, in a phrase."""
+    seeds = len({t.spec.repeat for t in best.judged})
+    folds = len({t.spec.fold for t in best.judged})
+    asked = sum(map(len, best.units.values()))
+    over = f"{folds} of {best.folds} folds ({asked} labels)" if best.folds > 1 else ""
+    return " and ".join(part for part in (over, f"{seeds} seed(s)" if seeds > 1 or not over else "") if part)
+
+
+def tested_on(finalist: Finalist) -> str:
+    """Which models of a finalist were asked about the test images; blank where none was."""
+    if not finalist.tests:
+        return ""
+    if finalist.refits:
+        return "refitted on all labels"
+    return "of its folds" if finalist.folds > 1 else "of its trainings"
+
+
+def _predicted(history: History) -> str:
+    said = history.predicted
+    if said is None:
+        return ""
+    owed, gained = said.parts["best_of_several"], said.parts["labels"]
+    return (
+        f"Predicted before the test was opened: {said.value:.1%} ({said.level:.0%} interval {said.low:.1%} to {said.high:.1%}):"
+        f" {said.parts['out_of_fold']:.1%} out of fold, {owed:+.1%} for the best of several,"
+        f" {gained:+.1%} for the labels gained."
+    )
+
+
+def what_next(history: History, labels: int) -> str:
+    """Label more, train longer, or stop: whichever brings more, where it brings a point."""
+    best = finalists(history)[0]
+    if best.folds < 2 or not best.units:
+        return ""
+    curve = learning_curve(best, history, labels)
+    score, sd = curve.at(2 * labels)
+    more = score - curve.at(labels)[0]
+    rungs = best.trial.rungs
+    longer = rungs[-1].value - rungs[-2].value if len(rungs) > 1 else 0.0
+    text = f"{2 * labels} labels in place of {labels} would bring about {more:+.1%} (90% interval {more - 1.645 * sd:+.1%} to"
+    text += f" {more + 1.645 * sd:+.1%})"
+    if len(rungs) > 1:
+        text += f"; the last {rungs[-1].epoch - rungs[-2].epoch:g} epochs of its training brought {longer:+.1%}"
+    advice = "label more" if more >= max(longer, WORTH) else "train longer" if longer >= WORTH else "stop here"
+    return f"{text}: {advice}."
+
+
+def _cheapest(board: Sequence[Finalist], facts: Facts) -> str:
+    """The fastest finalist that is not distinguishable from the winner, where it is another one."""
+    best = board[0]
+    near = [f for f in board if f.tests and f.tests[0].ms > 0 and (f is best or not compare(best, f).low > 0)]
+    if not best.tests or len(near) < 2:
+        return ""
+    cheapest = min(near, key=lambda f: f.tests[0].ms)
+    if cheapest.tests[0].ms > 0.8 * best.tests[0].ms:
+        return ""
+    score, spec = cheapest.tests[0], cheapest.trial.spec
+    return (
+        f"The cheapest that is not distinguishable from it is {spec.method} (trial {spec.trial}): {score.parameters:,}"
+        f" parameters and {score.ms:.3g} ms an image, against {best.tests[0].parameters:,} and {best.tests[0].ms:.3g}."
+    )
 
 
 def _of_test(best: Finalist, facts: Facts) -> str:
@@ -105,9 +124,10 @@ def _of_test(best: Finalist, facts: Facts) -> str:
         return facts.no_test
     spread = f", sd {np.std(tests, ddof=1):.1%}" if len(tests) > 1 else ""
     first = best.tests[0]
+    models = "seed(s)" if best.refits or best.folds < 2 or len(tests) < 2 else "models of its folds"
     asked = facts.asked[best.trial.rungs[-1].scored_on] if best.trial.rungs else "images"
     return (
-        f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} seed(s), {first.n} {asked} ({facts.taken}); "
+        f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} {models}, {first.n} {asked} ({facts.taken}); "
         f"95% interval of one model by the test set's size alone: {first.low:.1%} to {first.high:.1%}."
     )
 
@@ -115,14 +135,14 @@ def _of_test(best: Finalist, facts: Facts) -> str:
 def _against_runner_up(board: Sequence[Finalist], facts: Facts) -> str:
     if len(board) < 2:
         return ""
-    gap, other = compare(board[0], board[1], facts), board[1].trial.spec
+    gap, other = compare(board[0], board[1]), board[1].trial.spec
     name = f"{other.method} (trial {other.trial})"
     if gap.low > 0:
-        return f"It is ahead of the runner-up, {name}: {_told(gap)}."
+        return f"It is ahead of the runner-up, {name}: {told(gap, best_of(board[0], facts))}."
     if gap.high < 0:
-        # A frozen encoder is ranked by all labels of the budget, and the two compared on those that both answered.
-        return f"On what both answered, the runner-up, {name}, is ahead: {_told(gap)}."
-    return f"It is not distinguishable from the runner-up, {name}: {_told(gap)}."
+        # A finalist that a lack of budget kept from later folds ranks below those that all folds judged.
+        return f"On what both answered, the runner-up, {name}, is ahead: {told(gap, best_of(board[0], facts))}."
+    return f"It is not distinguishable from the runner-up, {name}: {told(gap, best_of(board[0], facts))}."
 
 
 def _of_the_last_tenth(history: History) -> str:
@@ -147,9 +167,16 @@ def _of_the_last_tenth(history: History) -> str:
     return f"The search ended because {ended.reason}; its last tenth {gain}."
 
 
-def _told(gap: Interval) -> str:
+def best_of(finalist: Finalist, facts: Facts) -> str:
+    """What pairs a finalist with others, in a word or two."""
+    if not finalist.units:
+        return "seeds"
+    return f"{facts.units[finalist.judged[0].rungs[-1].scored_on]}, paired"
+
+
+def told(gap: Difference, what: str) -> str:
     span = f" [{gap.low:+.1%}, {gap.high:+.1%}]" if math.isfinite(gap.low) else " (too few for an interval)"
-    return f"{gap.mean:+.1%}{span} on {gap.n} {gap.what}"
+    return f"{gap.mean:+.1%}{span} on {gap.n} {what}"
 
 
 def _against_defaults(history: History, best: Finalist, facts: Facts) -> str:
@@ -160,11 +187,13 @@ def _against_defaults(history: History, best: Finalist, facts: Facts) -> str:
         return "Its method's defaults were not tried."
     if default.spec.trial == best.trial.spec.trial:
         return "The winner is its method's default configuration: the search found none better."
-    gap = paired(best.trial.rungs[-1], default.rungs[-1], facts) if default.status == "finished" else None
-    if gap is None:
+    own, other = best.trial.rungs[-1], default.rungs[-1] if default.status == "finished" else None
+    if other is None or own.units is None or other.units is None or own.units.shape != other.units.shape:
         return "Its method's defaults were not scored on the same images."
+    gap = difference_of(own.units.astype(np.float64) - other.units, own.units.dtype == other.units.dtype == bool)
+    said = told(gap, f"{facts.units[own.scored_on]}, paired")
     if gap.low > 0:
-        return f"Against its method's defaults: {_told(gap)}."
+        return f"Against its method's defaults: {said}."
     if gap.high < 0:
-        return f"On what both answered, its method's defaults are ahead: {_told(gap)}."
-    return f"It is not distinguishable from its method's defaults: {_told(gap)}."
+        return f"On what both answered, its method's defaults are ahead: {said}."
+    return f"It is not distinguishable from its method's defaults: {said}."

@@ -6,7 +6,7 @@ from orchestrator.study.extensions import Allowed, Extension
 from orchestrator.study.fields import StudyError
 from orchestrator.study.health import COLLAPSE, Limit
 from orchestrator.study.load import PRESETS, find_study, load_study, parse_study
-from orchestrator.study.selection import IN_PYTHON, Selection
+from orchestrator.study.selection import IN_PYTHON, ModelCost, Selection
 from orchestrator.study.study import Study
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Extension",
     "FewShotTask",
     "Limit",
+    "ModelCost",
     "Selection",
     "Spending",
     "Study",

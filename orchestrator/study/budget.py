@@ -21,7 +21,7 @@ class Spending(Strict):
     """What the search may spend; the first budget that runs out ends it. None where there is no such budget.
 
     Attributes:
-        trials: configurations that the search tries; retraining comes on top.
+        trials: configurations that the search tries; the selection comes on top.
         epochs: trained in all.
         minutes: on the clock, from the command to its end.
         cpu_hours: hours of training and scoring, times the CPUs of a trial.
@@ -73,7 +73,7 @@ class BudgetFields(Strict):
     """What the search may spend.
 
     Attributes:
-        trials: configurations that the search tries; retraining comes on top. Short for ``budget: {trials: N}``; 16 where no
+        trials: configurations that the search tries; the selection comes on top. Short for ``budget: {trials: N}``; 16 where no
             budget is given at all.
         budget: what the search may spend: trials, epochs, minutes, cpu_hours, gpu_hours, labels, any of them. The first that
             runs out ends it. In Python also a list of such mappings and of budget objects.

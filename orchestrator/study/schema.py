@@ -14,7 +14,7 @@ from methods.tasks import FewShotTask
 from orchestrator.study.budget import Spending
 from orchestrator.study.health import Limit
 from orchestrator.study.load import PRESETS
-from orchestrator.study.selection import Selection
+from orchestrator.study.selection import ModelCost, Selection
 from orchestrator.study.shapes import choice_schema
 from orchestrator.study.study import BLANK, ORDER, Study
 
@@ -56,7 +56,7 @@ def study_schema(strategies: Sequence[str]) -> dict[str, Any]:
     for name in (*BLANK, FewShotTask.name, "budget", "epochs"):
         properties[name] = _or_nothing(properties[name])
     _describe(properties, Study)
-    for kind in (Spending, FewShotTask, Selection, Limit):
+    for kind in (Spending, FewShotTask, Selection, ModelCost, Limit):
         _describe(made["$defs"][kind.__name__]["properties"], kind)
     return {
         "$schema": DRAFT,

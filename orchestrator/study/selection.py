@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator
 
@@ -19,21 +19,27 @@ IN_PYTHON = "(a function given in Python)"
 """Stands for the objective in a run folder, which can hold none."""
 
 
+Auto = Literal["auto"]
+
+
 class Selection(Strict):
     """How the best configuration is chosen after the search.
 
     Attributes:
-        top: how many configurations are retrained.
-        seeds: with how many fresh seeds each.
-        refit: whether methods that learn from labels are also trained on the whole label budget, validation labels
+        top: how many configurations are judged by folds; ``auto``: 2 to 5, by what the search has cost.
+        folds: into how many parts the labels are divided, each of which judges in turn while the others teach; ``auto`` by
+            the number of labels and what the search has cost. Few-shot studies are judged on their own division.
+        seeds: with how many seeds each.
+        refit: whether the winner, where it learns from labels, is trained on the whole label budget, validation labels
             included, for the test score and the exported model. Few-shot studies refit after a cross-validation only.
-        refit_seeds: with how many fresh seeds each is trained on the whole budget; None for as many as ``seeds``.
+        refit_seeds: with how many seeds it is trained on the whole budget; None for as many as ``seeds``.
         join: few-shot: the exported encoder is the trainings of all seeds together, their embeddings side by side. The scores
             stay those of single trainings.
     """
 
-    top: int = Field(3, ge=1)
-    seeds: int = Field(3, ge=1)
+    top: Auto | Annotated[int, Field(ge=1)] = "auto"
+    folds: Auto | Annotated[int, Field(ge=2)] = "auto"
+    seeds: int = Field(1, ge=1)
     refit: bool = True
     refit_seeds: int | None = Field(None, ge=1)
     join: bool = False
@@ -41,6 +47,18 @@ class Selection(Strict):
     def repeats(self, purpose: Purpose) -> int:
         """Trainings of each finalist."""
         return self.refit_seeds if purpose == "refit" and self.refit_seeds is not None else self.seeds
+
+
+class ModelCost(Strict):
+    """What a model may cost at most; a trial whose model costs more fails before it is trained. None where all may.
+
+    Attributes:
+        parameters: of the model that predicts (of its encoder, where a probe predicts).
+        predict_ms: milliseconds an image in a batch, on the machine that trains.
+    """
+
+    parameters: int | None = Field(None, ge=1)
+    predict_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 _PROTOCOL: dict[str, Any] = {"anyOf": [*choice_schema(list(PROTOCOLS))["anyOf"], {"type": "null"}]}
@@ -51,12 +69,14 @@ class SelectionFields(Strict):
 
     Attributes:
         selection: how the winner is chosen.
+        limit: what a model may cost at most.
         protocol: how a trained method is scored; None for the task's default. A name, or a name with its settings; in
             Python also a ``Protocol`` of your own.
         objective: in Python: from a ``Score`` to the number that the search maximises, instead of the score's value.
     """
 
     selection: Selection = Selection()
+    limit: ModelCost = ModelCost()
     protocol: Annotated[str | Mapping[str, Any] | Protocol | Extension | None, WithJsonSchema(_PROTOCOL)] = None
     objective: Annotated[Any, WithJsonSchema({"enum": [None, IN_PYTHON]})] = None
 

@@ -34,13 +34,13 @@ ORDER = (
         "strategy",
         "reduction",
     ),
-    *("selection", "stop", "search", "protocol", "objective", "seed", "size", "on_bad_image"),
+    *("selection", "limit", "stop", "search", "protocol", "objective", "seed", "size", "on_bad_image"),
     *("workers", "slots", "address", "precision", "out", "name", "earlier"),
 )
 """The fields as a person reads them: the order of a resolved study, and of which mistake is told first."""
 
 
-BLANK = ("search", "selection", "stop")
+BLANK = ("search", "selection", "limit", "stop")
 """Fields that a heading without lines leaves at their default."""
 
 
@@ -89,6 +89,7 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
         Not part of the study's own checks: a run folder holds no objects, and its study must still be read from there.
         """
         self.strategy_choice()
+        self.encoders()
         self.budget.objects()
         self.task_object()
         if self.objective == IN_PYTHON:

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import WithJsonSchema, field_validator
 
+from methods.protocols.metrics import MetricName
 from methods.tasks import TASKS, Classification, FewShotTask, Task, task
 from orchestrator.study.extensions import Extension, in_python, left_behind
 from orchestrator.study.fields import Strict, StudyError, lost
 from orchestrator.study.shapes import choice_schema
 
-ORDER = ("labels", "validation", "imbalance", "mismatch", "keep_groups", "task", FewShotTask.name)
+ORDER = ("labels", "validation", "imbalance", "mismatch", "keep_groups", "metric", "task", FewShotTask.name)
 """The fields as a person reads them."""
 
 CLASSIFICATION = {
@@ -21,6 +22,7 @@ CLASSIFICATION = {
     "imbalance": "leave it out",
     "mismatch": "leave it out",
     "keep_groups": "set few_shot.hold_out: group",
+    "metric": "leave it out",
 }
 """Fields of classification alone, with what a few-shot study does instead."""
 
@@ -38,6 +40,8 @@ class TaskFields(Strict):
         task: ``classification`` or ``few_shot`` (then ``few_shot`` describes the episodes); in Python also a task of your own.
         few_shot: the episodes of a few-shot study.
         keep_groups: images of one group (patient, scene) stay on one side of every division.
+        metric: what validates, chooses and is tested: ``accuracy``, ``balanced_accuracy`` (every class weighs the same) or
+            ``macro_f1``.
     """
 
     labels: int | Literal["all"] = "all"
@@ -47,6 +51,7 @@ class TaskFields(Strict):
     task: Annotated[Any, WithJsonSchema(choice_schema(list(TASKS)))] = "classification"
     few_shot: FewShotTask = FewShotTask()
     keep_groups: bool = False
+    metric: MetricName = "accuracy"
 
     @field_validator("few_shot", mode="before")
     @classmethod

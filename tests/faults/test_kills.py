@@ -30,11 +30,11 @@ GIVEN: dict[str, Any] = {
     "size": 12,
     "labels": 60,
     "epoch_images": 64,
-    "methods": ["supervised", "simclr"],
+    "methods": ["supervised", "pseudo_label"],
     "trials": 6,
     "epochs": 3,
     "search": {"*.batch_size": 16},
-    "selection": {"top": 2, "seeds": 2},
+    "selection": {"top": 2, "folds": 2},
     "slots": 1,
 }
 
@@ -61,9 +61,9 @@ AT_EVENTS = [
     ("pausing", "reached", "search", 4),
     ("pausing", "trained", "search", 9),
     ("asha_stopping", "selected", "", 1),
-    ("asha_stopping", "trained", "retrain", 5),
+    ("asha_stopping", "trained", "fold", 3),
     ("asha_stopping", "trained", "refit", 2),
-    ("asha_stopping", "chosen", "", 1),
+    ("asha_stopping", "chosen", "refit", 1),
     ("asha_stopping", "tested", "", 1),
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import Journal, read_journal
 from orchestrator.engine.records import Assignment, Report, Rung, TrialSpec
-from orchestrator.engine.selection import Finals, trainings_after
+from orchestrator.engine.selection import Division, Finals
 from orchestrator.strategies import AshaStopping, Problem, Strategy
 from orchestrator.strategies.sampler import Sampler
 from orchestrator.study import Selection
@@ -81,21 +80,23 @@ class PretendSlot:
     def advance(self) -> Report:
         spec = self.spec
         assert spec is not None
-        assert self.epoch < self.stops[0].amount, "nothing left to train"
-        self.epoch += 1
-        if self.epoch == 2 and self.draw("fails") < self.failing:
+        # From the search's own end there is nothing left to train: the trial is judged.
+        trained = self.epoch < self.stops[0].amount
+        assert trained or spec.parent is not None, "nothing left to train"
+        self.epoch += trained
+        if trained and self.epoch == 2 and self.draw("fails") < self.failing:
             return Report(spec.key, 1, "", {}, 1.0, 0, "failed", Fidelity("epochs", 1), "diverged")
         reached = self.epoch == self.stops[0].amount
         rung = checkpoint = None
         if reached:
             self.stops = self.stops[1:] or self.stops
-            value = 0.8 * self.draw("good") + 0.1 * self.draw(spec.seed, self.epoch) + 0.01 * self.epoch
+            value = 0.8 * self.draw("good") + 0.1 * self.draw(spec.seed, self.epoch, spec.fold) + 0.01 * self.epoch
             correct = np.random.default_rng(seed_of(spec.key, self.epoch)).random(21) < value
             if spec.purpose != "refit":
                 rung = Rung(self.epoch, value, 21, value - 0.1, value + 0.1, "validation", correct, 0.5)
             checkpoint = f"{spec.key}-{self.epoch}.pt"
             (self.folder / checkpoint).write_text(str(self.epoch))
-        parts, seconds = {"loss": self.draw(self.epoch)}, float(self.epoch) * (1 + self.draw("slow"))
+        parts, seconds = {"loss": self.draw(self.epoch)}, trained * float(self.epoch) * (1 + self.draw("slow"))
         return Report(
             key=spec.key,
             epoch=self.epoch,
@@ -118,8 +119,10 @@ class Pretence:
     trials: int = 7
     epochs: tuple[int, ...] = (1, 3)
     strategy: Strategy = field(default_factory=lambda: AshaStopping(2))
-    selection: Selection = field(default_factory=lambda: Selection(top=2, seeds=2))
+    selection: Selection = field(default_factory=lambda: Selection(top=2, folds=2, seeds=2))
+    division: Division = field(default_factory=lambda: Division((2, 4), frozenset({2})))
     refits: frozenset[str] = frozenset({"two"})
+    label_free: frozenset[str] = frozenset({"one"})
     slots: int = 1
     seed: int = 0
     startup: int = 3
@@ -139,11 +142,11 @@ class Pretence:
     def course(self, trials: int | None) -> Course:
         space = Space({"one": One, "two": Two})
         budgets = () if trials is None else (Trials(trials),)
-        ledger = Ledger(budgets, Resources(self.slots), partial(trainings_after, self.selection, self.refits))
+        finals = Finals(self.selection, self.division, self.refits, self.label_free, self.seed)
+        ledger = Ledger(budgets, Resources(self.slots), finals.trainings_after)
         sampler = Sampler(space, self.seed, self.startup)
         rungs = tuple(Fidelity("epochs", epoch) for epoch in self.epochs)
         problem = Problem(self.seed, space.methods, rungs, {}, sampler, ledger)
-        finals = Finals(self.selection, self.refits, self.seed, ledger)
         return Course(problem, self.strategy, finals, ledger, self.health)
 
     def controller(self, journal: Journal) -> Controller:

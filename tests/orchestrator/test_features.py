@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 import orchestrator.features as features_module
 from cluster.storage import LocalStorage
@@ -88,6 +89,8 @@ def test_a_slot_trains_scores_and_tests_without_a_forward_pass(
     encoder = frozen_encoder(setup.features[0].spec, setup.split.train, CPU)
     run = SegmentRun(setup, World())
     monkeypatch.setattr(type(encoder), "forward", never)
+    # What a model costs is measured on pixels.
+    monkeypatch.setattr("orchestrator.engine.trial.cost_of", lambda model, split: (1, 1.0))
     for key, method in enumerate(METHODS[:2]):
         report = begin(run, method, str(key))
         assert (report.status, report.reason) == ("reached", "")
@@ -230,3 +233,35 @@ def test_float32_where_half_would_overflow() -> None:
     values = torch.tensor([[[1e5, 1.0]]])
     kept = np.load(io.BytesIO(features_module._bytes_of(values, half=True)))
     assert kept.dtype == np.float32
+
+
+class Slow(nn.Module):
+    """A network of a user's own, of which two with the same (no) weights answer differently."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x[:, :, :4, :4].flatten(1)
+
+
+def test_a_network_of_ones_own_is_told_apart_by_what_it_answers(made: tuple[SlotSetup, LabelledSubset]) -> None:
+    setup, test = made
+    setups = [dataclasses.replace(setup, encoder=EncoderSpec("", module=Slow(scale))) for scale in (1.0, 1.0, 2.0)]
+    done = [embedded(each, test, 1, limit=0.0, say=lambda line: None) for each in setups]
+    keys = [each.table_for(CATALOGUE["linear_probe"]).pool for each in done]  # type: ignore[union-attr]
+    assert keys[0] == keys[1] != keys[2]
+    assert open_values(setup.storage, keys[0]).shape == (len(setup.split.train), 1, 48)
+    again = embedded(setups[0], test, 1, limit=0.0, say=lambda line: None)
+    assert again.table_for(CATALOGUE["linear_probe"]) == done[0].table_for(CATALOGUE["linear_probe"])
+
+
+def test_what_takes_one_size_is_embedded_at_it_however_long_it_takes(made: tuple[SlotSetup, LabelledSubset]) -> None:
+    setup, test = made
+    setup = dataclasses.replace(setup, encoder=EncoderSpec("torchvision/vit_b_32", "none"))
+    done = embedded(setup, test, 1, limit=0.0, say=lambda line: None)
+    table = done.table_for(CATALOGUE["linear_probe"])
+    assert table is not None
+    assert table.spec == setup.encoder
+    assert open_values(setup.storage, table.test).shape == (len(test.data), 1, 768)

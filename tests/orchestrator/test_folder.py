@@ -125,7 +125,7 @@ def test_only_a_local_folder_has_a_path(tmp_path: Path, elsewhere: Elsewhere) ->
 def test_a_folder_of_an_older_format_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", STUDY)
     folder.write_text("journal.jsonl", "")
-    with pytest.raises(StudyError, match=r"format 2 or older \(journal.jsonl\), .* reads format 3; run the study anew") as told:
+    with pytest.raises(StudyError, match=r"format 2 or older \(journal.jsonl\), .* reads format 4; run the study anew") as told:
         RunFolder.open(tmp_path / "run")
     assert "\n" not in str(told.value)
 
@@ -174,7 +174,7 @@ def ended(make_split: Callable[..., Split], elsewhere: Elsewhere) -> EndedStudy:
     tell(Started(FORMAT, 1, {"labelwise": "0"}))
     for spec in (
         TrialSpec("0000", 0, "supervised", {"batch_size": 16}, 0),
-        TrialSpec("0000-retrain-0", 0, "supervised", {"batch_size": 16}, 0, "retrain"),
+        TrialSpec("0000-fold-0", 0, "supervised", {"batch_size": 16}, 0, "fold"),
     ):
         segment = Segment(spec.key, prepared.top)
         run = SegmentRun(setup, World())
@@ -185,7 +185,7 @@ def ended(make_split: Callable[..., Split], elsewhere: Elsewhere) -> EndedStudy:
         tell(TrialStarted(spec), SegmentStarted(segment))
         tell(Trained(spec.key, 1, 1.0, dict(said.parts)), Scored(spec.key, said.rung, segment.to))
         tell(Reached(spec.key, said.done, said.checkpoint), Ended(spec.key, "finished", ""))
-    tell(Selected([0]), Chosen(0, "0000-retrain-0"), events.Tested(records.TestScore("0000-retrain-0", 0, 0.5, 16, 0.3, 0.7)))
+    tell(Selected([0]), Chosen(0, "0000-fold-0"), events.Tested(records.TestScore("0000-fold-0", 0, 0.5, 16, 0.3, 0.7)))
     sink.close()
     return prepared, setup, folder, history
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.plan import ResourcePlan
 from cluster.storage import LocalStorage
@@ -109,6 +111,21 @@ def test_an_encoder_composed_of_others_is_refused_in_one_line(data: Split, tmp_p
         start("supervised", RunFolder(LocalStorage(tmp_path)), data)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_on_a_network_of_ones_own(tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"methods": ["supervised", "co_training"], "trials": 2, "epochs": 1, "reduction": 1, "labels": 100}
+    own = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 8, 2))
+    study = Study(data="digits", encoder=own, epoch_images=64, selection={"top": 1, "seeds": 1}, **shared)
+    result = run(study, tmp_path / "run", quiet=True)
+    assert set(result.leaderboard()["status"]) == {"finished"}
+    best = result.winner()
+    assert best.encoder == {"name": "a network given in Python", "weights": "none"}
+    with pytest.raises(UserError, match="the winner's encoder is a class of your own; load its weights from"):
+        best.load_encoder()
+    assert "Encoder Sequential, starting from the weights it was given with" in (result.folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -117,6 +134,9 @@ def test_an_encoder_composed_of_others_is_refused_in_one_line(data: Split, tmp_p
             {"init": "torchvision"},
             "init torchvision is for resnet18, .*, got encoder resnet_small; use init none or one of those",
         ),
+        ({"encoder": "timm/resnet18"}, r"timm/resnet18 needs timm, which is not installed; pip install 'labelwise\[timm\]'"),
+        ({"encoder_size": 64}, "encoder resnet_small sees images as large as they are, got size 64; leave the size out"),
+        ({"encoder": "README.md"}, "README.md is not a file of weights"),
         (
             {"init": "RUN", "methods": ["mae"]},
             "of encoder resnet_small, got encoder vit_tiny; .*, or leave out methods that need vit_tiny",
@@ -124,9 +144,12 @@ def test_an_encoder_composed_of_others_is_refused_in_one_line(data: Split, tmp_p
     ],
 )
 def test_starting_weights_are_tried_before_a_run_folder_is_made(
-    settings: dict[str, object], message: str, pretrained: RunFolder, tmp_path: Path
+    settings: dict[str, object], message: str, pretrained: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {**settings, "init": str(pretrained.path) if settings["init"] == "RUN" else settings["init"]}
+    settings = {**settings, "init": str(pretrained.path) if settings.get("init") == "RUN" else settings.get("init")}
+    if settings.get("encoder") == "timm/resnet18":
+        for module in ("timm", "timm.data", "timm.models"):
+            monkeypatch.setitem(sys.modules, module, None)
     study = Study(**{"data": "digits", "methods": ["supervised"], "trials": 1, "epochs": 1, "labels": 100, **settings})
     with pytest.raises(UserError, match=message):
         run(study, tmp_path / "run")

@@ -41,7 +41,6 @@ from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.trial import SegmentRun
 from orchestrator.folder import load_tensors
 from orchestrator.oneshot import distance_of, one_shot
-from orchestrator.outputs.verdict import paired
 from orchestrator.predict import predict
 from orchestrator.prepare import prepare
 from orchestrator.study import StudyError, load_study
@@ -115,7 +114,7 @@ def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result)
     history = History(read_journal(finished.storage))
     assert sorted(t.spec.key for t in history.trials.values() if t.spec.purpose != "search") == [
         f"{history.selected[0]:04d}-{purpose}-{seed}"  # type: ignore[index]
-        for purpose in ("refit", "retrain")
+        for purpose in ("fold0", "refit")
         for seed in range(2)
     ]
     for trial in history.trials.values():
@@ -326,8 +325,10 @@ def test_methods_without_labels_answer_the_same_episodes(tmp_path: Path, monkeyp
         assert (rung.scored_on, rung.n) == ("folds", 24)
         assert rung.units is not None
         assert 0 < rung.value < 1
-    facts = prepare(Study(**given)).facts
-    assert paired(trials[0].rungs[0], trials[1].rungs[0], facts) is not None
+    first, second = (trial.rungs[0].units for trial in trials[:2])
+    assert first is not None
+    assert second is not None
+    assert first.shape == second.shape, "any two trials pair episode by episode"
 
 
 def test_fewer_classes_than_ways(refuse: Callable[..., str], tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_set_replaces_and_reaches_into_mappings(file: Path) -> None:
     )
     study = load_study(file, given_)
     assert (study.trials, study.labels, study.data, study.test, study.size) == (5, 250, "a=b", 0.25, None)
-    assert (study.selection.top, study.selection.seeds, study.selection.refit) == (2, 3, False)
+    assert (study.selection.top, study.selection.seeds, study.selection.refit) == (2, 1, False)
     assert study.few_shot.ways == 3
     space = study.space()
     assert space.methods == ("simclr",)

@@ -158,9 +158,11 @@ def test_a_given_division_that_cannot_be_used_is_refused(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"validation is what the data's split column marks, got a share of 0.3"):
         split(source, validation=0.3)
     rows = [row for row in ROWS if row[:2] != ("dog", "validation")]
-    with pytest.raises(UserError, match=r"by the split column none of the 5 labels is one of dog to validate"):
+    with pytest.raises(UserError, match=r"by the split or fold column none of the 5 labels is one of dog to validate"):
         split(load(folder(tmp_path / "y", rows)))
-    with pytest.raises(UserError, match="keep_groups allows no group on both sides, but by the split column 2 images validate"):
+    with pytest.raises(
+        UserError, match="keep_groups allows no group on both sides, but by the split or fold column 2 images validate"
+    ):
         split(grouped(source), keep_groups=True)
 
 

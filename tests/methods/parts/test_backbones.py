@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torchvision import models
 
 from methods.catalogue import CATALOGUE
-from methods.parts.encoders import EncoderSpec, build_encoder, load_encoder, origin_of, save_encoder, start_of
+from methods.parts.encoders import EncoderSpec, build_encoder, can_be_saved, load_encoder, origin_of, save_encoder, start_of
+from methods.parts.pair import PairEncoder
 from methods.testing.cases import case_of
 from methods.training import Training, TrainSettings
 from search_spaces.domains import UserError
@@ -326,8 +327,10 @@ def test_a_module_of_ones_own_is_an_encoder(output: str) -> None:
     assert encoder(_images(2, 3, 24, 24)).shape == (2, 7)
     assert encoder.net is not own
     assert start_of(spec) == "the weights it was given with"
-    with pytest.raises(UserError, match="built by name"):
-        save_encoder("nowhere.pt", encoder)
+    for nameless in (encoder, PairEncoder(encoder, encoder, (0.5,) * 3, (0.2,) * 3, "halves")):
+        with pytest.raises(UserError, match="built by name"):
+            save_encoder("nowhere.pt", nameless)
+        assert not can_be_saved(nameless)
 
 
 @pytest.mark.parametrize(

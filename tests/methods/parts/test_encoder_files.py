@@ -43,7 +43,7 @@ MADE = {
 
 def _flat(encoder: Encoder) -> dict[str, Any]:
     """The options as they were written before: an inner encoder's name and options among its composer's."""
-    first = encoder.inner()[0] if encoder.inner() else None
+    first = encoder.composed_of()[0] if encoder.composed_of() else None
     if first is None:
         return dict(encoder.options())
     own: dict[str, Any] = {{"framed": "inside", "joined": "kind"}.get(encoder.name, "of"): first.name}
@@ -65,8 +65,8 @@ def test_composed_encoders_come_back_from_their_records(name: str, tmp_path: Pat
     assert (loaded.name, loaded.dim, loaded.layers, loaded.shape) == (encoder.name, encoder.dim, encoder.layers, encoder.shape)
     assert torch.equal(loaded(_images()), encoder(_images()))
     record = encoder_record(encoder)
-    assert [inner["encoder"] for inner in record["inside"]] == [inner.name for inner in encoder.inner()]
-    assert all(inner["shape"] == list(own.shape) for inner, own in zip(record["inside"], encoder.inner(), strict=True))
+    assert [inner["encoder"] for inner in record["inside"]] == [inner.name for inner in encoder.composed_of()]
+    assert all(inner["shape"] == list(own.shape) for inner, own in zip(record["inside"], encoder.composed_of(), strict=True))
 
 
 @torch.no_grad()

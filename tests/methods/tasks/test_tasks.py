@@ -208,14 +208,14 @@ def model(split: Split, uses_labels: bool) -> Trained:
     )
 
 
-def test_validation_part_for_learners_of_labels_and_the_whole_budget_for_others() -> None:
-    """Both pair on the validation images, in one order."""
+def test_trained_and_frozen_answer_for_the_same_images() -> None:
+    """After the same labels, and in one order, so that they pair."""
     own = Classification(labels=36)
     knn = Knn()
     split = own.divide(drawings(), None, knn, 0)
     taught, frozen = (own.judge(knn, [model(split, uses)], split, 0) for uses in (True, False))
     assert (taught.scored_on, taught.score.n) == ("validation", len(split.validation))
-    assert (frozen.scored_on, frozen.score.n) == ("budget", 36)
+    assert (frozen.scored_on, frozen.score.n) == (taught.scored_on, taught.score.n)
     assert taught.units is not None
     assert frozen.units is not None
     assert len(taught.units) == len(frozen.units) == len(split.validation)
@@ -291,7 +291,7 @@ def test_the_dry_run_and_the_verdict_are_told_the_division() -> None:
     facts = own.facts(split)
     assert facts.taken == "held out from your data"
     assert facts.luck == "The spread over seeds does not include the luck of which images were labelled."
-    assert (facts.units["budget"], facts.asked["episodes"], facts.folds) == ("validation images", "episodes", "")
+    assert (facts.units["validation"], facts.asked["episodes"], facts.folds) == ("validation images", "episodes", "")
     few = FewShotTask(**SMALL, cross_validate=True)
     part = few.divide(drawings(classes=9, groups=3), "none", few.protocol(), 0)
     assert "27 to validate (3 groups in turn), no test images" not in few.describe(part)

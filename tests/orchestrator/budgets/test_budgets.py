@@ -18,7 +18,7 @@ from orchestrator.study import Study
 from orchestrator.testing import check_budget, simulate
 from search_spaces.domains import UserError
 
-BASE: dict[str, Any] = {"data": "digits", "methods": ["supervised", "simclr"], "epochs": 9, "selection": {"top": 2, "seeds": 2}}
+BASE: dict[str, Any] = {"data": "digits", "methods": ["supervised", "simclr"], "epochs": 9, "selection": {"top": 2, "folds": 2}}
 EPOCH = 6.0
 """Seconds of a pretended epoch."""
 
@@ -38,7 +38,7 @@ def test_each_keeps_the_contract_and_the_whole_study_stays_inside(budget: Any) -
         late = {"epochs": 2, "minutes": 2 * EPOCH / 60, "cpu_hours": 2 * EPOCH / 3600}[budget.name]
         spent = budget.spent(history, Resources())
         assert 0.8 * budget.amount < spent <= budget.amount + late, spent
-    finals = [t for t in history.trials.values() if t.spec.purpose == "retrain"]
+    finals = [t for t in history.trials.values() if t.spec.purpose == "fold"]
     assert {t.status for t in finals} == {"finished"}
     assert {t.spec.trial for t in finals} == set(history.selected or ())
 
@@ -61,12 +61,15 @@ def test_a_spent_budget_stops_what_is_under_way_and_trials_do_not() -> None:
         assert all(e.status == "pruned" for e in stopped)
 
 
-def test_repeats_that_a_budget_does_not_bear_are_left_out() -> None:
-    generous = History(simulate(Study(**BASE, budget={"minutes": 60}), pretend))
-    tight = History(simulate(Study(**BASE, budget={"minutes": 4}), pretend))
-    repeats = [sum(t.spec.repeat == 1 for t in h.trials.values()) for h in (generous, tight)]
-    assert repeats[0] > 0
-    assert repeats[1] < repeats[0]
+def test_rounds_that_a_budget_does_not_bear_are_left_out() -> None:
+    base = {**BASE, "methods": ["supervised", "mixup"], "selection": {"top": 3, "folds": 4}}
+    generous = History(simulate(Study(**base, budget={"minutes": 60}), pretend))
+    tight = History(simulate(Study(**base, budget={"minutes": 4}), pretend))
+    rounds = [{t.spec.fold for t in h.trials.values() if t.spec.purpose == "fold"} for h in (generous, tight)]
+    assert len(rounds[0]) > 1
+    assert len(rounds[1]) < len(rounds[0])
+    for history in (generous, tight):
+        assert sum(t.spec.purpose == "refit" for t in history.trials.values()) == 1, "the winner alone is refitted"
     assert all(t.status == "finished" for t in tight.trials.values() if t.spec.purpose != "search")
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from methods.training.clock import Fidelity
 from orchestrator.engine.controller import StrategyError
 from orchestrator.engine.events import Extended
+from orchestrator.engine.finalists import finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import Journal
 from orchestrator.engine.records import Report
@@ -39,16 +40,23 @@ def check(history: History, trials: int, selection: Selection, refits: frozenset
     assert all(t.status != "running" for t in history.trials.values())
     configurations = [(t.spec.method, tuple(sorted(t.spec.values.items()))) for t in searched]
     assert len(set(configurations)) == trials
-    assert history.selected is not None
+    assert history.finals is not None
+    chosen = history.finals.trials
     finished = sorted((t for t in searched if t.status == "finished"), key=lambda t: -(t.value or 0))
-    assert history.selected == [t.spec.trial for t in finished[: selection.top]]
-    expected = []
-    for purpose in ("retrain", "refit"):
-        for number in history.selected:
-            if purpose == "retrain" or searched[number].spec.method in refits:
-                seeds = selection.seeds if purpose == "retrain" else selection.refit_seeds or selection.seeds
-                expected += [f"{number:04d}-{purpose}-{i}" for i in range(seeds)]
-    assert sorted(t.spec.key for t in history.trials.values() if t.spec.purpose != "search") == sorted(expected)
+    assert chosen == [t.spec.trial for t in finished[: selection.top]]
+    turns = [(repeat, fold) for repeat in range(selection.seeds) for fold in range(history.finals.rounds)]
+    for number in chosen:
+        judged = [
+            (t.spec.repeat, t.spec.fold) for t in history.trials.values() if t.spec.trial == number and t.spec.purpose == "fold"
+        ]
+        assert judged == turns[: len(judged)], "round by round"
+        assert judged, "every finalist is judged once at least"
+    board = finalists(history)
+    refitted = [t.spec.trial for t in history.trials.values() if t.spec.purpose == "refit"]
+    if board and board[0].trial.spec.method in refits:
+        assert refitted == [board[0].trial.spec.trial] * (selection.refit_seeds or selection.seeds)
+    else:
+        assert not refitted
 
 
 def test_the_whole_budget_may_be_trained_on_with_more_seeds(pretence: Callable[..., Any]) -> None:
@@ -59,7 +67,7 @@ def test_the_whole_budget_may_be_trained_on_with_more_seeds(pretence: Callable[.
 
 
 def test_a_study_takes_its_course(pretence: Callable[..., Any]) -> None:
-    study = pretence(trials=12, selection=Selection(top=6, seeds=2), failing=0.25, seed=1)
+    study = pretence(trials=12, selection=Selection(top=6, folds=2, seeds=2), failing=0.25, seed=1)
     history = study.play()
     check(history, 12, study.selection, study.refits)
     searched = history.search()
@@ -70,18 +78,20 @@ def test_a_study_takes_its_course(pretence: Callable[..., Any]) -> None:
             assert trial.reason == "diverged"
             continue
         assert trial.epochs == (3 if trial.status == "finished" else 1)
-        assert [r.epoch for r in trial.rungs] == {"finished": [1, 3], "pruned": [1]}[trial.status] * (
-            trial.spec.purpose != "refit"
-        )
+        stops = [1] if trial.status == "pruned" else [3] if trial.spec.parent is not None else [1, 3]
+        assert [r.epoch for r in trial.rungs] == stops * (trial.spec.purpose != "refit")
         if trial.status == "pruned":
             assert trial.spec.purpose == "search"
             assert trial.spec.trial >= 2, "defaults train to the end"
             assert trial.reason.startswith("below the best 1/2 of ")
-    retrained = [t for t in history.trials.values() if t.spec.purpose == "retrain"]
-    assert {t.spec.method for t in retrained} == {"one", "two"}
-    seeds = {t.spec.key[-1]: t.spec.seed for t in retrained}
-    assert all(t.spec.seed == seeds[t.spec.key[-1]] for t in history.trials.values() if t.spec.purpose != "search")
-    assert len({*seeds.values(), *(t.spec.seed for t in searched)}) == len(seeds) + 12
+    judged = [t for t in history.trials.values() if t.spec.purpose == "fold"]
+    assert {t.spec.method for t in judged} == {"one", "two"}
+    for t in judged:
+        # The search's own models serve where they can: label-free ones for all folds, others for the first.
+        own = t.spec.repeat == 0 and (t.spec.method == "one" or t.spec.fold == 0)
+        assert (t.spec.parent == f"{t.spec.trial:04d}") == own
+        assert (t.spec.seed == searched[t.spec.trial].spec.seed) == own
+        assert (t.seconds == 0) == (own or t.status == "failed")
     for trial in history.trials.values():
         if trial.spec.purpose != "search":
             assert dict(trial.spec.values) == dict(searched[trial.spec.trial].spec.values)
@@ -100,11 +110,14 @@ def test_who_is_stopped_against_a_plain_loop(pretence: Callable[..., Any]) -> No
     assert stopped == {2, 3, 4}, "the seeds show each number stopped at least once"
 
 
-def test_search_checkpoints_go_and_finalists_stay(pretence: Callable[..., Any]) -> None:
+def test_checkpoints_of_the_search_go_but_the_finalists(pretence: Callable[..., Any]) -> None:
     study = pretence()
     history = study.play()
     left = {path.stem for path in study.folder.glob("*.pt")}
-    assert left == {f"{t.spec.key}-3" for t in history.trials.values() if t.spec.purpose != "search" and t.status == "finished"}
+    assert left == {f"{t.spec.key}-3" for t in history.trials.values() if t.checkpoint is not None}
+    kept = [t for t in history.trials.values() if t.checkpoint is not None]
+    assert {t.spec.trial for t in kept if t.spec.purpose == "search"} == set(history.selected or ())
+    assert all(t.status == "finished" for t in kept)
 
 
 def test_the_journal_says_what_the_sweep_knows(pretence: Callable[..., Any]) -> None:
@@ -172,7 +185,7 @@ def test_more_trials_reopen_the_selection(pretence: Callable[..., Any]) -> None:
     assert len({tuple(sorted(t.spec.values.items())) for t in after.search()}) == 9
     best = sorted((t for t in after.search() if t.status == "finished"), key=lambda t: -(t.value or 0))
     assert after.selected == [t.spec.trial for t in best[:2]]
-    assert {t.spec.trial for t in after.trials.values() if t.spec.purpose == "retrain"} >= set(after.selected)
+    assert {t.spec.trial for t in after.trials.values() if t.spec.purpose == "fold"} >= set(after.selected or ())
 
 
 def kill_points(study: Any) -> int:

@@ -182,7 +182,7 @@ def test_the_refit_trains_one_model_on_all_groups(setup: SlotSetup) -> None:
 
 def test_a_cross_validated_model_is_that_of_its_first_fold(setup: SlotSetup) -> None:
     """What a finalist whose every refit failed can still show."""
-    work = spec("cosine_classifier", purpose="retrain")
+    work = spec("cosine_classifier", purpose="fold")
     reports = drive(setup, work)
     training = load_training(setup, work, checkpoint(reports), torch.device("cpu"))
     assert training.data.classes == setup.split.folds[0].train.classes == 8

@@ -348,9 +348,35 @@ def test_what_is_scored_and_saved(setup: SlotSetup, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["checkpoint-1.pt", "checkpoint-3.pt"]
     probe = drive(run, given(spec("simclr")))[-1].rung
     assert probe is not None
-    assert (probe.scored_on, probe.n) == ("budget", 36)
+    assert (probe.scored_on, probe.n) == ("validation", 16), "frozen or trained, all answer for the same images"
     assert probe.units is not None
-    assert len(probe.units) == len(last.rung.units) == 16, "both keep their answers to the validation images, and pair"
+    assert len(probe.units) == len(last.rung.units)
+
+
+def test_a_fold_judges_with_its_own_labels_and_keeps_the_answers(setup: SlotSetup) -> None:
+    for fold in range(4):
+        work = dataclasses.replace(spec("supervised", f"f{fold}", purpose="fold"), fold=fold, folds=4)
+        last = drive(SegmentRun(setup, World()), given(work))[-1]
+        division = setup.task.folds(setup.split, 4, setup.seed)[fold]
+        kept = load_tensors(setup.storage, f"trials/f{fold}/answers.pt", torch.device("cpu"))
+        assert sorted(kept["index"].tolist()) == sorted(division.validation.index.tolist())
+        right = (kept["logits"].argmax(1) == kept["label"]).float().mean()
+        assert last.rung is not None
+        assert last.rung.value == pytest.approx(float(right))
+
+
+def test_the_searchs_own_model_is_judged_without_training(setup: SlotSetup) -> None:
+    whole = drive(SegmentRun(setup, World()), given(spec("simclr", "o")))[-1]
+    work = dataclasses.replace(spec("simclr", "o-fold0-0", purpose="fold", parent="o"), folds=2)
+    (judged,) = drive(SegmentRun(setup, World()), given(work, 3, start="trials/o/checkpoint-3.pt"))
+    assert not judged.reason
+    assert (judged.status, judged.train_seconds, judged.images, judged.parts) == ("reached", 0.0, 0, {})
+    assert judged.rung is not None
+    assert whole.rung is not None
+    # Of two folds the first is what the search validates on.
+    assert np.array_equal(judged.rung.units, whole.rung.units)
+    learner = [load_tensors(setup.storage, r.checkpoint, torch.device("cpu"))["training"]["learner"] for r in (whole, judged)]
+    assert all(torch.equal(learner[0][name], learner[1][name]) for name in learner[0])
 
 
 def test_a_refit_sees_the_whole_budget_and_is_not_scored(setup: SlotSetup) -> None:
@@ -428,3 +454,15 @@ def test_pictures_are_drawn_where_they_are_asked_for_at_the_trials_end(setup: Sl
     assert setup.storage.get(drawn("1")[0]).startswith(b"\x89PNG")
     assert told(shown) == told(plain)
     assert_equal(state(setup, shown), state(setup, plain))
+
+
+def test_a_model_that_costs_too_much_fails_before_it_is_trained(setup: SlotSetup) -> None:
+    for limit, words in (
+        ({"most_parameters": 1000}, "limit.parameters is 1,000"),
+        ({"most_ms": 1e-6}, "limit.predict_ms is 1e-06"),
+    ):
+        (report,) = drive(SegmentRun(dataclasses.replace(setup, **limit), World()), given(spec("supervised"), 1))
+        assert (report.status, report.epoch) == ("failed", 0)
+        assert words in report.reason
+    roomy = dataclasses.replace(setup, most_parameters=10**9, most_ms=1e6)
+    assert drive(SegmentRun(roomy, World()), given(spec("supervised"), 1))[-1].status == "reached"

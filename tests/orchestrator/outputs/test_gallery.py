@@ -155,7 +155,7 @@ def finished(make_split: Callable[..., Split], tmp_path: Path) -> tuple[SlotSetu
         storage=LocalStorage(tmp_path),
         threads=1,
     )
-    spec = TrialSpec("0000-retrain-0", 0, "supervised", {"batch_size": 16}, 0, "retrain")
+    spec = TrialSpec("0000-fold-0", 0, "supervised", {"batch_size": 16}, 0, "fold")
     run = SegmentRun(setup, World())
     run.begin(Assignment(spec, Segment(spec.key, Fidelity("epochs", 1)), illustrate=True))
     told = run.advance()
@@ -178,10 +178,10 @@ def test_pictures_reach_tensorboard_and_the_report_once(
 ) -> None:
     setup, split, folder, history = finished
     draw_best(setup, split, folder, history)
-    place = folder.gallery("0000-retrain-0")
+    place = folder.gallery("0000-fold-0")
     names = list(folder.pictures(place))
     assert [name[:16] for name in names] == ["map of 32 test i", "nearest neighbou"]
-    events = EventAccumulator(str(folder.path / "tensorboard" / "0000-retrain-0"), size_guidance={"images": 0}).Reload()
+    events = EventAccumulator(str(folder.path / "tensorboard" / "0000-fold-0"), size_guidance={"images": 0}).Reload()
     assert events.Tags()["images"] == [f"gallery/supervised/{name}" for name in names]
     shown = report.gallery(folder, history)
     assert [picture.title for picture in shown] == names
@@ -203,7 +203,7 @@ def test_pictures_reach_tensorboard_and_the_report_once(
 def test_a_winner_whose_weights_are_gone_is_not_drawn(finished: tuple[SlotSetup, Split, RunFolder, History]) -> None:
     """Where every retraining failed the choice is a trial of the search, whose checkpoint went when it ended."""
     setup, split, folder, history = finished
-    trial = history.trials["0000-retrain-0"]
+    trial = history.trials["0000-fold-0"]
     assert trial.checkpoint is not None
     folder.storage.delete(trial.checkpoint)
     draw_best(setup, split, folder, history)
@@ -212,7 +212,7 @@ def test_a_winner_whose_weights_are_gone_is_not_drawn(finished: tuple[SlotSetup,
 
 def test_what_a_method_sees_is_small_and_of_all_classes(finished: tuple[SlotSetup, Split, RunFolder, History]) -> None:
     _, split, folder, _ = finished
-    (png,) = folder.pictures(folder.trial("0000-retrain-0")).values()
+    (png,) = folder.pictures(folder.trial("0000-fold-0")).values()
     picture = np.asarray(Image.open(io.BytesIO(png)))
     rows, margin = PICTURES // 2, 2
     assert picture.shape == (rows * (THUMBNAIL + margin) + margin, 2 * (2 * THUMBNAIL + margin) + margin, 3)

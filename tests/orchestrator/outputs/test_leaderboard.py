@@ -14,14 +14,16 @@ from scipy import stats
 
 from methods.data.budget import train_data
 from methods.data.records import ArrayImages, ImageSet, LabelledSubset, Split
+from methods.protocols.contract import Difference
 from methods.tasks import Classification, FewShotTask, Task
 from methods.training.clock import Fidelity
 from orchestrator.engine import events, records
 from orchestrator.engine.events import Ended, Event, Extended, Scored, Selected, Trained, TrialStarted
+from orchestrator.engine.finalists import compare, finalists
 from orchestrator.engine.history import History
-from orchestrator.engine.records import Rung, Status, TrialSpec
-from orchestrator.outputs.leaderboard import COLUMNS, finalists, leaderboard, ranked
-from orchestrator.outputs.verdict import compare, paired, verdict
+from orchestrator.engine.records import Origin, Rung, Status, TrialSpec
+from orchestrator.outputs.leaderboard import COLUMNS, leaderboard, ranked
+from orchestrator.outputs.verdict import verdict
 
 CLASSES, NEW = Classification(), FewShotTask()
 
@@ -39,10 +41,14 @@ def trial(
     seconds: float = 1.0,
     purpose: Any = "search",
     repeat: int = 0,
+    fold: int = 0,
+    folds: int = 1,
     **values: Any,
 ) -> list[Event]:
-    key = f"{number:04d}" + ("" if purpose == "search" else f"-{purpose}-{repeat}")
-    found: list[Event] = [TrialStarted(TrialSpec(key, number, method, values, 0, purpose))]
+    key = f"{number:04d}" + ("" if purpose == "search" else f"-{purpose}{fold or ''}-{repeat}")
+    origin: Origin = "defaults" if number < 2 else "sampled"
+    spec = TrialSpec(key, number, method, values, 0, purpose, origin, repeat, fold=fold, folds=folds)
+    found: list[Event] = [TrialStarted(spec)]
     for one in scores:
         found += [Trained(key, one.epoch, seconds, {}), Scored(key, one, Fidelity("epochs", one.epoch))]
     if purpose == "refit":
@@ -50,6 +56,17 @@ def trial(
     if status != "running":
         found.append(Ended(key, status, "" if status == "finished" else f"was {status}"))
     return found
+
+
+def paired(a: Rung, b: Rung) -> Difference:
+    """Two finalists of one score each."""
+    some = history(
+        *(trial(number, scores=(rung(0.5),)) for number in (0, 1)),
+        Selected([0, 1]),
+        *(trial(number, scores=(one,), purpose="fold") for number, one in enumerate((a, b))),
+    )
+    board = {f.trial.spec.trial: f for f in finalists(some)}
+    return compare(board[0], board[1])
 
 
 def history(*parts: list[Event] | Event) -> History:
@@ -77,15 +94,15 @@ def whole_study() -> History:
         trial(7, "two", scores=(rung(0.6),), seconds=9, ratio=0.3),
         trial(8, "two", "running", ratio=0.9),
         Selected([3, 1]),
-        trial(3, "one", scores=(rung(0.70),), purpose="retrain", repeat=0),
-        trial(3, "one", scores=(rung(0.72),), purpose="retrain", repeat=1),
-        trial(1, "two", scores=(rung(0.78),), purpose="retrain", repeat=0),
-        trial(1, "two", "failed", (rung(0.01, 1),), purpose="retrain", repeat=1),
+        trial(3, "one", scores=(rung(0.70),), purpose="fold", repeat=0),
+        trial(3, "one", scores=(rung(0.72),), purpose="fold", repeat=1),
+        trial(1, "two", scores=(rung(0.78),), purpose="fold", repeat=0),
+        trial(1, "two", "failed", (rung(0.01, 1),), purpose="fold", repeat=1),
         trial(1, "two", purpose="refit", repeat=0),
         trial(1, "two", purpose="refit", repeat=1),
         on_test(1, 0.75),
         on_test(1, 0.79, repeat=1),
-        on_test(3, 0.71, "retrain"),
+        on_test(3, 0.71, "fold"),
     )
 
 
@@ -96,10 +113,10 @@ def test_finalists_come_by_their_retrainings_then_by_speed() -> None:
     assert two.val == pytest.approx(0.71)
     assert one.test_values() == [0.75, 0.79]
     assert two.test_values() == [0.71]
-    assert [t.spec.key for t in one.retrained] == ["0001-retrain-0"]
+    assert [t.spec.key for t in one.judged] == ["0001-fold-0"]
     assert one.exported is not None
     assert two.exported is not None
-    assert (one.exported.spec.key, two.exported.spec.key) == ("0001-refit-0", "0003-retrain-0")
+    assert (one.exported.spec.key, two.exported.spec.key) == ("0001-refit-0", "0003-fold-0")
     assert [t.spec.key for t in one.tested] == ["0001-refit-0", "0001-refit-1"]
     tied = history(trial(0, scores=(rung(0.5),), seconds=9), trial(1, scores=(rung(0.5),), seconds=1), Selected([0, 1]))
     assert [f.trial.spec.trial for f in finalists(tied)] == [1, 0]
@@ -148,7 +165,7 @@ answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size
 
 @given(answers)
 def test_paired_against_a_plain_loop(both: list[tuple[bool, bool]]) -> None:
-    found = paired(rung(0, correct=[a for a, _ in both]), rung(0, correct=[b for _, b in both]), FACTS)
+    found = paired(rung(0, correct=[a for a, _ in both]), rung(0, correct=[b for _, b in both]))
     assert found is not None
     n = len(both)
     # Bonett and Price (2012): one win and one loss more, n + 2 images.
@@ -160,8 +177,8 @@ def test_paired_against_a_plain_loop(both: list[tuple[bool, bool]]) -> None:
     assert found.mean == pytest.approx(sum(int(a) - int(b) for a, b in both) / n, abs=1e-12)
     limits = (max(wins - losses - half, -1), min(wins - losses + half, 1))
     assert (found.low, found.high) == pytest.approx(limits, abs=1e-12)
-    assert (found.n, found.what) == (n, "validation images, paired")
-    reverse = paired(rung(0, correct=[b for _, b in both]), rung(0, correct=[a for a, _ in both]), FACTS)
+    assert found.n == n
+    reverse = paired(rung(0, correct=[b for _, b in both]), rung(0, correct=[a for a, _ in both]))
     assert reverse is not None
     assert (reverse.low, reverse.high) == pytest.approx((-found.high, -found.low))
 
@@ -171,26 +188,9 @@ def test_episodes_pair_by_their_accuracies() -> None:
     a, b = (
         dataclasses.replace(r, units=np.array(v, np.float32)) for r, v in ((a, [0.5, 0.75, 1, 0.5]), (b, [0.25, 0.5, 1, 0.5]))
     )
-    found = paired(a, b, EPISODES)
-    assert found is not None
+    found = paired(a, b)
     half = float(stats.t.ppf(0.975, 3)) * float(np.std([0.25, 0.25, 0, 0], ddof=1)) / 2
     assert (found.mean, found.low, found.high) == pytest.approx((0.125, 0.125 - half, 0.125 + half))
-    assert found.what == "episodes, paired"
-
-
-def test_a_frozen_encoder_and_a_label_trained_method_pair_on_the_images_that_both_answered() -> None:
-    bits = [True, False, True]
-    assert paired(rung(0, correct=bits), rung(0, correct=bits, scored_on="budget"), FACTS) is not None
-
-
-def test_what_cannot_be_paired_is_not() -> None:
-    bits = [True, False, True]
-    assert paired(rung(0, correct=bits), rung(0), FACTS) is None
-    assert paired(rung(0), rung(0, correct=bits), FACTS) is None
-    assert paired(rung(0, correct=bits), rung(0, correct=bits[:2]), FACTS) is None
-    assert (
-        paired(rung(0, correct=bits), dataclasses.replace(rung(0, correct=bits), units=np.zeros(3, np.float32)), FACTS) is None
-    )
 
 
 def contest(a: list[list[bool]], b: list[list[bool]]) -> History:
@@ -200,8 +200,8 @@ def contest(a: list[list[bool]], b: list[list[bool]]) -> History:
         trial(0, "one", scores=(rung(float(mean(a[0])), correct=a[0]),)),
         trial(1, "two", scores=(rung(float(mean(b[0])), correct=b[0]),)),
         Selected([0, 1]),
-        *(trial(0, "one", scores=(rung(float(mean(x)), correct=x),), purpose="retrain", repeat=i) for i, x in enumerate(a)),
-        *(trial(1, "two", scores=(rung(float(mean(x)), correct=x),), purpose="retrain", repeat=i) for i, x in enumerate(b)),
+        *(trial(0, "one", scores=(rung(float(mean(x)), correct=x),), purpose="fold", repeat=i) for i, x in enumerate(a)),
+        *(trial(1, "two", scores=(rung(float(mean(x)), correct=x),), purpose="fold", repeat=i) for i, x in enumerate(b)),
     )
 
 
@@ -209,7 +209,7 @@ def test_finalists_are_compared_image_by_image_over_all_seeds() -> None:
     a = [[True] * 30 + [False] * 10, [True] * 32 + [False] * 8]
     b = [[True] * 20 + [False] * 20, [True] * 18 + [False] * 22]
     board = finalists(contest(a, b))
-    gap = compare(board[0], board[1], FACTS)
+    gap = compare(board[0], board[1])
     each = [(a[0][i] + a[1][i]) / 2 - (b[0][i] + b[1][i]) / 2 for i in range(40)]
     half = float(stats.t.ppf(0.975, 39)) * float(np.std(each, ddof=1)) / math.sqrt(40)
     expected = float(np.mean(each))
@@ -217,22 +217,38 @@ def test_finalists_are_compared_image_by_image_over_all_seeds() -> None:
     assert gap.mean == pytest.approx(board[0].val - board[1].val)
 
 
-def test_what_answered_other_images_is_compared_by_its_seeds() -> None:
+def test_scores_that_are_no_means_pair_by_what_judged() -> None:
     ours, theirs = [0.80, 0.82, 0.81], [0.60, 0.63, 0.61]
     some = history(
         trial(0, scores=(rung(0.8),)),
         trial(1, "two", scores=(rung(0.6),)),
         Selected([0, 1]),
-        *(trial(0, scores=(rung(v, scored_on="budget"),), purpose="retrain", repeat=i) for i, v in enumerate(ours)),
-        *(trial(1, "two", scores=(rung(v),), purpose="retrain", repeat=i) for i, v in enumerate(theirs)),
+        *(trial(0, scores=(rung(v),), purpose="fold", repeat=i) for i, v in enumerate(ours)),
+        *(trial(1, "two", scores=(rung(v),), purpose="fold", repeat=i) for i, v in enumerate(theirs)),
     )
-    gap = compare(*finalists(some), FACTS)
-    va, vb = np.var(ours, ddof=1) / 3, np.var(theirs, ddof=1) / 3
-    degrees = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 2)  # Welch and Satterthwaite
-    half = stats.t.ppf(0.975, degrees) * math.sqrt(va + vb)
-    mean = np.mean(ours) - np.mean(theirs)
-    assert (gap.mean, gap.low, gap.high) == pytest.approx((mean, mean - half, mean + half))
-    assert (gap.n, gap.what) == (3, "seeds")
+    gap = compare(*finalists(some))
+    each = np.array(ours) - np.array(theirs)
+    half = stats.t.ppf(0.975, 2) * each.std(ddof=1) / math.sqrt(3)
+    assert (gap.mean, gap.low, gap.high, gap.n) == pytest.approx((each.mean(), each.mean() - half, each.mean() + half, 3))
+
+
+def test_folds_overlap_so_their_interval_is_wider() -> None:
+    """Nadeau & Bengio 2003: the variance of the mean over J of K folds is (1/J + 1/(K-1)) times an average fold's."""
+    random = np.random.default_rng(0)
+    answers = {who: [random.random(50) < p for _ in range(4)] for who, p in (("one", 0.7), ("two", 0.6))}
+    some = [Selected([0, 1], 5, 4)]
+    for number, (who, folds) in enumerate(answers.items()):
+        some += trial(number, who, scores=(rung(0.5),))
+        for fold, correct in enumerate(folds):
+            score = rung(float(correct.mean()), correct=correct.tolist())
+            some += trial(number, who, scores=(score,), purpose="fold", repeat=0, fold=fold, folds=5)
+    gap = compare(*finalists(history(*some)))
+    each = np.concatenate(answers["one"]).astype(float) - np.concatenate(answers["two"])
+    more, less = ((each > 0).sum() + 1) / 202, ((each < 0).sum() + 1) / 202
+    plain = 1.959964 * math.sqrt((more + less - (more - less) ** 2) / 202)
+    assert gap.n == 200
+    assert gap.mean == pytest.approx(each.mean())
+    assert gap.high - gap.mean == pytest.approx((more - less + plain - gap.mean) * math.sqrt(1 + 4 / 4), rel=1e-5)
 
 
 def test_one_seed_each_says_nothing() -> None:
@@ -240,10 +256,10 @@ def test_one_seed_each_says_nothing() -> None:
         trial(0, scores=(rung(0.8),)),
         trial(1, "two", scores=(rung(0.6),)),
         Selected([0, 1]),
-        trial(0, scores=(rung(0.8),), purpose="retrain"),
-        trial(1, "two", scores=(rung(0.6),), purpose="retrain"),
+        trial(0, scores=(rung(0.8),), purpose="fold"),
+        trial(1, "two", scores=(rung(0.6),), purpose="fold"),
     )
-    gap = compare(*finalists(some), FACTS)
+    gap = compare(*finalists(some))
     assert gap.mean == pytest.approx(0.2)
     assert gap.low < 0 < gap.high
     said = said_of(some)
@@ -323,7 +339,7 @@ def against_defaults(default: list[Event], winner: list[bool]) -> str:
             trial(1, "two", scores=(rung(0.1),)),
             trial(2, "one", scores=(rung(value, correct=winner),)),
             Selected([2]),
-            trial(2, "one", scores=(rung(value, correct=winner),), purpose="retrain"),
+            trial(2, "one", scores=(rung(value, correct=winner),), purpose="fold"),
         )
     )
 

@@ -13,7 +13,7 @@ from methods.catalogue import CATALOGUE
 from methods.health import SIGNALS
 from methods.parts.encoders import ENCODERS
 from methods.protocols import PROTOCOLS
-from orchestrator.study import PRESETS, FewShotTask, Limit, Selection, Spending, Study
+from orchestrator.study import PRESETS, FewShotTask, Limit, ModelCost, Selection, Spending, Study
 from orchestrator.study.schema import attributes, study_schema
 from orchestrator.study.study import ORDER
 
@@ -25,14 +25,14 @@ def test_it_is_a_schema_of_every_field_with_a_description() -> None:
     Draft202012Validator.check_schema(SCHEMA)
     assert list(SCHEMA["properties"]) == list(ORDER)
     assert set(ORDER) == set(Study.model_fields)
-    for part in (SCHEMA, *(SCHEMA["$defs"][kind.__name__] for kind in (Spending, FewShotTask, Selection, Limit))):
+    for part in (SCHEMA, *(SCHEMA["$defs"][kind.__name__] for kind in (Spending, FewShotTask, Selection, ModelCost, Limit))):
         assert part["additionalProperties"] is False
         assert all(field["description"] for field in part["properties"].values())
     assert "own" not in SCHEMA["$defs"]["Spending"]["properties"]
 
 
 def test_every_field_is_described_by_its_owner_alone() -> None:
-    for kind in (Study, Spending, Selection, Limit):
+    for kind in (Study, Spending, Selection, ModelCost, Limit):
         assert set(attributes(kind)) == set(kind.model_fields), kind
     assert {field.name for field in fields(FewShotTask)} <= set(attributes(FewShotTask))
 
@@ -125,3 +125,9 @@ def test_resolved_studies_are_valid() -> None:
         Study(data="glyphs", task="few_shot", methods=["simclr"], seconds=60, budget={"minutes": 1}),
     ):
         assert CHECK.is_valid(study.resolved()), list(CHECK.iter_errors(study.resolved()))
+
+
+@pytest.mark.parametrize("encoder", ["lite0", "torchvision/resnet18", "timm/vit_tiny_patch16_224", "net.onnx", "runs/mine"])
+def test_an_encoder_is_a_name_one_of_a_library_or_a_file(encoder: str) -> None:
+    assert CHECK.is_valid({"data": "digits", "encoder": encoder})
+    assert not CHECK.is_valid({"data": "digits", "encoder": "resnet_tiny"})

