@@ -92,24 +92,13 @@ def embedded(
     specs = dict.fromkeys(setup.encoder_for(method) for method in setup.methods.values() if method.on_features)
     if not specs:
         return setup
+    # A network of one's own stands in no index: what it answers is looked at again, and what it embedded is found by that.
     known = {table.asked: table for table in _read_index(setup.storage)}
-
-    def table_of(spec: EncoderSpec) -> FeatureTable:
-        # A network of one's own stands in no file; it is the study's only one.
-        found = known.get(replace(spec, module=None))
-        if found is None:
-            return _embedded(setup, spec, test, limit / len(specs), say)
-        return replace(found, asked=spec, spec=replace(found.spec, module=spec.module))
-
     with threads(processors):
-        tables = [table_of(spec) for spec in specs]
-    setup.storage.put(INDEX, json.dumps([_plain(table) for table in tables], indent=2).encode())
+        tables = [known.get(spec) or _embedded(setup, spec, test, limit / len(specs), say) for spec in specs]
+    named = [table for table in tables if table.spec.module is None]
+    setup.storage.put(INDEX, json.dumps([asdict(table) for table in named], indent=2).encode())
     return replace(setup, features=tuple(tables))
-
-
-def _plain(table: FeatureTable) -> dict[str, object]:
-    asked, spec = (asdict(replace(each, module=None)) for each in (table.asked, table.spec))
-    return {"asked": asked, "spec": spec, "views": table.views, "pool": table.pool, "test": table.test}
 
 
 def _read_index(storage: Storage) -> list[FeatureTable]:
