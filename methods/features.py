@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 Seen = Literal["one", "averaged", "augmented"]
 
+SAMPLE = 4096
+"""Images that moments are taken of, at the most."""
+
 CHUNK = 4096
 """Rows that are turned into float32 at a time where all are looked at."""
 
@@ -86,19 +89,15 @@ class Features:
         return self.memo[place]  # type: ignore[return-value]
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """float32 [D] each, on the device: mean and standard deviation over all images of the pool as they are seen."""
+        """float32 [D] each, on the device: mean and standard deviation over the pool as it is seen.
+
+        Of at most ``SAMPLE`` evenly spaced images, so that a fit need not read the embeddings of all.
+        """
         mean, std = self.remembered("moments", self._moments)
         return mean.to(self.device), std.to(self.device)
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        count = 0
-        total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
-        square = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
-        for rows in self.values.split(CHUNK):
-            x = self._seen(rows).flatten(0, 1)
-            # Sums of few rows at a time in float32, of all in float64.
-            total += x.sum(0).double()
-            square += x.square().sum(0).double()
-            count += len(x)
-        mean = total / count
-        return mean.float(), (square / count - mean.square()).clamp_min(0).sqrt().float()
+        index = torch.linspace(0, len(self) - 1, min(len(self), SAMPLE)).round().long()
+        x = self.rows(index).flatten(0, 1)
+        mean = x.double().mean(0)
+        return mean.float(), (x.double() - mean).square().mean(0).sqrt().float()

@@ -92,32 +92,13 @@ def embedded(
     specs = dict.fromkeys(setup.encoder_for(method) for method in setup.methods.values() if method.on_features)
     if not specs:
         return setup
+    # A network of one's own stands in no index: what it answers is looked at again, and what it embedded is found by that.
     known = {table.asked: table for table in _read_index(setup.storage)}
-
-    def table_of(spec: EncoderSpec) -> FeatureTable:
-        # A network of one's own stands in no file, and a resumed study may bring another.
-        found = known.get(replace(spec, module=None))
-        if found is None or (spec.module is not None and not _made_by(setup, spec, found)):
-            return _embedded(setup, spec, test, limit / len(specs), say)
-        return replace(found, asked=spec, spec=replace(found.spec, module=spec.module))
-
     with threads(processors):
-        tables = [table_of(spec) for spec in specs]
-    setup.storage.put(INDEX, json.dumps([_plain(table) for table in tables], indent=2).encode())
+        tables = [known.get(spec) or _embedded(setup, spec, test, limit / len(specs), say) for spec in specs]
+    named = [table for table in tables if table.spec.module is None]
+    setup.storage.put(INDEX, json.dumps([asdict(table) for table in named], indent=2).encode())
     return replace(setup, features=tuple(tables))
-
-
-def _plain(table: FeatureTable) -> dict[str, object]:
-    asked, spec = (asdict(replace(each, module=None)) for each in (table.asked, table.spec))
-    return {"asked": asked, "spec": spec, "views": table.views, "pool": table.pool, "test": table.test}
-
-
-def _made_by(setup: SlotSetup, spec: EncoderSpec, table: FeatureTable) -> bool:
-    """Whether the embeddings in a table are this network's."""
-    data, device = setup.split.train, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = setup.precision == "bf16" or (setup.precision == "auto" and computes_bf16(device))
-    encoder = frozen_encoder(replace(table.spec, module=spec.module), data, device)
-    return table.pool == f"features/pool/{_digest(encoder, digest_of(data.images), table.views, bf16)}.npy"
 
 
 def _read_index(storage: Storage) -> list[FeatureTable]:
