@@ -27,7 +27,7 @@ from orchestrator.engine.events import (
 from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Assignment, Configuration, Report, Segment, Status, Trial, TrialSpec
-from orchestrator.engine.selection import Finals, ranked
+from orchestrator.engine.selection import Finals, contenders
 from orchestrator.strategies.contract import Continue, Decision, Done, Fork, Problem, Start, Stop, Strategy, Wait
 from search_spaces.domains import UserError
 
@@ -304,7 +304,7 @@ class Controller:
     def _promising(self) -> set[int]:
         """Numbers of the trials that would be finalists if the search ended now: their models may serve as their folds'."""
         held = [trial for trial in self._held.values() if trial.status == "finished"]
-        return {trial.spec.trial for trial in ranked(held)[: self.course.finals.most]}
+        return {trial.spec.trial for trial in contenders(held, self.course.finals.most)}
 
     def _let_go(self, promising: set[int]) -> None:
         """Deletes the checkpoints of ended search trials but the ``promising``, and those that a fork still starts from."""

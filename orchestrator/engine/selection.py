@@ -65,6 +65,20 @@ def ranked(finished: Sequence[Trial]) -> list[Trial]:
     return sorted(scored, key=lambda t: (-(t.value or 0.0), t.seconds, t.spec.trial))
 
 
+def contenders(finished: Sequence[Trial], top: int) -> list[Trial]:
+    """The finalists among finished trials, best first: the best of each method, and the next best where methods are few.
+
+    One configuration a method first: scores of a search are so noisy that the best few are often one method's, and methods
+    differ by more than the configurations of one that score alike.
+    """
+    order = ranked(finished)
+    first: dict[str, Trial] = {}
+    for trial in order:
+        first.setdefault(trial.spec.method, trial)
+    chosen = [*first.values(), *(trial for trial in order if trial is not first[trial.spec.method])][:top]
+    return ranked(chosen)
+
+
 @dataclass(frozen=True)
 class Finals:
     """Which configurations are judged again, how often, and in which order: a fixed function of (seed, history).
@@ -92,16 +106,16 @@ class Finals:
 
     def select(self, history: History) -> Selected:
         """The finalists, best first by the search's score, and how they are judged."""
-        finished = ranked([t for t in history.search() if t.status == "finished"])
+        finished = [t for t in history.search() if t.status == "finished"]
         plan = self._plan(finished, history)
-        return Selected([t.spec.trial for t in finished[: plan.top]], plan.folds, plan.rounds)
+        return Selected([t.spec.trial for t in contenders(finished, plan.top)], plan.folds, plan.rounds)
 
     def trainings_after(self, history: History) -> list[tuple[Trial, float]]:
         """What the selection would train if the search ended now: trials like these, and how many of each.
 
         While too few trials have finished, the longest one stands for those to come.
         """
-        finished = ranked([t for t in history.search() if t.status == "finished"])
+        finished = [t for t in history.search() if t.status == "finished"]
         return self._trainings(finished, self._plan(finished, history)) if finished else []
 
     def _plan(self, finished: Sequence[Trial], history: History) -> Plan:
@@ -125,7 +139,7 @@ class Finals:
         return sorted(plans, key=lambda plan: (plan.top * (plan.rounds - (plan.folds in self.division.nested)), plan.top))
 
     def _trainings(self, finished: Sequence[Trial], plan: Plan) -> list[tuple[Trial, float]]:
-        chosen = list(finished[: plan.top])
+        chosen = contenders(finished, plan.top)
         chosen += [max(finished, key=lambda t: t.seconds_from_nothing)] * (plan.top - len(chosen))
         found: list[tuple[Trial, float]] = []
         for trial in chosen:
