@@ -6,7 +6,7 @@ BUILD_TOOLS := pip setuptools wheel Cython
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint faults benchmarks clean
+.PHONY: demo test lint checks benchmarks clean
 
 # The environment is made anew whenever the changes.
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -30,9 +30,9 @@ lint: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Real kills in every phase of a study; minutes long.
-faults: $(VENV)/.installed
-	$(BIN)/python -m pytest -m faults tests/faults
+# What takes minutes: real kills in every phase of a study, memory over hundreds of steps.
+checks: $(VENV)/.installed
+	$(BIN)/python -m pytest -m long
 
 benchmarks: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/run.py

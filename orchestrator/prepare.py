@@ -62,6 +62,7 @@ class Prepared:
         methods: by name.
         split: the data, divided by the task.
         space: what is searched.
+        division: how the labels may judge finalists.
         began: seconds since 1970 at which its command began.
         earlier: trials of the studies that this one's search learns from first.
     """
@@ -72,6 +73,7 @@ class Prepared:
     methods: Mapping[str, Method]
     split: Split
     space: Space
+    division: Division
     began: float
     earlier: tuple[Trial, ...] = ()
 
@@ -96,18 +98,6 @@ class Prepared:
     def label_free(self) -> frozenset[str]:
         """Names of the methods whose training reads no labels."""
         return frozenset(name for name, method in self.methods.items() if not method.reads_labels(self.split.train))
-
-    @property
-    def division(self) -> Division:
-        """How the labels may judge finalists. Raises UserError where they cannot be divided as the study wants."""
-        given, split = self.study.selection.folds, self.split
-        counts = (given,) if isinstance(given, int) else self.task.fold_counts(split)
-        asked = set(split.validation.index.tolist())
-        nested = {c for c in counts if c > 1 and set(self._first_fold(c).validation.index.tolist()) == asked}
-        return Division(counts, frozenset(nested))
-
-    def _first_fold(self, count: int) -> Split:
-        return self.task.folds(self.split, count, self.study.seed)[0]
 
     def setup(self, storage: Storage, plan: ResourcePlan) -> SlotSetup:
         """What the slots share; without the test labels."""
@@ -157,7 +147,20 @@ def prepare(study: Study, began: float | None = None, weights: bool = True) -> P
         _check_weights(study, split)
     past = [History(read_journal(RunFolder.open(place).storage)) for place in study.earlier]
     earlier = tuple(trial for history in past for trial in history.search())
-    return Prepared(study, task, protocol, study.catalogue(), split, study.space(split.fewest_images()), began, earlier)
+    division = _division(study, task, split)
+    return Prepared(
+        study, task, protocol, study.catalogue(), split, study.space(split.fewest_images()), division, began, earlier
+    )
+
+
+def _division(study: Study, task: Task, split: Split) -> Division:
+    """How the labels may judge finalists. Raises UserError where they cannot be divided as the study wants."""
+    given = study.selection.folds
+    counts = (given,) if isinstance(given, int) else task.fold_counts(split)
+    asked = set(split.validation.index.tolist())
+    first = {count: task.folds(split, count, study.seed)[0] for count in counts if count > 1}
+    nested = {count for count, fold in first.items() if set(fold.validation.index.tolist()) == asked}
+    return Division(counts, frozenset(nested))
 
 
 def _test_of(study: Study, source: Source) -> float | Source | Literal["none"] | None:

@@ -30,7 +30,7 @@ class Halves(Task):
     labels: int = 40
 
     @property
-    def composed_of(self) -> Classification:
+    def inner(self) -> Classification:
         """What it becomes once the classes are put together."""
         return Classification(labels=self.labels)
 

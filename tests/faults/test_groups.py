@@ -16,7 +16,7 @@ from orchestrator import Study, run
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import read_journal
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module", autouse=True)

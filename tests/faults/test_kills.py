@@ -1,6 +1,6 @@
 """Real kills of the driver in every phase of a study: what a resume makes of it is what an undisturbed study would have been.
 
-Minutes long, so it has a command of its own: ``make faults``.
+Minutes long, so it has a command of its own: ``make checks``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from orchestrator.engine.history import History
 from orchestrator.engine.journal import read_journal
 from orchestrator.strategies import Continue, Decision, Done, Problem, Start, Strategy, Wait
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(600)]
 
 GIVEN: dict[str, Any] = {
     "data": "digits",

@@ -35,6 +35,7 @@ from orchestrator.engine.events import (
 )
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Assignment, Segment, SlotSetup, TrialSpec
+from orchestrator.engine.selection import Division
 from orchestrator.engine.trial import SegmentRun
 from orchestrator.finish import draw_best, write_outputs
 from orchestrator.folder import RunFolder, load_tensors, save_tensors
@@ -161,7 +162,7 @@ def ended(make_split: Callable[..., Split], elsewhere: Elsewhere) -> EndedStudy:
     """A study of one trial, retrained and chosen, whose run folder lies elsewhere."""
     split = make_split(4, 8, 4, 12)
     folder = RunFolder.create(elsewhere, STUDY)
-    prepared = Prepared(STUDY, STUDY.task_object(), STUDY.scoring(), STUDY.catalogue(), split, STUDY.space(), 0.0)
+    prepared = Prepared(STUDY, STUDY.task_object(), STUDY.scoring(), STUDY.catalogue(), split, STUDY.space(), Division(), 0.0)
     setup = prepared.setup(elsewhere, PLAN)
     history = History()
     sink = TensorBoardSink(folder, STUDY)

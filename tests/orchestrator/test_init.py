@@ -22,6 +22,7 @@ from methods.parts.pair import PairEncoder
 from methods.training import Training, TrainSettings
 from methods.world import World
 from orchestrator.engine.records import TrialSpec
+from orchestrator.engine.selection import Division
 from orchestrator.engine.trial import training_of
 from orchestrator.folder import RunFolder
 from orchestrator.prepare import Prepared
@@ -66,7 +67,7 @@ def start(name: str, run: RunFolder, data: Split, **values: object) -> Training:
     """The training that a study with ``init: RUN FOLDER`` starts, before its first step."""
     study = Study(data="digits", methods=[name], init=str(run.path), epochs=1, epoch_images=48, reduction=1)
     plan = ResourcePlan(1, 1.0, 0.0, 1, 1, 1.0, 0.0, 1)
-    prepared = Prepared(study, study.task_object(), study.scoring(), study.catalogue(), data, study.space(), 0.0)
+    prepared = Prepared(study, study.task_object(), study.scoring(), study.catalogue(), data, study.space(), Division(), 0.0)
     setup = prepared.setup(LocalStorage(run.path.parent / "next"), plan)
     return training_of(setup, TrialSpec("0", 0, name, {"batch_size": 16, **values}, 5), World())
 

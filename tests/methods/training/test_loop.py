@@ -238,7 +238,7 @@ def test_shares_must_fill_the_training(toys: SimpleNamespace, split: Split) -> N
 
 
 def test_a_method_is_a_learner_or_stages(toys: SimpleNamespace) -> None:
-    with pytest.raises(TypeError, match="either a learner or stages"):
+    with pytest.raises(TypeError, match="neither declares one of learner, stages and fit"):
         Method("neither", "selfsup", "none", "a toy", toys.Config)
 
 
