@@ -29,7 +29,7 @@ from methods.data.decode import StreamedImages
 from methods.data.records import ArrayImages, Images, LabelledSubset
 from methods.parts.encoders import Encoder, EncoderSpec
 from methods.parts.modes import device_of, evaluating, threads
-from methods.protocols.embeddings import Embedded, embed_views, recall, remember
+from methods.protocols.embeddings import FORWARD_BATCH, Embedded, embed_views, recall, remember
 from methods.training import computes_bf16
 from methods.training.on_features import frozen_encoder
 from orchestrator.engine.records import FeatureTable, SlotSetup
@@ -46,8 +46,8 @@ SHARE = 0.25
 SIZES = (160, 128, 96)
 """Pixels a side that are tried in turn where larger images would take too long."""
 
-PROBED = 64
-"""Images from which the rate is measured."""
+PROBED = 2 * FORWARD_BATCH
+"""Images a thread from which the rate is measured: each thread embeds batches of its own."""
 
 EVERY = 5.0
 """Seconds between lines of progress."""
@@ -191,7 +191,7 @@ class _Sample(Images):
 
     def __init__(self, images: Images) -> None:
         self.images = images
-        self.chosen = torch.linspace(0, len(images) - 1, min(PROBED, len(images))).round().long()
+        self.chosen = torch.linspace(0, len(images) - 1, min(PROBED * torch.get_num_threads(), len(images))).round().long()
 
     @property
     def shape(self) -> tuple[int, int, int]:
