@@ -31,8 +31,10 @@ def fold_counts(split: Split) -> tuple[int, ...]:
     if (own := own_folds(split)) is not None:
         return (int(own.max()) + 1,)
     share = share_of_validation(split)
-    fit = [count for count in range(2, MOST + 1) if abs(_first(count, share) / count - share) < 0.07]
-    return tuple(count for count in fit if not _refusal(split, count)) or (2,)
+    may = [count for count in range(2, MOST + 1) if not _lacks_groups(split, count)] or [2]
+    fit = [count for count in may if abs(_first(count, share) / count - share) < 0.07]
+    # Where none fits (a small validation part), most folds leave most labels to learn from.
+    return tuple(fit) or (may[-1],)
 
 
 def own_folds(split: Split) -> IntArray | None:
@@ -59,7 +61,7 @@ def fold_of(split: Split, count: int, seed: int) -> IntArray:
         if count != own.max() + 1:
             raise UserError(f"selection.folds is what the data's fold column says, {own.max() + 1}, got {count}; leave it out")
         return own
-    if count > 2 and (reason := _refusal(split, count)):
+    if count not in fold_counts(split) and (reason := _refusal(split, count)):
         raise UserError(f"selection.folds must be {reason}, got {count}; use fewer folds")
     whole = split.budget()
     found = np.empty(len(whole), dtype=np.int64)
@@ -82,6 +84,10 @@ def _refusal(split: Split, count: int) -> str:
     labels = np.bincount(whole.label)
     if count > labels.min():
         return f"at most the labels of every class, {labels.min()} of {whole.data.classes[int(labels.argmin())]}"
+    return _lacks_groups(split, count)
+
+
+def _lacks_groups(split: Split, count: int) -> str:
     if split.kept is not None:
         for rows, _, number in _sides(split, count):
             groups = len(np.unique(split.kept[rows]))

@@ -129,7 +129,7 @@ class Classification(Task):
             folds="",
             taken="held out from your data" if split.holdout else "your test set",
             no_test="",
-            exported="The exported encoder was trained without validation labels; a probe on it may use the whole budget.",
+            exported="The exported encoder learnt nothing from the labels that judged it; a probe on it may use all labels.",
             refitted="The exported model was trained on the whole label budget, validation labels included.",
             left_out="",
             luck=luck(["which images were labelled"]),

@@ -33,7 +33,7 @@ class FewShotTask(Task):
             group; None for groups where there are at least three.
         validation: share of the classes or groups that is held out for validation, where the data sets none apart itself.
         cross_validate: each group is held out for validation in turn. A configuration's score is the mean over the folds,
-            which multiply the time; the finalists are refitted on all groups for the test and the exported model.
+            which multiply the time; the winner is refitted on all groups for the test and the exported model.
         test_groups: only these groups of the test set are used.
         rotations: rotations by 90 degrees become classes of their own in training.
     """

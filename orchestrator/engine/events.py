@@ -128,13 +128,14 @@ class SearchEnded(Timed):
 @dataclass(frozen=True)
 class Selected(Timed):
     """The finalists' trial numbers, best first by the search's score; into how many folds the labels are divided for them,
-    and how many of these judge.
+    how many of these judge, and whether the first is what the search's trials were judged by.
     """
 
     event: ClassVar[str] = "selected"
     trials: list[int]
     folds: int = 1
     rounds: int = 1
+    nested: bool = False
 
 
 @dataclass(frozen=True)

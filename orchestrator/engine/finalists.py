@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,7 +27,6 @@ class Finalist:
         judged: its finished trainings that a fold judged, in the order started.
         refits: its trainings on the whole budget that finished.
         tests: test scores of the refits, or of the judged where nothing was refitted.
-        rounds: how many trainings were begun for folds to judge; one that was dropped on the way has fewer.
         folds: into how many folds the labels are divided; 1 where they are not.
     """
 
@@ -36,7 +34,6 @@ class Finalist:
     judged: tuple[Trial, ...]
     refits: tuple[Trial, ...]
     tests: tuple[TestScore, ...]
-    rounds: int = 0
     folds: int = 1
 
     @cached_property
@@ -69,6 +66,13 @@ class Finalist:
             models.setdefault((trial.spec.parent or trial.spec.key, trial.spec.repeat), trial)
         return tuple(models.values())
 
+    @property
+    def tested_as(self) -> str:
+        """Which of its models the test was asked of; blank where none was."""
+        if not self.tests:
+            return ""
+        return "refit" if self.refits else "folds" if self.folds > 1 else "trainings"
+
     def test_values(self) -> list[float]:
         return [score.value for score in self.tests]
 
@@ -87,26 +91,26 @@ def units_of(judged: Iterable[Trial]) -> Units:
 
 
 def finalists(history: History) -> list[Finalist]:
-    """The finalists, best first: by how long they raced, then by validation (ties: the faster)."""
+    """The finalists, best first: by how many folds have judged them, then by validation (ties: the faster)."""
     if history.finals is None:
         return []
     by_number: dict[int, list[Trial]] = {number: [] for number in history.finals.trials}
-    rounds: Counter[int] = Counter()
+    finals = history.finals
     for trial in history.trials.values():
-        if trial.spec.trial in by_number:
-            rounds[trial.spec.trial] += trial.spec.purpose == "fold"
-            if trial.status == "finished":
-                by_number[trial.spec.trial].append(trial)
+        # A study that was given more trials may divide its labels otherwise than before.
+        of_these = trial.spec.purpose != "fold" or (trial.spec.folds == finals.folds and trial.spec.fold < finals.rounds)
+        if trial.spec.trial in by_number and trial.status == "finished" and of_these:
+            by_number[trial.spec.trial].append(trial)
     found = []
-    for number, jobs in by_number.items():
+    for jobs in by_number.values():
         origin = next(t for t in jobs if t.spec.purpose == "search")
         judged = tuple(t for t in jobs if t.spec.purpose == "fold")
         refits = tuple(t for t in jobs if t.spec.purpose == "refit")
         keys = {t.spec.key for t in refits or judged}
         tests = tuple(s for s in history.tests if s.key in keys)
-        found.append(Finalist(origin, judged, refits, tests, rounds[number], history.finals.folds))
-    # A finalist that was dropped on the way, clearly behind, never passes one that was judged to the end.
-    return sorted(found, key=lambda f: (-f.rounds, -f.val, f.trial.seconds, f.trial.spec.trial))
+        found.append(Finalist(origin, judged, refits, tests, finals.folds))
+    # A finalist that was dropped on the way, clearly behind, or that failed, never passes one that was judged to the end.
+    return sorted(found, key=lambda f: (-len(f.judged), -f.val, f.trial.seconds, f.trial.spec.trial))
 
 
 def compare(a: Finalist, b: Finalist, level: float = 0.95) -> Difference:

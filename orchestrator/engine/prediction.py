@@ -47,6 +47,13 @@ class LearningCurve:
     exponent: float
     exponent_sd: float
 
+    def gain(self, few: float, many: float) -> tuple[float, float]:
+        """What more labels bring, and its sd by the exponent alone: both ends move with it."""
+        ratios = [self.labels[-1] / labels for labels in (few, many)]
+        errors = [(1 - self.score[-1]) * ratio**self.exponent for ratio in ratios]
+        slopes = [error * math.log(ratio) for error, ratio in zip(errors, ratios, strict=True)]
+        return errors[0] - errors[1], abs(slopes[0] - slopes[1]) * self.exponent_sd
+
     def at(self, labels: float, score: float | None = None) -> tuple[float, float]:
         """The score at so many labels and its sd by the exponent alone; from ``score`` at the last count, or the measured."""
         error = 1 - (self.score[-1] if score is None else score)
@@ -61,7 +68,8 @@ def learning_curve(best: Finalist, history: History, labels: int) -> LearningCur
     Args:
         labels: of the whole budget.
     """
-    taught = labels * (1 - 1 / best.folds)
+    sizes = [len(units) for units in best.units.values()]
+    taught = labels - sum(size * size for size in sizes) / sum(sizes)
     thinner = [t for t in history.trials.values() if t.spec.purpose == "curve" and t.spec.trial == best.trial.spec.trial]
     thinner = sorted((t for t in thinner if t.status == "finished" and t.rungs), key=lambda t: t.spec.share)
     whole = best.units.get(0)
@@ -128,7 +136,8 @@ def predict_test(history: History, labels: int, tests: int, seed: int) -> Predic
     gains = bool(best.refits) or all(t.spec.parent is not None for t in best.judged)
     value, gain_sd = curve.at(labels, score) if gains else (score, 0.0)
     units = np.concatenate(list(best.units.values()))
-    answer = float(units.var(ddof=1)) if len(units) > 1 else 0.25
+    # Where all was right the answers' own spread says nothing.
+    answer = max(float(units.var(ddof=1)) if len(units) > 1 else 0.25, score * (1 - score))
     # Labels that judged, the final training's own luck, images of the test, and the labels' gain.
     variance = answer / len(units) + TRAINING_SD**2 * answer + answer / max(tests, 1) + gain_sd**2
     # On the scale of the logit, so that no limit leaves 0..1.
@@ -138,14 +147,16 @@ def predict_test(history: History, labels: int, tests: int, seed: int) -> Predic
 
 
 def _owed(board: Sequence[Finalist], history: History, seed: int) -> float:
-    """What the winner's score owes to having been the best: of the search where its own model judged, else of the finalists."""
-    best = board[0]
+    """What the winner's score owes to having been the best: of the search on the images that chose there, of the finalists on
+    the others.
+    """
+    best, finals = board[0], history.finals
     rivals = [f for f in board if f.units.keys() == best.units.keys()]
     among = optimism([np.concatenate([f.units[k] for k in sorted(f.units)]) for f in rivals], seed)
-    own = [t for t in best.judged if t.spec.fold == 0 and t.spec.parent is not None]
-    if not own or 0 not in best.units:
+    if finals is None or not finals.nested or 0 not in best.units:
         return among
-    searched = [units for t in history.search() if (units := _at_the_top(t)) is not None and len(units) == len(best.units[0])]
+    searched = [units for t in history.search() if (units := _at_the_top(t)) is not None]
+    searched = [units for units in searched if len(units) == len(best.units[0])]
     share = len(best.units[0]) / sum(map(len, best.units.values()))
     return share * max(optimism(searched, seed), among) + (1 - share) * among
 

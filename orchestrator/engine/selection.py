@@ -65,8 +65,8 @@ def ranked(finished: Sequence[Trial]) -> list[Trial]:
     return sorted(scored, key=lambda t: (-(t.value or 0.0), t.seconds, t.spec.trial))
 
 
-def contenders(finished: Sequence[Trial], top: int) -> list[Trial]:
-    """The finalists among finished trials, best first: the best of each method, and the next best where methods are few.
+def lineup(finished: Sequence[Trial], most: int) -> list[Trial]:
+    """Who comes in, in this order: the best of each method, the better ones first; then the next best, where methods are few.
 
     One configuration a method first: scores of a search are so noisy that the best few are often one method's, and methods
     differ by more than the configurations of one that score alike.
@@ -75,8 +75,12 @@ def contenders(finished: Sequence[Trial], top: int) -> list[Trial]:
     first: dict[str, Trial] = {}
     for trial in order:
         first.setdefault(trial.spec.method, trial)
-    chosen = [*first.values(), *(trial for trial in order if trial is not first[trial.spec.method])][:top]
-    return ranked(chosen)
+    return [*first.values(), *(trial for trial in order if trial is not first[trial.spec.method])][:most]
+
+
+def contenders(finished: Sequence[Trial], top: int) -> list[Trial]:
+    """The finalists among finished trials, best first."""
+    return ranked(lineup(finished, top))
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ class Finals:
         """The finalists, best first by the search's score, and how they are judged."""
         finished = [t for t in history.search() if t.status == "finished"]
         plan = self._plan(finished, history)
-        return Selected([t.spec.trial for t in contenders(finished, plan.top)], plan.folds, plan.rounds)
+        chosen = [t.spec.trial for t in contenders(finished, plan.top)]
+        return Selected(chosen, plan.folds, plan.rounds, plan.folds in self.division.nested)
 
     def trainings_after(self, history: History) -> list[tuple[Trial, float]]:
         """What the selection would train if the search ended now: trials like these, and how many of each.
@@ -116,14 +121,15 @@ class Finals:
         While too few trials have finished, the longest one stands for those to come.
         """
         finished = [t for t in history.search() if t.status == "finished"]
-        return self._trainings(finished, self._plan(finished, history)) if finished else []
+        return self._trainings(lineup(finished, self.most), self._plan(finished, history)) if finished else []
 
     def _plan(self, finished: Sequence[Trial], history: History) -> Plan:
         """The largest plan that costs at most ``SHARE`` of what the search has; the smallest where none does."""
-        plans = self._plans()
-        spent = sum(again(t) for t in history.search())
-        costs = [sum(again(t) * n for t, n in self._trainings(finished, plan)) if finished else 0.0 for plan in plans]
-        fit = [plan for plan, cost in zip(plans, costs, strict=True) if cost <= SHARE * spent]
+        plans, line = self._plans(), lineup(finished, self.most)
+        if not line:
+            return plans[0]
+        bears = SHARE * sum(again(t) for t in history.search())
+        fit = [plan for plan in plans if sum(again(t) * n for t, n in self._trainings(line, plan)) <= bears]
         return fit[-1] if fit else plans[0]
 
     def _plans(self) -> list[Plan]:
@@ -138,12 +144,16 @@ class Finals:
                 plans += [Plan(tops, folds, each) for each in rounds]
         return sorted(plans, key=lambda plan: (plan.top * (plan.rounds - (plan.folds in self.division.nested)), plan.top))
 
-    def _trainings(self, finished: Sequence[Trial], plan: Plan) -> list[tuple[Trial, float]]:
-        chosen = contenders(finished, plan.top)
-        chosen += [max(finished, key=lambda t: t.seconds_from_nothing)] * (plan.top - len(chosen))
+    def _trainings(self, line: Sequence[Trial], plan: Plan) -> list[tuple[Trial, float]]:
+        """What the plan trains, of those in ``line``; the longest of them stands for those to come."""
+        chosen = list(line[: plan.top])
+        chosen += [max(line, key=lambda t: t.seconds_from_nothing)] * (plan.top - len(chosen))
         found: list[tuple[Trial, float]] = []
         for trial in chosen:
-            fresh = plan.rounds * self.selection.seeds - self._reuses(trial, plan.folds) if self._learns(trial) else 0
+            if self._learns(trial):
+                fresh = plan.rounds * self.selection.seeds - self._reuses(trial, plan.folds)
+            else:
+                fresh = self.selection.seeds - (trial.checkpoint is not None)
             found.append((trial, float(fresh)))
         # Whoever wins, the refit costs no more than the longest one's.
         longest = max(chosen, key=lambda t: t.seconds_from_nothing * (t.spec.method in self.refits))
@@ -162,20 +172,23 @@ class Finals:
         """The next training, or None where all have been started that the budgets bear, or a round must end first."""
         finals = history.finals
         assert finals is not None
+        if history.chosen is not None:
+            # The test may have been opened: nothing more is chosen.
+            return None
         by_number = {t.spec.trial: t for t in history.search()}
         racing = [by_number[number] for number in finals.trials]
         rounds = [(repeat, fold) for repeat in range(self.selection.seeds) for fold in range(finals.rounds)]
         for looks, (repeat, fold) in enumerate(rounds):
             if looks:
                 racing = self._still_racing(racing, history, rounds[:looks], len(rounds) - 1)
-            keys = [f"{t.spec.key}-fold{fold}-{repeat}" for t in racing]
+            keys = [f"{t.spec.key}-{fold}of{finals.folds}-{repeat}" for t in racing]
             begun = any(key in history.trials for key in keys)
             # All of a round or nothing of it: finalists compare on the same folds.
             if looks and not begun and not self._affordable(racing, "fold", history, ledger):
                 break
             for origin, key in zip(racing, keys, strict=True):
                 if key not in history.trials:
-                    return self._of_fold(origin, key, repeat, fold, finals)
+                    return self._of_fold(origin, key, repeat, fold, finals, history)
             if any(key in history.trials and history.trials[key].status == "running" for key in keys):
                 return None
         winner = next(iter(finalists(history)), None)
@@ -184,34 +197,41 @@ class Finals:
     @staticmethod
     def _still_racing(racing: list[Trial], history: History, rounds: Sequence[tuple[int, int]], looks: int) -> list[Trial]:
         """Those that are not clearly behind the leader, by ``rounds`` (repeat, fold) alone."""
-        board = [f.after(rounds) for f in finalists(history) if f.trial in racing]
-        board = [f for f in board if f.judged]
-        if not board:
+        by_trial = {f.trial.spec.trial: f.after(rounds) for f in finalists(history)}
+        if not racing:
+            return racing
+        # In the order of the racing, so that later rounds do not change whom an earlier look took for the leader of equals.
+        board = [by_trial[trial.spec.trial] for trial in racing]
+        board = [f for f in board if len(f.judged) == max(len(other.judged) for other in board)]
+        if not board[0].judged:
             return racing
         leader = max(board, key=lambda f: f.val)
         level = 1 - 2 * BEHIND / looks
         return [f.trial for f in board if f is leader or not compare(leader, f, level).low > 0]
 
-    def _of_fold(self, origin: Trial, key: str, repeat: int, fold: int, finals: Selected) -> Start:
-        spec = origin.spec
-        label_free = not self._learns(origin)
-        shared = (
-            repeat == 0 and origin.checkpoint is not None and (label_free or (fold == 0 and self._reuses(origin, finals.folds)))
-        )
-        # Label-free training is done once for all folds: by the search, and anew for each further seed.
-        seed = spec.seed if shared else seed_of(self.seed, "fold", repeat, 0 if label_free else fold)
+    def _of_fold(self, origin: Trial, key: str, repeat: int, fold: int, finals: Selected, history: History) -> Start:
+        """One fold's training: from nothing, or judged as it stands where another training serves it."""
+        spec, label_free = origin.spec, not self._learns(origin)
+        first = history.trials.get(f"{spec.key}-0of{finals.folds}-{repeat}")
+        serves: Trial | None = None
+        if repeat == 0 and (label_free or fold == 0) and (label_free or self._reuses(origin, finals.folds)):
+            serves = origin if origin.checkpoint is not None else None
+        if serves is None and label_free and fold > 0:
+            # Label-free training is done once for all folds: by the search, else by the first fold.
+            serves = first if first is not None and first.status == "finished" else None
+        seed = seed_of(self.seed, "fold", repeat, 0 if label_free else fold) if serves is None else serves.spec.seed
         made = TrialSpec(
             key, spec.trial, spec.method, spec.values, seed, "fold", spec.origin, repeat,
-            parent=spec.key if shared else None, fold=fold, folds=finals.folds,
+            parent=None if serves is None else serves.spec.key, fold=fold, folds=finals.folds,
         )  # fmt: skip
-        return Start(made, origin.checkpoint if shared else None)
+        return Start(made, None if serves is None else serves.checkpoint)
 
     def _of_winner(self, origin: Trial, history: History, ledger: Ledger) -> Start | None:
         """The winner's learning curve, where it can be paid for, and its refit."""
         finals, spec = history.finals, origin.spec
         assert finals is not None
         for purpose, repeat, share in self._last(origin, finals):
-            key = f"{spec.key}-{purpose}-{repeat}"
+            key = f"{spec.key}-{purpose}-{repeat}" if purpose == "refit" else f"{spec.key}-0of{finals.folds}-curve{repeat}"
             if key in history.trials:
                 continue
             if purpose == "curve" and not self._curve_pays(origin, history, ledger):
@@ -252,7 +272,8 @@ class Finals:
         if purpose == "fold":
             refitted = [by_number[number] for number in finals.trials if by_number[number].spec.method in self.refits]
             must += [(max(refitted, key=lambda t: t.seconds_from_nothing), 1.0)] if refitted else []
-        must += [(by_number[t.spec.trial], self._left_of(t, by_number[t.spec.trial])) for t in history.open()]
+        under_way = [t for t in history.open() if t.spec.parent is None]
+        must += [(by_number[t.spec.trial], self._left_of(t, by_number[t.spec.trial])) for t in under_way]
         return ledger.allows(history, must)
 
     @staticmethod

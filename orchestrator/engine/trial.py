@@ -181,7 +181,7 @@ class SegmentRun:
             fork = PurePosixPath(start).parent.name != self.given.spec.key
             trainings.load(state["training"], fork)
             self._seconds = 0.0 if fork else float(state["seconds"])
-        else:
+        elif self.given.spec.purpose == "search":
             self._check_cost(trainings.first)
         self._trainings = trainings
 

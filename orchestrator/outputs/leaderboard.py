@@ -13,7 +13,7 @@ from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 
 COLUMNS = (
-    "rank", "trial", "method", "status", "reason", "epochs", "seconds", "val", "test_mean", "test_sd", "test_n",
+    "rank", "trial", "method", "status", "reason", "epochs", "seconds", "val", "test_mean", "test_sd", "test_n", "tested",
 )  # fmt: skip
 """The stable part of ``leaderboard.csv``; one column a knob, ``method.knob``, follows."""
 
@@ -38,10 +38,11 @@ def leaderboard(history: History, knobs: Sequence[str]) -> pd.DataFrame:
     Args:
         knobs: ``method.knob`` of every knob of the study's methods, in order.
     """
-    tests = {f.trial.spec.key: f.test_values() for f in finalists(history)}
+    board = {f.trial.spec.key: f for f in finalists(history)}
     rows = []
     for rank, trial in enumerate(ranked(history), start=1):
-        scores = tests.get(trial.spec.key, [])
+        finalist = board.get(trial.spec.key)
+        scores = finalist.test_values() if finalist else []
         row: dict[str, object] = {
             "rank": rank,
             "trial": trial.spec.trial,
@@ -54,6 +55,7 @@ def leaderboard(history: History, knobs: Sequence[str]) -> pd.DataFrame:
             "test_mean": float(np.mean(scores)) if scores else None,
             "test_sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
             "test_n": len(scores) if scores else None,
+            "tested": finalist.tested_as if finalist and scores else None,
         }
         row.update({f"{trial.spec.method}.{name}": value for name, value in trial.spec.values.items()})
         rows.append(row)

@@ -26,7 +26,7 @@ from orchestrator.outputs.plots import (
     methods_figure,
     told_signals,
 )
-from orchestrator.outputs.verdict import Verdict, judges, tested_on
+from orchestrator.outputs.verdict import Verdict, judges
 from orchestrator.prepare import Prepared
 
 
@@ -123,7 +123,7 @@ def _finalist(finalist: Finalist, board: list[Finalist]) -> FinalistRow:
         low=finalist.tests[0].low if values else None,
         high=finalist.tests[0].high if values else None,
         gap=gap,
-        tested=tested_on(finalist),
+        tested=finalist.tested_as,
     )
 
 

@@ -63,15 +63,6 @@ def judges(best: Finalist) -> str:
     return " and ".join(part for part in (over, f"{seeds} seed(s)" if seeds > 1 or not over else "") if part)
 
 
-def tested_on(finalist: Finalist) -> str:
-    """Which models of a finalist were asked about the test images; blank where none was."""
-    if not finalist.tests:
-        return ""
-    if finalist.refits:
-        return "refitted on all labels"
-    return "of its folds" if finalist.folds > 1 else "of its trainings"
-
-
 def _predicted(history: History) -> str:
     said = history.predicted
     if said is None:
@@ -90,8 +81,7 @@ def what_next(history: History, labels: int) -> str:
     if best.folds < 2 or not best.units:
         return ""
     curve = learning_curve(best, history, labels)
-    score, sd = curve.at(2 * labels)
-    more = score - curve.at(labels)[0]
+    more, sd = curve.gain(labels, 2 * labels)
     rungs = best.trial.rungs
     longer = rungs[-1].value - rungs[-2].value if len(rungs) > 1 else 0.0
     text = f"{2 * labels} labels in place of {labels} would bring about {more:+.1%} (90% interval {more - 1.645 * sd:+.1%} to"

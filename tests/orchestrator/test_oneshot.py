@@ -114,7 +114,7 @@ def test_each_script_of_fifty_validates_and_the_refit_sees_all(finished: Result)
     history = History(read_journal(finished.storage))
     assert sorted(t.spec.key for t in history.trials.values() if t.spec.purpose != "search") == [
         f"{history.selected[0]:04d}-{purpose}-{seed}"  # type: ignore[index]
-        for purpose in ("fold0", "refit")
+        for purpose in ("0of1", "refit")
         for seed in range(2)
     ]
     for trial in history.trials.values():

@@ -65,8 +65,8 @@ def test_of_two_folds_the_first_is_what_the_search_validates_on() -> None:
 def test_numbers_of_folds_follow_the_share_that_validates() -> None:
     assert folding.fold_counts(divided([20, 20])) == (2, 4)
     assert folding.fold_counts(divided([20, 20], validation=0.2)) == (4, 5)
-    assert folding.fold_counts(divided([4, 20], validation=0.2)) == (4,), "no more than labels of a class"
-    assert folding.fold_counts(divided([3, 20])) == (2,)
+    assert folding.fold_counts(divided([3, 20], validation=0.2)) == (4, 5), "a fold may lack a class that has few labels"
+    assert folding.fold_counts(divided([40, 40], validation=0.05)) == (5,), "most learn from most labels"
 
 
 def test_more_folds_than_labels_of_a_class_are_refused() -> None:

@@ -57,12 +57,12 @@ def test_optimism_is_what_the_best_of_equals_owes_to_chance() -> None:
 
 
 def test_the_curve_of_the_winner_and_the_prior() -> None:
-    known = learning_curve(finalists(study(0.8, 4000, 0, curve=0.7))[0], study(0.8, 4000, 0, curve=0.7), 200)
-    assert known.labels == (50, 100)
+    known = learning_curve(finalists(study(0.8, 4000, 0, curve=0.7))[0], study(0.8, 4000, 0, curve=0.7), 4000)
+    assert known.labels == (1000, 2000)
     # From 30% errors to 20% with twice the labels.
     assert known.exponent == pytest.approx(math.log2(0.3 / 0.2), abs=0.12)
-    blind = learning_curve(finalists(study(0.8, 4000, 0))[0], study(0.8, 4000, 0), 200)
-    assert (blind.labels, blind.exponent, blind.exponent_sd) == ((100,), 0.4, 0.25)
+    blind = learning_curve(finalists(study(0.8, 4000, 0))[0], study(0.8, 4000, 0), 4000)
+    assert (blind.labels, blind.exponent, blind.exponent_sd) == ((2000,), 0.4, 0.25)
     assert known.exponent_sd < blind.exponent_sd
     score, sd = LearningCurve((100,), (0.8,), 0.5, 0.1).at(400)
     assert score == pytest.approx(0.9)
@@ -80,6 +80,23 @@ def test_the_interval_covers_as_often_as_it_says(p: float, n: int) -> None:
         inside.append(said.low <= test <= said.high)
         assert said.value == pytest.approx(sum(said.parts.values()))
     assert 0.84 < np.mean(inside) < 0.97
+
+
+def test_a_perfect_score_is_no_certainty() -> None:
+    said = predict_test(study(1.0, 40, 0), 40, 900, 0)
+    assert said is not None
+    assert said.low < 0.97
+    assert said.high > said.low + 0.02
+
+
+def test_what_more_labels_bring_is_a_difference_of_one_curve() -> None:
+    """Against draws of the exponent."""
+    curve = LearningCurve((100,), (0.8,), 0.4, 0.1)
+    drawn = np.random.default_rng(0).normal(0.4, 0.1, 20_000)
+    gains = 0.2 * (0.5**drawn - 0.25**drawn)
+    more, sd = curve.gain(200, 400)
+    assert more == pytest.approx(gains.mean(), rel=0.05)
+    assert sd == pytest.approx(gains.std(), rel=0.15)
 
 
 def test_without_folds_nothing_is_predicted() -> None:
