@@ -28,7 +28,8 @@ def _ray() -> Iterator[None]:
 def _half_built(config: object, context: Context) -> Learner:
     if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
         raise RuntimeError("deliberate")
-    return SUPERVISED.build(config, context)
+    assert SUPERVISED.learner is not None
+    return SUPERVISED.learner(config, context)
 
 
 def test_a_rank_that_cannot_begin_fails_its_trial_and_the_group_goes_on(tmp_path: Path) -> None:
