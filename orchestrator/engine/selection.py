@@ -9,7 +9,7 @@ import numpy as np
 
 from methods.batch import seed_of
 from orchestrator.budgets.contract import Ledger
-from orchestrator.budgets.cpu_hours import again
+from orchestrator.budgets.cpu_hours import again as seconds_again
 from orchestrator.engine.events import Selected
 from orchestrator.engine.finalists import compare, finalists
 from orchestrator.engine.history import History
@@ -63,6 +63,12 @@ def ranked(finished: Sequence[Trial]) -> list[Trial]:
     """Finished trials of the search, best first; of equals the faster, then the earlier."""
     scored = [t for t in finished if t.value is not None]
     return sorted(scored, key=lambda t: (-(t.value or 0.0), t.seconds, t.spec.trial))
+
+
+def again(trial: Trial) -> float:
+    """What another such training costs: epochs, which are the same in every run of a study; by the clock seconds."""
+    by_clock = trial.done is not None and trial.done.unit == "seconds"
+    return seconds_again(trial) if by_clock else float(trial.epochs)
 
 
 def lineup(finished: Sequence[Trial], most: int) -> list[Trial]:
