@@ -49,7 +49,7 @@ def finish(
         exported = board[0].exported or board[0].trial
         controller.tell(Chosen(board[0].trial.spec.trial, exported.spec.key))
     if split.test is not None and history.predicted is None and not history.tests and prepared.facts.labels:
-        said = predict_test(history, prepared.facts.labels, len(split.test), shared.seed)
+        said = predict_test(history, prepared.facts.labels, len(split.test), shared.seed, prepared.label_free)
         if said is not None:
             controller.tell(said)
     test_finalists(board, shared, split, controller, plan, remote)

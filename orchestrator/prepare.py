@@ -133,7 +133,7 @@ def prepare(study: Study, began: float | None = None, weights: bool = True) -> P
 
     Args:
         study: what to prepare.
-        began: when the command began; None for now.
+        began: seconds since 1970 at which the command began; None where that is this call.
         weights: whether anything is still to be trained.
     Raises:
         UserError: data or weights cannot be read or used, in one line, before anything is left behind.

@@ -49,7 +49,7 @@ def run(
         out: the run folder, which must not exist yet, or an empty storage; None for ``study.out`` or ``runs/<name>``.
         quiet: without a live table.
         sinks: told of every event beside TensorBoard and the live table; one with a ``close`` is closed at the end.
-        began: seconds since 1970 at which the command began, from which budgets of minutes count; None for now.
+        began: seconds since 1970 at which the command began, from which budgets of minutes count; None where that is this call.
     Raises:
         UserError: a mistake in the study or its data, in one line, before anything is left behind.
         Interrupted: stopped by the user; ``resume`` goes on.

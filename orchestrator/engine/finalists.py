@@ -91,7 +91,7 @@ def units_of(judged: Iterable[Trial]) -> Units:
 
 
 def finalists(history: History) -> list[Finalist]:
-    """The finalists, best first: by how many folds have judged them, then by validation (ties: the faster)."""
+    """The finalists, best first: by how many folds have judged them, then by validation (ties: the earlier trial)."""
     if history.finals is None:
         return []
     by_number: dict[int, list[Trial]] = {number: [] for number in history.finals.trials}
@@ -110,7 +110,7 @@ def finalists(history: History) -> list[Finalist]:
         tests = tuple(s for s in history.tests if s.key in keys)
         found.append(Finalist(origin, judged, refits, tests, finals.folds))
     # A finalist that was dropped on the way, clearly behind, or that failed, never passes one that was judged to the end.
-    return sorted(found, key=lambda f: (-len(f.judged), -f.val, f.trial.seconds, f.trial.spec.trial))
+    return sorted(found, key=lambda f: (-len(f.judged), -f.val, f.trial.spec.trial))
 
 
 def compare(a: Finalist, b: Finalist, level: float = 0.95) -> Difference:

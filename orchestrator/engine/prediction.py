@@ -117,13 +117,16 @@ def optimism(scores: Sequence[NDArray[np.float64]], seed: int) -> float:
     return float(np.mean(gains)) if gains else 0.0
 
 
-def predict_test(history: History, labels: int, tests: int, seed: int) -> Predicted | None:
+def predict_test(
+    history: History, labels: int, tests: int, seed: int, label_free: frozenset[str] = frozenset()
+) -> Predicted | None:
     """The winner's test score with its interval; None where its score is no mean over folds of the labels.
 
     Args:
         labels: of the whole budget.
         tests: images of the test.
         seed: of the resampling.
+        label_free: names of the methods whose training reads no labels.
     """
     board = finalists(history)
     if not board or board[0].folds < 2 or not board[0].units:
@@ -133,7 +136,7 @@ def predict_test(history: History, labels: int, tests: int, seed: int) -> Predic
     score = min(max(best.val - owed, 0.01), 0.99)
     curve = learning_curve(best, history, labels)
     # A winner whose training reads no labels has its probe fitted on all of them; others only where they are refitted.
-    gains = bool(best.refits) or all(t.spec.parent is not None for t in best.judged)
+    gains = bool(best.refits) or best.trial.spec.method in label_free
     value, gain_sd = curve.at(labels, score) if gains else (score, 0.0)
     units = np.concatenate(list(best.units.values()))
     # Where all was right the answers' own spread says nothing.

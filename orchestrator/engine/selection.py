@@ -60,15 +60,20 @@ class Start:
 
 
 def ranked(finished: Sequence[Trial]) -> list[Trial]:
-    """Finished trials of the search, best first; of equals the faster, then the earlier."""
+    """Finished trials of the search, best first; of equals the earlier, so defaults go first and no course hangs on a clock."""
     scored = [t for t in finished if t.value is not None]
-    return sorted(scored, key=lambda t: (-(t.value or 0.0), t.seconds, t.spec.trial))
+    return sorted(scored, key=lambda t: (-(t.value or 0.0), t.spec.trial))
 
 
 def again(trial: Trial) -> float:
     """What another such training costs: epochs, which are the same in every run of a study; by the clock seconds."""
     by_clock = trial.done is not None and trial.done.unit == "seconds"
     return seconds_again(trial) if by_clock else float(trial.epochs)
+
+
+def _size(trial: Trial) -> tuple[float, float]:
+    """What orders trainings by their cost: seconds alone would differ from run to run."""
+    return again(trial), trial.seconds_from_nothing
 
 
 def lineup(finished: Sequence[Trial], most: int) -> list[Trial]:
@@ -153,7 +158,7 @@ class Finals:
     def _trainings(self, line: Sequence[Trial], plan: Plan) -> list[tuple[Trial, float]]:
         """What the plan trains, of those in ``line``; the longest of them stands for those to come."""
         chosen = list(line[: plan.top])
-        chosen += [max(line, key=lambda t: t.seconds_from_nothing)] * (plan.top - len(chosen))
+        chosen += [max(line, key=_size)] * (plan.top - len(chosen))
         found: list[tuple[Trial, float]] = []
         for trial in chosen:
             if self._learns(trial):
@@ -162,7 +167,7 @@ class Finals:
                 fresh = self.selection.seeds - (trial.checkpoint is not None)
             found.append((trial, float(fresh)))
         # Whoever wins, the refit costs no more than the longest one's.
-        longest = max(chosen, key=lambda t: t.seconds_from_nothing * (t.spec.method in self.refits))
+        longest = max(chosen, key=lambda t: (t.spec.method in self.refits, _size(t)))
         return [*found, (longest, float(self.selection.repeats("refit")))] if longest.spec.method in self.refits else found
 
     def _learns(self, trial: Trial) -> bool:
@@ -263,10 +268,11 @@ class Finals:
     def _curve_pays(self, origin: Trial, history: History, ledger: Ledger) -> bool:
         if not self._learns(origin):
             return origin.checkpoint is not None
-        spent = dict.fromkeys((True, False), 0.0)
-        for trial in history.trials.values():
-            spent[trial.spec.purpose == "search"] += again(trial)
-        bears = spent[False] + again(origin) <= SHARE * spent[True]
+        searched = sum(again(t) for t in history.search())
+        # What is under way counts as the whole that it will be, so that the number of slots decides nothing.
+        trained = [t for t in history.trials.values() if t.spec.purpose != "search" and t.spec.parent is None]
+        spent = sum(again(origin if t.status == "running" else t) for t in trained)
+        bears = spent + again(origin) <= SHARE * searched
         return bears and self._affordable([origin], "curve", history, ledger)
 
     def _affordable(self, origins: Sequence[Trial], purpose: Purpose, history: History, ledger: Ledger) -> bool:
@@ -277,12 +283,12 @@ class Finals:
         must: list[tuple[Trial, float]] = [(t, 1.0) for t in origins if self._learns(t)]
         if purpose == "fold":
             refitted = [by_number[number] for number in finals.trials if by_number[number].spec.method in self.refits]
-            must += [(max(refitted, key=lambda t: t.seconds_from_nothing), 1.0)] if refitted else []
+            must += [(max(refitted, key=_size), 1.0)] if refitted else []
         under_way = [t for t in history.open() if t.spec.parent is None]
         must += [(by_number[t.spec.trial], self._left_of(t, by_number[t.spec.trial])) for t in under_way]
         return ledger.allows(history, must)
 
     @staticmethod
     def _left_of(trial: Trial, origin: Trial) -> float:
-        """The share of a training that is still to come, by what its configuration took in the search."""
-        return float(np.clip(1 - trial.seconds / max(origin.seconds_from_nothing, 1e-9), 0.0, 1.0))
+        """The share of a training that is still to come, by how far its configuration came in the search."""
+        return float(np.clip(1 - trial.epochs / max(origin.epochs, 1e-9), 0.0, 1.0))

@@ -43,6 +43,9 @@ PICTURES = 8
 COSTED = 64
 """Images of a batch in which a model's time is taken."""
 
+SLOW = 0.2
+"""Seconds a batch from which its time is taken once."""
+
 THUMBNAIL = 96
 """Pixels to which higher images are reduced in a picture, so that a report stays small."""
 
@@ -319,7 +322,10 @@ def examine(setup: SlotSetup, spec: TrialSpec, checkpoint: str, test: LabelledSu
 
 
 def cost_of(model: Trained, split: Split) -> tuple[int, float]:
-    """Parameters of what predicts (else of the encoder), and milliseconds an image in a batch here: the fastest of three."""
+    """Parameters of what predicts (else of the encoder), and milliseconds an image in a batch here.
+
+    The fastest of three batches; of a slow model the first, which tells enough: every model that is tested is timed.
+    """
     asked: nn.Module = model.predictor or model.encoder
     index = torch.arange(min(COSTED, len(split.train)))
     # Pixels, since embeddings of known images may be looked up.
@@ -329,6 +335,8 @@ def cost_of(model: Trained, split: Split) -> tuple[int, float]:
             began = time.perf_counter()
             asked(images).sum().item()
             seconds.append(time.perf_counter() - began)
+            if seconds[-1] > SLOW:
+                break
     return parameter_count(asked), round(1000 * min(seconds) / len(index), 6)
 
 

@@ -44,7 +44,7 @@ def verdict(history: History, facts: Facts) -> Verdict:
         _of_test(best, facts),
         _against_runner_up(board, facts),
         _against_defaults(history, best, facts),
-        _cheapest(board, facts),
+        _cheapest(board),
         facts.refitted if best.refits else facts.exported,
         what_next(history, facts.labels) if facts.labels else "",
         _of_the_last_tenth(history),
@@ -92,7 +92,7 @@ def what_next(history: History, labels: int) -> str:
     return f"{text}: {advice}."
 
 
-def _cheapest(board: Sequence[Finalist], facts: Facts) -> str:
+def _cheapest(board: Sequence[Finalist]) -> str:
     """The fastest finalist that is not distinguishable from the winner, where it is another one."""
     best = board[0]
     near = [f for f in board if f.tests and f.tests[0].ms > 0 and (f is best or not compare(best, f).low > 0)]
@@ -128,11 +128,11 @@ def _against_runner_up(board: Sequence[Finalist], facts: Facts) -> str:
     gap, other = compare(board[0], board[1]), board[1].trial.spec
     name = f"{other.method} (trial {other.trial})"
     if gap.low > 0:
-        return f"It is ahead of the runner-up, {name}: {told(gap, best_of(board[0], facts))}."
+        return f"It is ahead of the runner-up, {name}: {told(gap, pairing(board[0], facts))}."
     if gap.high < 0:
         # A finalist that a lack of budget kept from later folds ranks below those that all folds judged.
-        return f"On what both answered, the runner-up, {name}, is ahead: {told(gap, best_of(board[0], facts))}."
-    return f"It is not distinguishable from the runner-up, {name}: {told(gap, best_of(board[0], facts))}."
+        return f"On what both answered, the runner-up, {name}, is ahead: {told(gap, pairing(board[0], facts))}."
+    return f"It is not distinguishable from the runner-up, {name}: {told(gap, pairing(board[0], facts))}."
 
 
 def _of_the_last_tenth(history: History) -> str:
@@ -157,7 +157,7 @@ def _of_the_last_tenth(history: History) -> str:
     return f"The search ended because {ended.reason}; its last tenth {gain}."
 
 
-def best_of(finalist: Finalist, facts: Facts) -> str:
+def pairing(finalist: Finalist, facts: Facts) -> str:
     """What pairs a finalist with others, in a word or two."""
     if not finalist.units:
         return "seeds"

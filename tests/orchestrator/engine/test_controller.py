@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -301,3 +302,22 @@ def test_more_trials_leave_interrupted_retrainings_to_the_selection(
     history = study.play()
     assert len(history.search()) == 5
     assert {t.status for t in history.trials.values() if t.spec.purpose != "search"} == {"finished"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_measured_seconds_decide_no_course(pretence: Callable[..., Any], seed: int) -> None:
+    """A busy machine plans the same finalists, folds and curve trainings, and prefers the same one of equals."""
+    usual: type[Any] = pretence().slot
+
+    class Busy(usual):  # type: ignore[misc]
+        def advance(self) -> Report:
+            told = super().advance()
+            return replace(told, train_seconds=told.train_seconds * (1 + 20 * self.draw("busy") ** 4))
+
+    plain, busy = (
+        pretence(trials=12, selection=Selection(), slot=kind, seed=seed, failing=0.0).play() for kind in (usual, Busy)
+    )
+    assert plain.finals is not None
+    assert busy.finals is not None
+    assert replace(plain.finals, time=0) == replace(busy.finals, time=0)
+    assert list(plain.trials) == list(busy.trials)

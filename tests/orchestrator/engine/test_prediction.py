@@ -99,6 +99,15 @@ def test_what_more_labels_bring_is_a_difference_of_one_curve() -> None:
     assert sd == pytest.approx(gains.std(), rel=0.15)
 
 
+def test_labels_gain_where_the_final_model_sees_them() -> None:
+    """A probe on a label-free training is fitted on all labels, whatever seeds judged it; others gain by a refit alone."""
+    plain, probed = (predict_test(study(0.8, 100, 0), 100, 900, 0, frozenset(names)) for names in ((), ("one",)))
+    assert plain is not None
+    assert probed is not None
+    assert plain.parts["labels"] == 0
+    assert probed.parts["labels"] > 0.01
+
+
 def test_without_folds_nothing_is_predicted() -> None:
     history = History([*judged("0000", 0, np.ones(9, bool)), Selected([0])])
     assert predict_test(history, 18, 100, 0) is None
