@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from methods.training.clock import Fidelity
-from orchestrator.engine.controller import StrategyError
+from orchestrator.engine.controller import Controller, StrategyError
 from orchestrator.engine.events import Extended
 from orchestrator.engine.finalists import finalists
 from orchestrator.engine.history import History
@@ -205,7 +205,7 @@ def kill_points(study: Any) -> int:
 
 def test_killed_at_every_write_it_resumes_to_the_same_course(pretence: Callable[..., Any], killed: type[BaseException]) -> None:
     """With one slot a study that is killed and resumed, wherever, decides exactly what an undisturbed one does."""
-    small = {"trials": 6, "selection": Selection(top=1, seeds=2), "refits": frozenset({"one", "two"})}
+    small = {"trials": 9, "selection": Selection(top=1, seeds=2), "refits": frozenset({"one", "two"})}
     undisturbed = pretence(**small)
     writes = kill_points(undisturbed)
     expected = course(undisturbed.history())
@@ -216,6 +216,25 @@ def test_killed_at_every_write_it_resumes_to_the_same_course(pretence: Callable[
             study.play(kill_at=at)
         assert study.written == at
         assert course(study.play()) == expected, f"killed at write {at}"
+
+
+def test_what_a_slot_says_and_all_that_follows_from_it_is_one_write(
+    pretence: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end, the next trial's start and the checkpoints that go with it: each synced write costs a short trial a tenth."""
+    said = []
+    receive = Controller.receive
+
+    def counted(self: Controller, report: Any) -> bool:
+        said.append(report)
+        return receive(self, report)
+
+    monkeypatch.setattr(Controller, "receive", counted)
+    study = pretence(trials=9)
+    study.play()
+    opening = 3  # Started, Opened, and what the slots begin with
+    assert len(said) > 20
+    assert study.written <= opening + len(said)
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
