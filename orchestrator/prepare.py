@@ -96,7 +96,9 @@ class Prepared:
 
     @property
     def label_free(self) -> frozenset[str]:
-        """Names of the methods whose training reads no labels."""
+        """Names of the methods of whom one training, which reads no label, serves every division of the labels."""
+        if not self.task.shares_pool(self.split):
+            return frozenset()
         return frozenset(name for name, method in self.methods.items() if not method.reads_labels(self.split.train))
 
     def setup(self, storage: Storage, plan: ResourcePlan) -> SlotSetup:

@@ -86,7 +86,7 @@ def split(
         validation=LabelledSubset(seen, validation_index, data.label[validation_index]),
         test=tested,
         holdout=holdout,
-        kept=None if unit is None else unit[np.concatenate([train_index, validation_index])],
+        unit=unit,
     )
 
 

@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from methods.batch import seed_of
 from methods.data.budget import relabelled
 from methods.data.records import IntArray, LabelledSubset, Split, TrainData
+from methods.data.views import SubsetImages
 from search_spaces.domains import UserError
 
 MOST = 5
@@ -48,6 +49,15 @@ def own_folds(split: Split) -> IntArray | None:
             f"a fold column must give the fold of every label of the budget, but {int((whole < 0).sum())} of {len(whole)} are"
             " blank; fill it or leave the column out"
         )
+    if split.kept is not None:
+        pairs = np.unique(np.stack([split.kept, whole]), axis=1)
+        units, count = np.unique(pairs[0], return_counts=True)
+        if (count > 1).any():
+            first = whole[split.kept == units[count > 1][0]]
+            raise UserError(
+                f"keep_groups allows no group in two folds, but by the fold column {int((count > 1).sum())} are, the first in"
+                f" folds {' and '.join(map(str, np.unique(first)[:2]))}; correct the column, or leave keep_groups out"
+            )
     return np.unique(whole, return_inverse=True)[1].astype(np.int64)
 
 
@@ -137,7 +147,31 @@ def thinned(split: Split, share: float, seed: int) -> Split:
 
 def _with(split: Split, whole: LabelledSubset, trains: NDArray[np.bool_]) -> Split:
     return dataclasses.replace(
-        split, train=_showing(split, whole, trains), labelled=_rows(whole, trains), validation=_rows(whole, ~trains), kept=None
+        split, train=_showing(split, whole, trains), labelled=_rows(whole, trains), validation=_rows(whole, ~trains)
+    )
+
+
+def without_judging_groups(split: Split) -> Split:
+    """The division whose training data lacks every image, labelled or not, of a group that validates.
+
+    Where no groups are kept together it is as it was: then the pool is the same for every division.
+    """
+    if split.unit is None:
+        return split
+    stays = np.flatnonzero(~np.isin(split.unit, split.unit[split.validation.index]))
+    return dataclasses.replace(split, train=taken(split.train, stays))
+
+
+def taken(train: TrainData, rows: IntArray) -> TrainData:
+    """Training data of these images alone; mean and deviation stay those of the pool, which a frozen encoder is shown by."""
+    return dataclasses.replace(
+        train,
+        images=SubsetImages(train.images, rows),
+        label=train.label[rows],
+        group=None if train.group is None else train.group[rows],
+        tokens=None if train.tokens is None else train.tokens[rows],
+        targets=tuple(dataclasses.replace(column, label=column.label[rows]) for column in train.targets),
+        position=rows if train.position is None else train.position[rows],
     )
 
 

@@ -161,6 +161,7 @@ class TrainData:
         words: of the captions; token k is ``words[k - 1]``.
         caption_labels: whether captions tell the class; only those of images with a label are then here.
         targets: further label columns, hidden wherever the label is.
+        position: int64 [N], where these images stand in the study's pool; None where they are the pool.
     """
 
     images: Images
@@ -175,6 +176,7 @@ class TrainData:
     words: tuple[str, ...] = ()
     caption_labels: bool = False
     targets: tuple[LabelColumn, ...] = ()
+    position: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -197,7 +199,7 @@ class Split:
         folds: of a cross-validation (few-shot): one split for each group that validates in turn. ``train`` and ``labelled``
             then hold all groups, and ``validation`` the images that some fold asks. Empty otherwise.
         left_out: names of classes with too few images for the study's episodes, which are not asked (few-shot).
-        kept: int64 [n], by which images of ``budget()``, in its order, belong together (``keep_groups``); None where none do.
+        unit: int64 [N], by which images of the pool belong together (``keep_groups``); None where none do.
     """
 
     train: TrainData
@@ -207,7 +209,12 @@ class Split:
     holdout: bool
     folds: tuple[Split, ...] = ()
     left_out: tuple[str, ...] = ()
-    kept: IntArray | None = None
+    unit: IntArray | None = None
+
+    @property
+    def kept(self) -> IntArray | None:
+        """int64 [n]: by which images of ``budget()``, in its order, belong together; None where none do."""
+        return None if self.unit is None else self.unit[self.budget().index]
 
     @property
     def new_classes(self) -> bool:

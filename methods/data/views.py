@@ -17,9 +17,15 @@ from search_spaces.domains import UserError
 
 
 class SubsetImages(Images):
-    """Chosen positions of other images, in the order given."""
+    """Chosen positions of other images, in the order given.
+
+    Attributes:
+        parent, rows: the other images, and the positions in them.
+        base, index: the same where the parent is itself a choice of others.
+    """
 
     def __init__(self, base: Images, index: IntArray) -> None:
+        self.parent, self.rows = base, index
         outer = base.index[index] if isinstance(base, SubsetImages) else index
         self.base: Images = base.base if isinstance(base, SubsetImages) else base
         self.index: IntArray = np.ascontiguousarray(outer, dtype=np.int64)

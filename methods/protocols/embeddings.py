@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.data.records import Images, IntArray
+from methods.data.views import SubsetImages
 from methods.parts import heads
 from methods.parts.encoders import Encoder
 from methods.parts.mirrored import MirroredEncoder, mirror
@@ -57,8 +58,29 @@ def remember(encoder: Encoder, embedded: Embedded) -> None:
 
 
 def recall(encoder: Encoder, images: Images) -> Embedded | None:
-    """What ``remember`` was told of this encoder and these images, or None."""
-    return next((known for known in _KNOWN.get(encoder, ()) if known.images is images), None)
+    """What ``remember`` was told of this encoder and these images, or of images that these are chosen from; or None."""
+    known = next((known for known in _KNOWN.get(encoder, ()) if known.images is images), None)
+    if known is None and isinstance(images, SubsetImages) and (whole := recall(encoder, images.parent)) is not None:
+        return _part_of(whole, images)
+    return known
+
+
+_PART = "part"
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    rows: IntArray
+    embedded: Embedded
+
+
+def _part_of(whole: Embedded, images: SubsetImages) -> Embedded:
+    """The embeddings of a choice of images. The newest choice alone is kept: each is a copy."""
+    part = whole.memo.get(_PART)
+    if not isinstance(part, _Part) or not np.array_equal(part.rows, images.rows):
+        part = _Part(images.rows, Embedded(images, whole.values[torch.from_numpy(images.rows)]))
+        whole.memo[_PART] = part
+    return part.embedded
 
 
 def _looked_up(encoder: Encoder, images: Images, index: IntArray) -> Tensor | None:

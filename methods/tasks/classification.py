@@ -67,6 +67,12 @@ class Classification(Task):
             seed=seed,
         )
 
+    def divisions(self, split: Split) -> tuple[Split, ...]:
+        return (folding.without_judging_groups(split),)
+
+    def shares_pool(self, split: Split) -> bool:
+        return split.unit is None
+
     def fold_counts(self, split: Split) -> tuple[int, ...]:
         return folding.fold_counts(split)
 
@@ -90,13 +96,15 @@ class Classification(Task):
 
     def truth(self, split: Split, data: TrainData) -> IntArray | None:
         whole = split.budget()
-        label = np.full(len(data), -1, dtype=np.int64)
+        label = np.full(len(whole.data), -1, dtype=np.int64)
         label[whole.index] = whole.label
+        label = label if data.position is None else label[data.position]
         label[data.label >= 0] = -1
         return label if (label >= 0).any() else None
 
     def refits(self, split: Split, method: Method) -> bool:
-        return method.reads_labels(split.train)
+        # Without the groups that judged it, a training that reads no label has not seen the whole pool either.
+        return method.reads_labels(split.train) or not self.shares_pool(split)
 
     def classifier(self, model: Trained, split: Split, seed: int) -> nn.Module | None:
         """The method's own classifier, else a linear probe on the whole budget."""

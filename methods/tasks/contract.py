@@ -138,6 +138,10 @@ class Task(ABC):
         """The splits on which a configuration is trained and judged: the folds of a cross-validation, else one."""
         return split.divisions()
 
+    def shares_pool(self, split: Split) -> bool:
+        """Whether all divisions train on the same images, so that a training that reads no label serves them all."""
+        return True
+
     def fold_counts(self, split: Split) -> tuple[int, ...]:
         """Into how many folds the labels may well be divided to judge finalists, ascending; (1,) where they are not."""
         return (1,)
@@ -159,6 +163,7 @@ class Task(ABC):
     def truth(self, split: Split, data: TrainData) -> IntArray | None:
         """int64 [N]: the labels of the budget that ``data`` hides from methods, -1 elsewhere; None where no image has one.
 
+        ``data`` is what a method is trained on: ``final_data``, or the training data of a division.
         Pseudo-labels are held against them. Labels beyond the budget are not among them: nobody knows those.
         """
         return None

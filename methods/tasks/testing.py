@@ -81,9 +81,11 @@ def _check_parts(task: Task, part: Split, test: LabelledSubset | None) -> None:
         asked = _pixels(test)
         assert asked, "a test set must not be empty"
         assert not asked & (pool | train | validation), "a test image is in another part"
-    shown = np.flatnonzero(part.train.label >= 0)
-    assert np.array_equal(shown, np.sort(part.labelled.index)), "methods must see the labels of the training part, and no other"
-    assert np.array_equal(part.train.label[part.labelled.index], part.labelled.label), "a label changed on its way to methods"
+    position = np.arange(len(part.train)) if part.train.position is None else part.train.position
+    shown, order = np.flatnonzero(part.train.label >= 0), np.argsort(part.labelled.index)
+    index, label = part.labelled.index[order], part.labelled.label[order]
+    assert np.array_equal(position[shown], index), "methods must see the labels of the training part, and no other"
+    assert np.array_equal(part.train.label[shown], label), "a label changed on its way to methods"
     _check_further(part.train)
     truth = task.truth(part, part.train)
     if truth is not None:

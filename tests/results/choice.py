@@ -36,6 +36,7 @@ from scipy import stats
 from cluster.connect import connect
 from methods.batch import seed_of
 from methods.data.records import LabelledSubset
+from methods.data.sources import load
 from methods.parts.files import write_text
 from methods.parts.modes import threads
 from methods.protocols.contract import Trained, difference_of
@@ -67,7 +68,7 @@ class Data:
 
 DATA = {
     "digits": Data({"data": "digits", "test": 0.5}, (40, 100, 250)),
-    "glyphs": Data({"data": "glyphs", "test": 0.5}, (104, 260, 520)),
+    "scripts": Data({"data": "scripts", "test": 0.5}, (56, 112, 280)),
     "mnist": Data({"data": "mnist-train.zip", "test": "mnist-test.zip"}, (40, 100, 250)),
     "cifar10": Data({"data": "cifar10-jpeg-20k-train.zip", "test": "cifar10-jpeg-5k-test.zip"}, (40, 100, 250)),
     "emoji": Data({"data": "emoji-google.zip", "test": 0.5, "size": 32}, (45, 90, 225)),
@@ -143,7 +144,17 @@ def study_of(name: str, labels: int, seed: int, folder: Path) -> Study:
     for key in ("data", "test"):
         if isinstance(fields[key], str) and fields[key].endswith(".zip"):
             fields[key] = str(folder / fields[key])
+    if name == "scripts":
+        fields["data"] = scripts()
     return Study(**fields, **SETTINGS, labels=labels, seed=seed)
+
+
+def scripts() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The embedded ``glyphs`` by their script, 14 classes: images uint8 [N, H, W, C], and the number of each one's script."""
+    drawn = load("glyphs").train
+    assert drawn.group is not None
+    images = drawn.images.take(torch.arange(len(drawn))).permute(0, 2, 3, 1)
+    return images.contiguous().numpy(), drawn.group
 
 
 def busy(trials: Sequence[Trial]) -> float:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from methods.catalogue import CATALOGUE
 from methods.data import budget, folding
 from methods.data.records import ArrayImages, ImageSet, Source, Split
+from methods.tasks.classification import Classification
 from search_spaces.domains import UserError
 
 
-def divided(per_class: list[int], validation: float | None = None, groups: int = 0, seed: int = 0) -> Split:
-    """A split of distinct images; all their labels are the budget, and a test set of its own lies beside them."""
+def divided(
+    per_class: list[int], validation: float | None = None, groups: int = 0, seed: int = 0, labels: int | Literal["all"] = "all"
+) -> Split:
+    """A split of distinct images, with a test set of its own; all labels are the budget unless ``labels`` says otherwise."""
     label = np.repeat(np.arange(len(per_class)), per_class)
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (len(label), 8, 8, 1), dtype=np.uint8)
@@ -23,7 +29,7 @@ def divided(per_class: list[int], validation: float | None = None, groups: int =
     names = tuple(f"class {k}" for k in range(len(per_class)))
     data = ImageSet(ArrayImages(images), label, names, group, tuple(f"g{k}" for k in range(groups)))
     test = ImageSet(ArrayImages(255 - images[:: len(images) // 9]), label[:: len(images) // 9], names)
-    return budget.split(Source(data), test=test, validation=validation, keep_groups=groups > 0, seed=seed)
+    return budget.split(Source(data), labels=labels, test=test, validation=validation, keep_groups=groups > 0, seed=seed)
 
 
 @settings(deadline=None, max_examples=60)
@@ -83,6 +89,38 @@ def test_groups_stay_whole() -> None:
             assert not set(group[part.validation.index]) & set(group[part.labelled.index])
     with pytest.raises(UserError, match="so few that each has a group of its own, of 2 groups"):
         folding.folds_of(divided([40, 40], groups=4), 5, 0)
+
+
+def test_the_pool_of_a_division_lacks_the_groups_that_judge() -> None:
+    split = divided([60, 60], groups=12, labels=60)
+    group = split.labelled.data.group
+    assert group is not None
+    task = Classification(keep_groups=True)
+    assert not task.shares_pool(split)
+    for part in (split, *folding.folds_of(split, 2, 0)):
+        (shown,) = task.divisions(part)
+        position = shown.train.position
+        assert position is not None
+        assert set(position) == set(np.flatnonzero(~np.isin(group, group[part.validation.index]))), "labelled or not"
+        assert (shown.train.label == part.train.label[position]).all()
+        assert set(position[shown.train.label >= 0]) == set(part.labelled.index)
+        rows = torch.arange(len(position))
+        assert torch.equal(shown.train.images.take(rows), split.train.images.take(torch.from_numpy(position)))
+        truth = task.truth(part, shown.train)
+        assert truth is None or not ((truth >= 0) & (shown.train.label >= 0)).any()
+    assert len(task.final_data(split)) == len(split.train), "a refit sees the whole pool"
+    assert task.refits(split, CATALOGUE["simclr"]), "which a training that reads no labels has not seen either"
+
+
+def test_a_fold_column_that_parts_a_group_is_refused() -> None:
+    data = divided([24, 24], groups=6).labelled.data
+    assert data.group is not None
+    fold = np.where(data.group < 2, 0, 1 + np.arange(48) % 2)
+    parted = budget.split(Source(dataclasses.replace(data, fold=fold)), test=data, keep_groups=False)
+    assert folding.fold_counts(parted) == (3,)
+    parted = dataclasses.replace(parted, unit=data.group)
+    with pytest.raises(UserError, match=r"keep_groups allows no group in two folds, but by the fold column \d are, the first"):
+        folding.fold_counts(parted)
 
 
 def test_a_fold_column_is_kept() -> None:

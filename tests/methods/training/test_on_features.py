@@ -17,6 +17,7 @@ from methods.adapt.shared import Frame
 from methods.batch import RandomStream
 from methods.catalogue import CATALOGUE
 from methods.contracts import FeatureConfig, Method, TrainingError
+from methods.data.folding import taken
 from methods.data.records import Split
 from methods.features import Features
 from methods.parts.encoders import EncoderSpec
@@ -73,6 +74,21 @@ def test_what_is_known_is_not_embedded_again(split: Split, monkeypatch: pytest.M
     both = embed(MirroredEncoder(first.encoder), split.train.images, index)
     torch.testing.assert_close(both, known.values[:5].float().mean(1))
     assert recall(copy.deepcopy(first.encoder), split.train.images) is None
+
+
+def test_of_a_choice_of_known_images_nothing_is_embedded_again(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the groups that judge leave the pool, its embeddings are rows of what is known."""
+    training = started(CATALOGUE["linear_probe"], split)
+    whole = training.features()
+    monkeypatch.setattr("methods.training.on_features.embed_views", None)
+    for rows in (np.arange(0, len(split.train), 2), np.arange(1, len(split.train), 2)):
+        part = dataclasses.replace(split, train=taken(split.train, rows))
+        found = started(CATALOGUE["linear_probe"], part).features()
+        assert torch.equal(found.values, whole.values[torch.from_numpy(rows)])
+        assert torch.equal(found.label, whole.label[torch.from_numpy(rows)])
+        again = started(CATALOGUE["linear_probe"], dataclasses.replace(split, train=taken(split.train, rows))).features()
+        assert again.values is found.values, "taken once"
+        assert again.memo is found.memo
 
 
 def test_it_refuses_what_it_is_not_for(split: Split) -> None:
