@@ -133,12 +133,14 @@ def predict_test(
         return None
     best = board[0]
     owed = _owed(board, history, seed_of(seed, "optimism"))
-    score = min(max(best.val - owed, 0.01), 0.99)
+    units = np.concatenate(list(best.units.values()))
+    # n labels that were all right (or all wrong) tell that a miss (or a hit) is rarer than about one in n, not that none comes.
+    rarest = 0.5 / (len(units) + 1)
+    score = min(max(best.val - owed, rarest), 1 - rarest)
     curve = learning_curve(best, history, labels)
     # A winner whose training reads no labels has its probe fitted on all of them; others only where they are refitted.
     gains = bool(best.refits) or best.trial.spec.method in label_free
     value, gain_sd = curve.at(labels, score) if gains else (score, 0.0)
-    units = np.concatenate(list(best.units.values()))
     # Where all was right the answers' own spread says nothing.
     answer = max(float(units.var(ddof=1)) if len(units) > 1 else 0.25, score * (1 - score))
     # Labels that judged, the final training's own luck, images of the test, and the labels' gain.
@@ -146,7 +148,9 @@ def predict_test(
     # On the scale of the logit, so that no limit leaves 0..1.
     half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(variance) / (value * (1 - value))
     low, high = (1 / (1 + math.exp(-(math.log(value / (1 - value)) + side * half))) for side in (-1, 1))
-    return Predicted(value, low, high, LEVEL, {"out_of_fold": best.val, "best_of_several": -owed, "labels": value - score})
+    return Predicted(
+        value, low, high, LEVEL, {"out_of_fold": best.val, "best_of_several": score - best.val, "labels": value - score}
+    )
 
 
 def _owed(board: Sequence[Finalist], history: History, seed: int) -> float:

@@ -67,7 +67,8 @@ def _predicted(history: History) -> str:
     said = history.predicted
     if said is None:
         return ""
-    owed, gained = said.parts["best_of_several"], said.parts["labels"]
+    # Rounded to what is printed, so that nothing is -0.0%.
+    owed, gained = (round(said.parts[part], 3) + 0.0 for part in ("best_of_several", "labels"))
     return (
         f"Predicted before the test was opened: {said.value:.1%} ({said.level:.0%} interval {said.low:.1%} to {said.high:.1%}):"
         f" {said.parts['out_of_fold']:.1%} out of fold, {owed:+.1%} for the best of several,"

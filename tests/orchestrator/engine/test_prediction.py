@@ -87,6 +87,10 @@ def test_a_perfect_score_is_no_certainty() -> None:
     assert said is not None
     assert said.low < 0.97
     assert said.high > said.low + 0.02
+    assert said.value == pytest.approx(sum(said.parts.values())), "the parts of the sentence add up"
+    many = predict_test(study(1.0, 2000, 0), 2000, 900, 0)
+    assert many is not None
+    assert 0.999 < many.value < 1, "of 2,000 right answers one may say more than of 40"
 
 
 def test_what_more_labels_bring_is_a_difference_of_one_curve() -> None:
