@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from methods.adapt import (
+    frozen_co_training,
     frozen_entropy_minimization,
     frozen_mixmatch,
     frozen_pseudo_label,
@@ -76,7 +77,7 @@ _MODULES = (
     supervised, mixup, cutout,
     # Pretrained and adapted
     linear_probe, knn_classifier, prototype_classifier, label_propagation, frozen_pseudo_label, frozen_entropy_minimization,
-    frozen_mixmatch,
+    frozen_mixmatch, frozen_co_training,
     # Self-supervised
     autoencoder, denoising_autoencoder, inpainting, colorization, split_brain, rotation, relative_patch, jigsaw, exemplar,
     instance_discrimination, cpc, deep_infomax, cmc, pirl, simclr, simclr_v2, moco, byol, dino, barlow_twins, vicreg, mae,

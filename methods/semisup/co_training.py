@@ -49,6 +49,11 @@ class Config(RecipeConfig):
     )
     balanced: bool = knob(True, SWITCH, doc="divide k over the classes as the labels are", source="Blum & Mitchell 1998")
 
+    @property
+    def split(self) -> str:
+        """What each classifier sees, of ``methods.parts.pair``."""
+        return self.views
+
     def plan(self) -> tuple[Stage, ...]:
         each = 1 / (self.rounds + 1)
         return (Stage("labels", each, CoTraining), *(Stage(f"round {r + 1}", each, CoTraining) for r in range(self.rounds)))
@@ -120,7 +125,7 @@ class CoTraining(Learner):
             sets = previous.sets.clone()
         else:
             data = context.data
-            encoder = PairEncoder(context.new_encoder(), context.new_encoder(), data.mean, data.std, config.views)
+            encoder = PairEncoder(context.new_encoder(), context.new_encoder(), data.mean, data.std, config.split)
             self.model = Pair(encoder, context.classes)
             sets = torch.stack([known, known])  # line 1
         self.register_buffer("known", known, persistent=False)  # N, the true labels, -1 where unlabelled

@@ -20,6 +20,7 @@ from methods.encoder import Encoder, EncoderSpec, Shape, Statistics
 from methods.features import Features
 from methods.parts.augment import Augment
 from methods.parts.heads import NEVER
+from methods.parts.pair import PairEncoder
 from methods.training.loop import Training, TrainSettings
 from methods.world import World
 
@@ -110,10 +111,12 @@ def trained_head(method: Method, config: Any, features: Features) -> nn.Module:
     layer = getattr(training.learner.predictor(), "head", None)
     if not isinstance(layer, nn.Linear):
         raise TrainingError(f"{method.name} must end in one linear layer to be trained on features, got {type(layer).__name__}")
+    encoder = training.learner.encoder()
+    weight = encoder.on_channels(layer.weight) if isinstance(encoder, PairEncoder) else layer.weight
     own: nn.Linear = skip_init(nn.Linear, features.dim, features.classes, device=features.device)
     with torch.no_grad():
         present = torch.zeros(features.classes, dtype=torch.bool, device=x.device)
         present[label] = True
-        own.weight.copy_(layer.weight / scale * present[:, None])
+        own.weight.copy_(weight / scale * present[:, None])
         own.bias.copy_(torch.where(present, layer.bias, NEVER))
     return head_of(frame, own)

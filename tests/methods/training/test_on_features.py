@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.adapt import frozen_pseudo_label, linear_probe
+from methods.adapt import frozen_co_training, frozen_pseudo_label, linear_probe
 from methods.adapt.shared import Frame
 from methods.batch import RandomStream
 from methods.catalogue import CATALOGUE
@@ -22,10 +22,11 @@ from methods.data.records import Split
 from methods.features import Features
 from methods.parts.encoders import EncoderSpec
 from methods.parts.mirrored import MirroredEncoder
+from methods.parts.pair import CHANNELS, PairEncoder
 from methods.protocols.embeddings import Embedded, embed, embed_views, recall, remember
 from methods.training import FeatureTraining, TrainSettings
 from methods.training.clock import Fidelity
-from methods.training.feature_rows import NOISE, FeatureAugment, FeatureRows
+from methods.training.feature_rows import NOISE, FeatureAugment, FeatureRows, FirstView
 from search_spaces.domains import build
 
 SETTINGS = TrainSettings(3, EncoderSpec("conv4"), precision="fp32")
@@ -179,8 +180,21 @@ def test_augmentation_draws_a_view_and_adds_noise() -> None:
         assert float(noisy.square().sum(1).mean().sqrt()) == pytest.approx(NOISE * part, rel=0.1)
 
 
-def test_a_row_trained_on_features_learns(split: Split) -> None:
-    training = started(frozen_pseudo_label.METHOD, split, steps=100)
+def test_the_pair_of_co_training_is_one_layer_on_the_features() -> None:
+    """Each classifier sees every other feature; the product of both is a linear layer on all of them."""
+    shape = (7, 1, 1)
+    pair = PairEncoder(FirstView(shape), FirstView(shape), (0.0,) * 7, (1.0,) * 7, CHANNELS)
+    layer, x = nn.Linear(14, 3), torch.randn(5, *shape)
+    one, two = (e.clone() for e in pair.both(x))
+    assert (one[:, 1::2] == 0).all()
+    assert (two[:, 0::2] == 0).all()
+    assert torch.equal(one + two, x.flatten(1))
+    torch.testing.assert_close(layer(pair(x)), nn.functional.linear(x.flatten(1), pair.on_channels(layer.weight), layer.bias))
+
+
+@pytest.mark.parametrize("method", [frozen_pseudo_label.METHOD, frozen_co_training.METHOD], ids=lambda m: m.name)
+def test_a_row_trained_on_features_learns(split: Split, method: Method) -> None:
+    training = started(method, split, steps=100)
     training.train()
     predictor = training.learner.predictor().eval()
     with torch.no_grad():
