@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from methods.batch import BatchSpec, Step
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels, Stage
@@ -76,7 +77,8 @@ class Pair(nn.Module):
     @torch.no_grad()
     def product(self) -> Classifier:
         """One classifier that multiplies the probabilities of both: softmax(log p1 + log p2) = softmax(logits1 + logits2)."""
-        head = nn.Linear(self.encoder.dim, self.first.out_features, device=self.first.weight.device)
+        # The global random state stays as it is.
+        head: nn.Linear = skip_init(nn.Linear, self.encoder.dim, self.first.out_features, device=self.first.weight.device)
         head.weight.copy_(torch.cat([self.first.weight, self.second.weight], dim=1))
         head.bias.copy_(self.first.bias + self.second.bias)
         return Classifier(self.encoder, head)
