@@ -14,7 +14,7 @@ import ray
 from cluster.connect import connect
 from cluster.plan import ResourcePlan
 from cluster.storage import Storage, open_storage
-from orchestrator.engine.controller import Controller, Sink
+from orchestrator.engine.controller import Controller
 from orchestrator.engine.events import FORMAT, Extended, Opened, Started
 from orchestrator.engine.finalists import finalists
 from orchestrator.engine.history import History
@@ -22,6 +22,7 @@ from orchestrator.engine.journal import Journal, read_journal
 from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.slot import ship_user_code
 from orchestrator.engine.tune import run_slots
+from orchestrator.engine.turn import Sink
 from orchestrator.features import SHARE, embedded
 from orchestrator.finish import finish
 from orchestrator.folder import RunFolder

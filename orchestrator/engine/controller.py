@@ -1,6 +1,7 @@
 """The course of a study: a list of segments that the strategy, and after it the selection, choose from the history.
 
-Every decision and every outcome is journaled before it counts. ``Controller`` knows no Ray and no storage; it is driven by
+An outcome and the decisions that follow from it are one turn, journaled at once before anything outside acts on them: a kill
+loses turns, never half of one. ``Controller`` knows no Ray and no storage; it is driven by
 ``engine.tune`` in warm slots, by ``engine.simulation`` without training.
 """
 
@@ -28,12 +29,9 @@ from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Assignment, Configuration, Report, Segment, Status, Trial, TrialSpec
 from orchestrator.engine.selection import Finals, contenders
+from orchestrator.engine.turn import Sink, Turns
 from orchestrator.strategies.contract import Continue, Decision, Done, Fork, Problem, Start, Stop, Strategy, Wait
 from search_spaces.domains import UserError
-
-Sink = Callable[[Event, History], None]
-"""Told of every event after it is journaled: the live table, TensorBoard."""
-
 
 FAILURES = 5
 """Trials a method that may all fail before a search without a number of trials gives up."""
@@ -88,26 +86,19 @@ class Controller:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.course, self.history, self.ahead = course, history, ahead
-        self._write, self._forget, self._sinks, self._clock = write, forget, sinks, clock
+        self._turns = Turns(history, write, forget, sinks, clock)
         self._queue: deque[Segment] = deque(t.segment for t in history.open() if t.segment is not None)
         self._running: dict[str, Segment] = {}
         # Search trials whose checkpoint may lie in storage: few, so that no end of a trial looks at all of them.
-        self._leaving: dict[str, str] = {}
         self._held = {t.spec.key: t for t in history.search() if t.checkpoint is not None}
         self.error: Exception | None = None
-        self._fill()
+        with self._turns.turn():
+            self._fill()
 
     def tell(self, *events: Event) -> None:
-        """Journals events at once, then lets them count."""
-        now, (leaving, self._leaving) = self._clock(), (self._leaving, {})
-        stamped = [replace(event, time=now) for event in (*events, *(Forgotten(key) for key in leaving))]
-        self._write(*stamped)
-        for event in stamped:
-            self.history.add(event)
-            for sink in self._sinks:
-                sink(event, self.history)
-        for checkpoint in leaving.values():
-            self._forget(checkpoint)
+        """A turn of these events alone."""
+        with self._turns.turn():
+            self._turns.add(*events)
 
     @property
     def over(self) -> bool:
@@ -127,16 +118,20 @@ class Controller:
 
     def receive(self, report: Report) -> bool:
         """Takes a slot's report. Returns whether the slot goes on with this trial."""
+        with self._turns.turn():
+            return self._receive(report)
+
+    def _receive(self, report: Report) -> bool:
         segment = self._running.get(report.key)
         if segment is None:
             # Its trial ended meanwhile, and nobody will want what the slot has just written.
             if report.checkpoint is not None and self.history.trials[report.key].status != "running":
-                self._forget(report.checkpoint)
+                self._turns.drop(report.checkpoint)
             return False
         if report.status == "failed":
             if report.train_seconds > self.history.trials[report.key].seconds:
                 # What it trained before it failed is spent all the same.
-                self.tell(Trained(report.key, report.epoch, report.train_seconds, dict(report.parts)))
+                self._turns.add(Trained(report.key, report.epoch, report.train_seconds, dict(report.parts)))
             self._end(report.key, "failed", report.reason)
             self._fill()
             return False
@@ -144,7 +139,7 @@ class Controller:
         before = trial.checkpoint
         over = report.status == "reached" and report.done.amount >= self.course.problem.top.amount
         # At the top reaching and ending are one: a kill must not come between them.
-        self.tell(*_events_of(report, segment), *([Ended(report.key, "finished", "")] if over else []))
+        self._turns.add(*_events_of(report, segment), *([Ended(report.key, "finished", "")] if over else []))
         if before is not None and before != trial.checkpoint:
             self._drop(before)
         if trial.spec.purpose == "search" and trial.checkpoint is not None:
@@ -164,8 +159,9 @@ class Controller:
     def lost(self, key: str) -> None:
         """A worker died under the trial."""
         if key in self._running:
-            self._end(key, "failed", "its worker died (out of memory, or killed); see the Ray logs")
-            self._fill()
+            with self._turns.turn():
+                self._end(key, "failed", "its worker died (out of memory, or killed); see the Ray logs")
+                self._fill()
 
     def _goes_on_in_place(self, key: str, held: Segment) -> bool:
         """Whether the slot that holds the trial was to go on to just where the strategy now continues it."""
@@ -277,12 +273,12 @@ class Controller:
 
     def _start(self, spec: TrialSpec, segment: Segment) -> None:
         segment = replace(segment, key=spec.key)
-        self.tell(TrialStarted(spec), SegmentStarted(segment))
+        self._turns.add(TrialStarted(spec), SegmentStarted(segment))
         self._queue.append(segment)
 
     def _go_on(self, segment: Segment) -> None:
         """A trial that has begun goes before those that have not, as it does in the slot that holds it."""
-        self.tell(SegmentStarted(segment))
+        self._turns.add(SegmentStarted(segment))
         self._queue.appendleft(segment)
 
     def _end_search(self, reason: str) -> None:
@@ -290,14 +286,14 @@ class Controller:
         for trial in [*self.history.open(), *self.history.undecided()]:
             if trial.spec.purpose == "search":
                 self._end(trial.spec.key, "pruned", reason)
-        self.tell(SearchEnded(reason), self.course.finals.select(self.history))
+        self._turns.add(SearchEnded(reason), self.course.finals.select(self.history))
         self._let_go(set(self.history.selected or ()))
 
     def _end(self, key: str, status: Status, reason: str) -> None:
         trial = self.history.trials[key]
         self._running.pop(key, None)
         self._queue = deque(segment for segment in self._queue if segment.key != key)
-        self.tell(Ended(key, status, reason))
+        self._turns.add(Ended(key, status, reason))
         if trial.spec.purpose == "search" and self.history.finals is None:
             self._let_go(self._promising())
 
@@ -312,14 +308,14 @@ class Controller:
             if trial.status == "running" or trial.checkpoint is None:
                 continue
             if trial.spec.trial not in promising and not self._wanted(trial.checkpoint):
-                # Told with what is told next: a write of its own would cost a short trial a tenth of its time.
-                self._leaving[key] = trial.checkpoint
+                self._turns.drop(trial.checkpoint)
+                self._turns.add(Forgotten(key))
                 del self._held[key]
 
     def _drop(self, checkpoint: str) -> None:
         """Deletes a checkpoint unless a segment that is decided on starts from it."""
         if not self._wanted(checkpoint):
-            self._forget(checkpoint)
+            self._turns.drop(checkpoint)
 
     def _wanted(self, checkpoint: str) -> bool:
         return checkpoint in {t.segment.start for t in self.history.open() if t.segment is not None}

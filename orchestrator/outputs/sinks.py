@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.plan import ResourcePlan
-from orchestrator.engine.controller import Sink
+from orchestrator.engine.turn import Sink
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.progress import Progress
 from orchestrator.outputs.tensorboard import TensorBoardSink

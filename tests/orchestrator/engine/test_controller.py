@@ -205,7 +205,7 @@ def kill_points(study: Any) -> int:
 
 def test_killed_at_every_write_it_resumes_to_the_same_course(pretence: Callable[..., Any], killed: type[BaseException]) -> None:
     """With one slot a study that is killed and resumed, wherever, decides exactly what an undisturbed one does."""
-    small = {"trials": 6, "selection": Selection(top=1, seeds=2), "refits": frozenset({"one", "two"})}
+    small = {"trials": 9, "selection": Selection(top=1, seeds=2), "refits": frozenset({"one", "two"})}
     undisturbed = pretence(**small)
     writes = kill_points(undisturbed)
     expected = course(undisturbed.history())
