@@ -271,7 +271,7 @@ def _board(frame: Any, rows: int = 20) -> Table:
         view.add_row(
             str(row["rank"]),
             str(row["trial"]),
-            row["method"],
+            f"{row['method']} with {row['encoder']}" if row.get("encoder") else row["method"],
             f"{row['epochs']}{ended}",
             f"{row['seconds']:.0f}",
             val,

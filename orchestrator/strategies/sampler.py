@@ -1,6 +1,7 @@
 """Suggests configurations: an Optuna study, conditional on the method, that learns from a study's history.
 
-Semantics that Ray's own OptunaSearch does not have: every method's defaults come first; the supervised baseline is tuned with
+Semantics that Ray's own OptunaSearch does not have: every method's defaults come first, with the method's first encoder; then
+each further encoder once, with the defaults of the method that has scored best so far; the supervised baseline is tuned with
 no fewer trials than the others get on average; a trial stopped early is told as pruned with its intermediate values, a
 diverged or failing one as failed; nothing is left running. Each suggestion is a fixed
 function of the seed and of what has been told, so a replayed journal searches on as if it had never stopped.
@@ -8,6 +9,7 @@ function of the seed and of what has been told, so a replayed journal searches o
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -19,8 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from methods.batch import seed_of
 from orchestrator.engine.events import Ended, Event, Scored, TrialStarted
 from orchestrator.engine.history import History
-from orchestrator.engine.records import Configuration, Trial
-from search_spaces.domains import Value
+from orchestrator.engine.records import Configuration, Trial, TrialSpec
 from search_spaces.space import METHOD, Space, Suggestion
 
 _ATTEMPTS, _MODELLED = 100, 10
@@ -32,6 +33,9 @@ BASELINE = "supervised"
 """The method whose trials are kept up with the others': a yardstick tuned less than what it measures flatters everything
 (Oliver et al. 2018, arXiv:1804.09170)."""
 
+_TRIES = 2
+"""Methods with whose defaults an encoder is tried before the model decides, where the trial with the first of them fails."""
+
 _STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -41,18 +45,21 @@ class Sampler:
     Args:
         space: what may be tried.
         seed: of the suggestions.
-        startup: random trials before anything is modelled; the methods' defaults count among them.
+        startup: random trials before anything is modelled; the first trials of methods and encoders count among them.
     """
 
     def __init__(self, space: Space, seed: int, startup: int | None = None) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.seed = space, seed
-        self.startup = startup if startup is not None else max(10, 2 * len(space.methods))
+        self.startup = startup if startup is not None else max(10, 2 * len(space.methods), space.first_trials)
         self.study = optuna.create_study(direction="maximize", sampler=self._sampler(0))
         self._tried: Counter[str] = Counter()
+        self._met: dict[str, set[str]] = {label: set() for label in space.labels}
+        self._sound: Counter[str] = Counter()
+        self._first: list[str] = []
         self._open: dict[str, optuna.Trial] = {}
         self._reported: set[tuple[str, int]] = set()
-        self._seen: set[tuple[str, tuple[tuple[str, Value], ...]]] = set()
+        self._seen: set[tuple[object, ...]] = set()
         self._read = 0
 
     def _sampler(self, number: int) -> TPESampler:
@@ -89,7 +96,8 @@ class Sampler:
             return PartialFixedSampler({METHOD: method}, sampler)
 
     def propose(self, history: History, method: str | None = None) -> Configuration:
-        """The next configuration to try: the methods' defaults in the study's order, then what the model suggests.
+        """The next configuration to try: the methods' defaults in the study's order, then each further encoder's first trial,
+        then what the model suggests.
 
         Args:
             history: of the study, always the same one; what is new in it is learnt first.
@@ -100,8 +108,9 @@ class Sampler:
         if method is not None and not self._tried[method]:
             untried = method
         if untried is not None:
-            default = self.space.defaults(untried)
-            return Configuration(default.method, default.values, "defaults")
+            return _first_trial(self.space.defaults(untried))
+        if method is None and (unmet := self._unmet(history)) is not None:
+            return _first_trial(unmet)
         for attempt in range(_ATTEMPTS):
             number = self._asked * _ATTEMPTS + attempt
             sampler = self._sampler(number) if attempt < _MODELLED else self._chance(number)
@@ -116,7 +125,24 @@ class Sampler:
             self.study.tell(trial, state=TrialState.FAIL)
             if _identity(suggestion) not in self._seen:
                 break
-        return Configuration(suggestion.method, suggestion.values, "sampled")
+        return Configuration(suggestion.method, suggestion.values, "sampled", suggestion.encoder)
+
+    def _unmet(self, history: History) -> Suggestion | None:
+        """The first trial of an encoder that no trial has been tried with, unless it failed: the defaults of the method that has
+        scored best so far, among those that may be tried with it.
+        """
+        for label, tried in self._met.items():
+            if self._sound[label] or len(tried) >= _TRIES:
+                continue
+            open_to = [name for name, labels in self.space.encoders.items() if label in labels and name not in tried]
+            scores = dict.fromkeys(open_to, -math.inf)
+            for key in self._first:
+                trial = history.trials[key]
+                if trial.spec.method in scores and trial.value is not None:
+                    scores[trial.spec.method] = max(scores[trial.spec.method], trial.value)
+            if open_to:
+                return self.space.defaults(max(open_to, key=scores.__getitem__), label)
+        return None
 
     def _catch_up(self, history: History) -> None:
         """Learns what has happened since it was last asked."""
@@ -127,7 +153,9 @@ class Sampler:
     def _learn(self, event: Event, history: History) -> None:
         match event:
             case TrialStarted() if event.spec.purpose == "search":
-                self._enter(event.spec.key, Suggestion(event.spec.method, event.spec.values))
+                self._enter(event.spec.key, suggestion_of(event.spec))
+                if event.spec.origin == "defaults":
+                    self._first.append(event.spec.key)
             case Scored() if event.key in self._open:
                 step = round(event.rung.epoch)
                 # A rung that is scored again after a resume counts once.
@@ -136,6 +164,7 @@ class Sampler:
                     self._open[event.key].report(event.rung.value, step)
             case Ended() if event.key in self._open:
                 trial, state = self._open.pop(event.key), _STATES[event.status]
+                self._sound[history.trials[event.key].spec.encoder] -= event.status == "failed"
                 value = history.trials[event.key].value if state == TrialState.COMPLETE else None
                 self.study.tell(trial, value, state=state)
 
@@ -150,6 +179,9 @@ class Sampler:
         self._open[key] = trial
         self._seen.add(_identity(suggestion))
         self._tried[suggestion.method] += 1
+        self._sound[suggestion.encoder] += 1
+        if suggestion.encoder in self._met:
+            self._met[suggestion.encoder].add(suggestion.method)
 
     def seed_from(self, trials: Iterable[Trial]) -> int:
         """Learns from another study's ended trials on methods that both search; returns how many."""
@@ -161,7 +193,7 @@ class Sampler:
 
 def frozen(space: Space, trial: Trial) -> FrozenTrial:
     """An ended trial as Optuna stores it."""
-    parameters, distributions = space.parameters(Suggestion(trial.spec.method, trial.spec.values))
+    parameters, distributions = space.parameters(suggestion_of(trial.spec))
     state = _STATES[trial.status]
     return create_trial(
         state=state,
@@ -173,5 +205,14 @@ def frozen(space: Space, trial: Trial) -> FrozenTrial:
     )
 
 
-def _identity(suggestion: Suggestion) -> tuple[str, tuple[tuple[str, Value], ...]]:
-    return suggestion.method, tuple(sorted(suggestion.values.items()))
+def suggestion_of(spec: TrialSpec) -> Suggestion:
+    """A trial's configuration as the space knows it."""
+    return Suggestion(spec.method, spec.values, spec.encoder)
+
+
+def _first_trial(default: Suggestion) -> Configuration:
+    return Configuration(default.method, default.values, "defaults", default.encoder)
+
+
+def _identity(suggestion: Suggestion) -> tuple[object, ...]:
+    return suggestion.method, suggestion.encoder, tuple(sorted(suggestion.values.items()))
