@@ -103,7 +103,8 @@ def extra_findings() -> Iterator[Finding]:
     except importlib.metadata.PackageNotFoundError:
         return
     for extra in sorted(set(extras) - {"dev"}):
-        found, missing = [], []
+        found: list[str] = []
+        missing: list[str] = []
         for need in needs:
             assert need.marker is not None
             if not need.marker.evaluate({"extra": extra}) or need.marker.evaluate({"extra": ""}):

@@ -174,7 +174,7 @@ def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None,
         else:
             say(f"embeddings of the {part} are known from an earlier study")
         setup.storage.put(place, raw)
-    return FeatureTable(asked, spec, views, *places, size=shown_at(encoder))
+    return FeatureTable(asked, spec, views, places[0], places[1], shown_at(encoder))
 
 
 class _Told:

@@ -1,8 +1,9 @@
 """The conditional space of a study: the method is a choice, its knobs exist only under it, and a knob may open others.
 
-The builder is handed the methods' ``Config`` classes; it imports no method. Names in Optuna are ``method`` and
-``method.knob``, and ``encoder`` where a study compares encoders. Three transforms keep Optuna's scales honest and stand in the name: ``m.1-momentum`` (searched as
-log(1 - x)), ``m.log2(batch_size)`` (powers of two), ``m.temperature@normalise=False`` (a variant's own range).
+The builder is handed the methods' ``Config`` classes; it imports no method. Names in Optuna are ``method``, ``method.knob``
+and, where a study compares encoders, ``encoder`` (``encoder@A|B`` where some methods may be tried with these alone). Three
+transforms keep Optuna's scales honest and stand in the name: ``m.1-momentum`` (searched as log(1 - x)), ``m.log2(batch_size)``
+(powers of two), ``m.temperature@normalise=False`` (a variant's own range).
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def told(gap: Difference, what: str) -> str:
 
 
 def _against_defaults(history: History, best: Finalist, facts: Facts) -> str:
-    """The winner against its own method's defaults, with its own encoder where they were tried with that, else with the first."""
+    """The winner against its own method's defaults, with its own encoder where they were tried with it, else the first."""
     spec = best.trial.spec
     tried = [t for t in history.search() if t.spec.method == spec.method and t.spec.origin == "defaults"]
     if not tried:

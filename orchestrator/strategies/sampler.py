@@ -128,8 +128,8 @@ class Sampler:
         return Configuration(suggestion.method, suggestion.values, "sampled", suggestion.encoder)
 
     def _unmet(self, history: History) -> Suggestion | None:
-        """The first trial of an encoder that no trial has been tried with, unless it failed: the defaults of the method that has
-        scored best so far, among those that may be tried with it.
+        """The first trial of an encoder with which no trial has run, or only such as failed: the defaults of the method that
+        has scored best so far, among those that may be tried with it.
         """
         for label, tried in self._met.items():
             if self._sound[label] or len(tried) >= _TRIES:

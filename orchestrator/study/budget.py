@@ -112,8 +112,8 @@ class BudgetFields(Strict):
         """Raises StudyError where the budget does not reach for every method and every further encoder once."""
         if self.trials is not None and self.trials < needed:
             raise StudyError(
-                f"trials must be at least {needed}, so that each method and each encoder is tried once, got {self.trials}; raise"
-                " it, or name fewer of them"
+                f"trials must be at least {needed}, so that each method and encoder is tried once, got {self.trials}; raise it,"
+                " or name fewer of them"
             )
 
 

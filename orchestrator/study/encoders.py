@@ -124,8 +124,8 @@ class EncoderFields(Strict):
         taken = {label for labels in self._offers(methods).values() for label in labels}
         if unused := next((label for label in specs if label not in taken), None):
             raise StudyError(
-                f"encoder {unused} suits none of the methods {', '.join(methods)}: those on frozen features need weights, others"
-                " what can be trained, or vit_encoder; leave it out, or add a method that can use it"
+                f"encoder {unused} suits none of the methods {', '.join(methods)}: those on frozen features need weights,"
+                " others what can be trained, or vit_encoder; leave it out, or add a method that can use it"
             )
 
     def plain_encoder(self) -> str | list[str]:
@@ -182,7 +182,7 @@ def line_of(spec: EncoderSpec) -> str:
 
 
 def _one_or_several(value: object, what: str, fits: Callable[[object], bool]) -> object:
-    """A list as a tuple, one of a single entry as the entry. Raises ValueError on an empty one and on doubled or other entries."""
+    """A list as a tuple, one of a single entry as the entry. Raises ValueError on no entry, and on a doubled or another one."""
     if not isinstance(value, list | tuple):
         return value
     if not value:
