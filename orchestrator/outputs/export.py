@@ -66,7 +66,7 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool
     export(model, shared, storage, folder.BEST)
     storage.put(f"{folder.BEST}checkpoint.pt", storage.get(source.checkpoint))
     spec = source.spec
-    config = {"method": spec.method, "encoder": _told(model, spec, shared), **dict(spec.values)}
+    config = {"method": spec.method, "encoder": encoder_facts(model, spec, shared), **dict(spec.values)}
     folder.write_text(f"{folder.BEST}config.yaml", yaml.safe_dump(config, sort_keys=False))
     scores = {
         "trial": spec.trial,
@@ -81,7 +81,7 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool
     folder.write_text(folder.SCORES, json.dumps(scores, indent=2))
 
 
-def _told(model: Trained, spec: TrialSpec, shared: SlotSetup) -> dict[str, Any]:
+def encoder_facts(model: Trained, spec: TrialSpec, shared: SlotSetup) -> dict[str, Any]:
     """What ``best/config.yaml`` says of the encoder."""
     table, size = shared.table_for(spec), shown_at(model.encoder)
     return {

@@ -142,6 +142,38 @@ def test_a_second_study_embeds_nothing(
     assert embedded(setup, test, 1).features == first.features
 
 
+def test_each_of_several_encoders_is_embedded_and_shares_the_time(
+    made: tuple[SlotSetup, LabelledSubset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, test = made
+    specs = {"a": EncoderSpec("conv4"), "b": EncoderSpec("resnet_small"), "c": EncoderSpec("conv4_pyramid")}
+    offered = {"linear_probe": ("a", "b"), "knn_classifier": ("b",), "supervised": ("c",)}
+    setup = dataclasses.replace(setup, encoders=specs, offered=offered)
+    limits = []
+
+    def within(images: int, views: int, sizes: object, seconds_of: object, limit: float) -> tuple[int, int]:
+        limits.append(limit)
+        return views, 0
+
+    monkeypatch.setattr(features_module, "showing_within", within)
+    found = embedded(setup, test, 1, limit=10.0)
+    assert limits == [5.0, 5.0]
+    tables = {label: found.table_for(TrialSpec("0", 0, "linear_probe", {}, 5, encoder=label)) for label in "ab"}
+    assert [table.asked for table in found.features] == [specs["a"], specs["b"]], "nobody asks for the features of c"
+    assert tables["a"] != tables["b"]
+    assert found.table_for(TrialSpec("0", 0, "supervised", {}, 5, encoder="c")) is None
+    assert found.encoder_for(TrialSpec("0", 0, "supervised", {}, 5, encoder="c")) == specs["c"]
+    # A slot looks each trial's features up in its own encoder's table.
+    run = SegmentRun(found, World())
+    monkeypatch.setattr(features_module, "embed_views", never)
+    monkeypatch.setattr("methods.training.on_features.embed_views", never)
+    for key, label in enumerate("abab"):
+        work = TrialSpec(str(key), key, "linear_probe", {}, 5, encoder=label)
+        run.begin(Assignment(work, Segment(str(key), Fidelity("epochs", 3))))
+        assert run.advance().status == "reached"
+        assert run._trainings.first.encoder.name == specs[label].name  # type: ignore[union-attr]
+
+
 def test_other_pixels_or_weights_are_other_embeddings(made: tuple[SlotSetup, LabelledSubset], tmp_path: Path) -> None:
     setup, _ = made
     images = setup.split.train.images

@@ -321,7 +321,9 @@ def test_a_comparison_of_encoders_is_replayed_to_the_same_suggestions(configs: d
 def test_optuna_knows_the_encoder_of_a_trial(configs: dict[str, type]) -> None:
     space = Space(configs, encoders=ENCODERS)
     values = space.defaults("two").values
-    trial = Trial(TrialSpec("0", 0, "two", values, 0, encoder="c"), "finished", rungs=[Rung(1, 0.5, 9, 0, 1, "validation", None, 0)])
+    trial = Trial(
+        TrialSpec("0", 0, "two", values, 0, encoder="c"), "finished", rungs=[Rung(1, 0.5, 9, 0, 1, "validation", None, 0)]
+    )
     assert frozen(space, trial).params["encoder"] == "c"
     few = Trial(TrialSpec("0", 0, "one", {}, 0, encoder="c"), "finished", rungs=trial.rungs)
     assert frozen(space, few).params["encoder@b|c"] == "c"

@@ -118,7 +118,10 @@ def test_where_no_encoder_has_weights_features_are_of_random_ones_as_with_one_en
             {"encoder": ["resnet18", "conv4"], "init": "torchvision"},
             "encoder conv4 has none of torchvision's, got init torchvision; add own to init",
         ),
-        ({"encoder": ["conv4", "FILE"], "init": "none"}, r"encoder .*net\.pt has weights of its own, got init none; add own to init"),
+        (
+            {"encoder": ["conv4", "FILE"], "init": "none"},
+            r"encoder .*net\.pt has weights of its own, got init none; add own to init",
+        ),
         (
             {"encoder": ["conv4", "resnet_small"], "init": ["own", "torchvision"]},
             "init torchvision fits none of the encoders conv4, resnet_small; leave it out",
