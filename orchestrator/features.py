@@ -94,8 +94,14 @@ def embedded(
         return setup
     # A network of one's own stands in no index: what it answers is looked at again, and what it embedded is found by that.
     known = {table.asked: table for table in read_index(setup.storage)}
+    tables: list[FeatureTable] = []
+    began = time.perf_counter()
     with threads(processors):
-        tables = [known.get(spec) or _embedded(setup, spec, test, limit / len(specs), say) for spec in specs]
+        for spec in specs:
+            # What the encoders before it have left is divided among it and those to come.
+            left = limit - (time.perf_counter() - began) * bool(tables)
+            share = max(left, 0.0) / (len(specs) - len(tables))
+            tables.append(known.get(spec) or _embedded(setup, spec, test, share, say))
     named = [table for table in tables if table.spec.module is None]
     setup.storage.put(INDEX, json.dumps([asdict(table) for table in named], indent=2).encode())
     return replace(setup, features=tuple(tables))

@@ -304,7 +304,7 @@ def full_seconds(prepared: Prepared, setup: SlotSetup, encoder: str | None = Non
     """
     folds, workers = len(prepared.task.divisions(prepared.split)), prepared.study.workers
     if setup.top.unit == "seconds":
-        return dict.fromkeys(prepared.methods, setup.top.amount * folds)
+        return dict.fromkeys(prepared.space.methods_with(encoder), setup.top.amount * folds)
     each = seconds_per_epoch(setup, prepared.space, encoder)
     return {name: seconds * setup.top.amount * folds / workers for name, seconds in each.items()}
 
@@ -314,9 +314,8 @@ def seconds_per_epoch(setup: SlotSetup, space: Space, encoder: str | None = None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
     with threads(setup.threads):
-        for name in space.methods:
-            if encoder is None or encoder in space.encoders[name]:
-                first = space.defaults(name, encoder)
-                spec = TrialSpec(name, 0, name, first.values, setup.seed, encoder=first.encoder)
-                found[name] = training_of(setup, spec, World(device=device)).seconds_per_epoch()
+        for name in space.methods_with(encoder):
+            first = space.defaults(name, encoder)
+            spec = TrialSpec(name, 0, name, first.values, setup.seed, encoder=first.encoder)
+            found[name] = training_of(setup, spec, World(device=device)).seconds_per_epoch()
     return found

@@ -125,6 +125,10 @@ class Space:
         """The labels of all encoders that are compared."""
         return tuple(dict.fromkeys(label for name in self.configs for label in self.encoders.get(name, ())))
 
+    def methods_with(self, encoder: str | None) -> tuple[str, ...]:
+        """The methods that may be tried with an encoder, by its label; all where that is None."""
+        return tuple(name for name in self.configs if encoder is None or encoder in self.encoders.get(name, ()))
+
     @property
     def first_trials(self) -> int:
         """Trials after which every method and every encoder has been tried once: each method with its first, then the rest."""

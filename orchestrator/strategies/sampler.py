@@ -56,6 +56,7 @@ class Sampler:
         self._tried: Counter[str] = Counter()
         self._met: dict[str, set[str]] = {label: set() for label in space.labels}
         self._sound: Counter[str] = Counter()
+        self._pairs: Counter[tuple[str, str]] = Counter()
         self._first: list[str] = []
         self._open: dict[str, optuna.Trial] = {}
         self._reported: set[tuple[str, int]] = set()
@@ -123,7 +124,7 @@ class Sampler:
             suggestion = self.space.suggest(trial)
             # Only a draft: Optuna keeps what it drew for every method in it, which a journal does not know.
             self.study.tell(trial, state=TrialState.FAIL)
-            if _identity(suggestion) not in self._seen:
+            if _identity(suggestion) not in self._seen and not self._hopeless(suggestion):
                 break
         return Configuration(suggestion.method, suggestion.values, "sampled", suggestion.encoder)
 
@@ -134,7 +135,7 @@ class Sampler:
         for label, tried in self._met.items():
             if self._sound[label] or len(tried) >= _TRIES:
                 continue
-            open_to = [name for name, labels in self.space.encoders.items() if label in labels and name not in tried]
+            open_to = [name for name in self.space.methods_with(label) if name not in tried]
             scores = dict.fromkeys(open_to, -math.inf)
             for key in self._first:
                 trial = history.trials[key]
@@ -164,9 +165,19 @@ class Sampler:
                     self._open[event.key].report(event.rung.value, step)
             case Ended() if event.key in self._open:
                 trial, state = self._open.pop(event.key), _STATES[event.status]
-                self._sound[history.trials[event.key].spec.encoder] -= event.status == "failed"
+                self._count(history.trials[event.key].spec, event.status == "failed")
                 value = history.trials[event.key].value if state == TrialState.COMPLETE else None
                 self.study.tell(trial, value, state=state)
+
+    def _count(self, spec: TrialSpec, failed: bool) -> None:
+        """Keeps which encoders, and which methods with them, do not work: Optuna's model learns nothing of failed trials."""
+        self._sound[spec.encoder] -= failed
+        # One that did not fail outweighs all that do.
+        self._pairs[spec.method, spec.encoder] += 1 if failed else -(10**6)
+
+    def _hopeless(self, suggestion: Suggestion) -> bool:
+        """Whether the method has failed with this encoder each time, more than once: it can most likely not use it."""
+        return bool(suggestion.encoder) and self._pairs[suggestion.method, suggestion.encoder] > 1
 
     def _enter(self, key: str, suggestion: Suggestion) -> None:
         """Takes a configuration as the next trial: every trial opens here, so that a replayed one equals a live one."""

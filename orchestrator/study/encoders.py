@@ -96,10 +96,6 @@ class EncoderFields(Strict):
             found[name] = tuple(label for label, spec in specs.items() if _suits(method, spec)) or tuple(specs)
         return found
 
-    def encoder_line(self) -> str:
-        """The encoder and what it starts from, for people; of several, one after the other."""
-        return "; ".join(dict.fromkeys(map(line_of, self._combinations().values())))
-
     def check_encoders(self, methods: Mapping[str, Method]) -> None:
         """Raises StudyError on an unknown encoder, and on one that nothing can be started with or that no method can use."""
         if self.vit_encoder not in ENCODERS:
@@ -174,8 +170,6 @@ def label_of(spec: EncoderSpec) -> str:
 
 def line_of(spec: EncoderSpec) -> str:
     """An encoder and what it starts from, for people."""
-    if left_behind("network", spec.name):
-        return "a network given in Python"
     start = start_of(spec)
     name = spec.name if spec.module is None else type(spec.module).__name__
     return f"{name}, starting from {start}" if start != "none" else name

@@ -298,6 +298,22 @@ def test_an_encoder_under_way_is_not_tried_again(configs: dict[str, type]) -> No
     assert origins == ["defaults", "defaults", "defaults", "sampled"]
 
 
+def test_a_method_that_fails_with_an_encoder_time_and_again_is_no_longer_tried_with_it(configs: dict[str, type]) -> None:
+    search = compare(configs, encoders={"one": ("a", "b"), "two": ("a", "b")})
+    failed = []
+    for number in range(40):
+        suggestion = search.ask(str(number))
+        if (suggestion.method, suggestion.encoder) == ("two", "b"):
+            failed.append(number)
+            search.tell(str(number), "failed")
+        else:
+            score(search, str(number), 0.5)
+    assert len(failed) == 2
+    assert {(t.spec.method, t.spec.encoder) for t in search.history.search()[max(failed) + 1 :]} == {
+        *(("one", "a"), ("one", "b"), ("two", "a")),
+    }
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_model_learns_which_encoder_is_good(configs: dict[str, type], seed: int) -> None:
     search = compare(configs, seed, {"one": ("a", "b", "c"), "two": ("a", "b", "c")})

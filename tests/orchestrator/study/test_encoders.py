@@ -13,6 +13,7 @@ from methods.catalogue import CATALOGUE
 from methods.encoder import EncoderSpec
 from orchestrator.folder import dump_study
 from orchestrator.study import Study, StudyError, parse_study
+from orchestrator.study.encoders import line_of
 from orchestrator.study.extensions import in_python
 
 BASE: dict[str, Any] = {"data": "digits", "methods": ["supervised"]}
@@ -80,8 +81,8 @@ def test_each_label_stands_for_its_encoder_and_start() -> None:
     expected = {"lite0": (None, 96), "lite0 from none": ("none", 96), "conv4": (None, None)}
     assert {label: (spec.init, spec.size) for label, spec in found.items()} == expected
     assert [spec.name for spec in found.values()] == ["lite0", "lite0", "conv4"]
-    assert study.encoder_line().split("; ")[1:] == ["lite0", "conv4"]
-    assert study.encoder_line().startswith("lite0, starting from ImageNet")
+    assert [line_of(spec) for spec in found.values()][1:] == ["lite0", "conv4"]
+    assert line_of(found["lite0"]).startswith("lite0, starting from ImageNet")
 
 
 def test_a_method_is_offered_what_it_can_use(tmp_path: Path) -> None:
