@@ -86,7 +86,7 @@ def embedded(
         setup: what the slots share.
         test: the test images, where there are any.
         processors: threads to embed with.
-        limit: seconds that embedding may take, divided evenly among the encoders.
+        limit: seconds that embedding may take, divided among the encoders.
         say: told what is done, a line each.
     """
     specs = setup.frozen()
@@ -99,8 +99,8 @@ def embedded(
     with threads(processors):
         for spec in specs:
             # What the encoders before it have left is divided among it and those to come.
-            left = limit - (time.perf_counter() - began) * bool(tables)
-            share = max(left, 0.0) / (len(specs) - len(tables))
+            spent = time.perf_counter() - began if tables else 0.0
+            share = max(limit - spent, 0.0) / (len(specs) - len(tables))
             tables.append(known.get(spec) or _embedded(setup, spec, test, share, say))
     named = [table for table in tables if table.spec.module is None]
     setup.storage.put(INDEX, json.dumps([asdict(table) for table in named], indent=2).encode())

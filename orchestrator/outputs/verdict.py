@@ -200,5 +200,5 @@ def _by_encoder(history: History) -> str:
         trials = [t for t in history.search() if t.spec.encoder == label]
         values = [t.value for t in trials if t.status == "finished" and t.value is not None]
         best = f"{max(values):.1%}" if values else "none finished"
-        said.append(f"{label} {best} ({len(trials)} trial{'s' if len(trials) > 1 else ''})")
-    return f"Best validation score of the search by encoder: {', '.join(said)}." if len(said) > 1 else ""
+        said.append(f"{label}: {best} ({len(trials)} trial{'s' if len(trials) > 1 else ''})")
+    return f"The search's best validation score by encoder: {'; '.join(said)}." if len(said) > 1 else ""

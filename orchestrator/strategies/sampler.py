@@ -9,7 +9,6 @@ function of the seed and of what has been told, so a replayed journal searches o
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from methods.batch import seed_of
 from orchestrator.engine.events import Ended, Event, Scored, TrialStarted
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Configuration, Trial, TrialSpec
+from orchestrator.strategies.encoders import EncoderTrials
 from search_spaces.space import METHOD, Space, Suggestion
 
 _ATTEMPTS, _MODELLED = 100, 10
@@ -32,9 +32,6 @@ repeat itself in a small space, where chance finds what is left. After that a co
 BASELINE = "supervised"
 """The method whose trials are kept up with the others': a yardstick tuned less than what it measures flatters everything
 (Oliver et al. 2018, arXiv:1804.09170)."""
-
-_TRIES = 2
-"""Methods with whose defaults an encoder is tried before the model decides, where the trial with the first of them fails."""
 
 _STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -54,10 +51,7 @@ class Sampler:
         self.startup = startup if startup is not None else max(10, 2 * len(space.methods), space.first_trials)
         self.study = optuna.create_study(direction="maximize", sampler=self._sampler(0))
         self._tried: Counter[str] = Counter()
-        self._met: dict[str, set[str]] = {label: set() for label in space.labels}
-        self._sound: Counter[str] = Counter()
-        self._pairs: Counter[tuple[str, str]] = Counter()
-        self._first: list[str] = []
+        self._encoders = EncoderTrials(space)
         self._open: dict[str, optuna.Trial] = {}
         self._reported: set[tuple[str, int]] = set()
         self._seen: set[tuple[object, ...]] = set()
@@ -110,7 +104,7 @@ class Sampler:
             untried = method
         if untried is not None:
             return _first_trial(self.space.defaults(untried))
-        if method is None and (unmet := self._unmet(history)) is not None:
+        if method is None and (unmet := self._encoders.first(history)) is not None:
             return _first_trial(unmet)
         for attempt in range(_ATTEMPTS):
             number = self._asked * _ATTEMPTS + attempt
@@ -124,39 +118,21 @@ class Sampler:
             suggestion = self.space.suggest(trial)
             # Only a draft: Optuna keeps what it drew for every method in it, which a journal does not know.
             self.study.tell(trial, state=TrialState.FAIL)
-            if _identity(suggestion) not in self._seen and not self._hopeless(suggestion):
+            if _identity(suggestion) not in self._seen and not self._encoders.hopeless(suggestion):
                 break
         return Configuration(suggestion.method, suggestion.values, "sampled", suggestion.encoder)
-
-    def _unmet(self, history: History) -> Suggestion | None:
-        """The first trial of an encoder with which no trial has run, or only such as failed: the defaults of the method that
-        has scored best so far, among those that may be tried with it.
-        """
-        for label, tried in self._met.items():
-            if self._sound[label] or len(tried) >= _TRIES:
-                continue
-            open_to = [name for name in self.space.methods_with(label) if name not in tried]
-            scores = dict.fromkeys(open_to, -math.inf)
-            for key in self._first:
-                trial = history.trials[key]
-                if trial.spec.method in scores and trial.value is not None:
-                    scores[trial.spec.method] = max(scores[trial.spec.method], trial.value)
-            if open_to:
-                return self.space.defaults(max(open_to, key=scores.__getitem__), label)
-        return None
 
     def _catch_up(self, history: History) -> None:
         """Learns what has happened since it was last asked."""
         for event in history.events[self._read :]:
             self._learn(event, history)
+            self._encoders.learn(event, history)
         self._read = len(history.events)
 
     def _learn(self, event: Event, history: History) -> None:
         match event:
             case TrialStarted() if event.spec.purpose == "search":
                 self._enter(event.spec.key, suggestion_of(event.spec))
-                if event.spec.origin == "defaults":
-                    self._first.append(event.spec.key)
             case Scored() if event.key in self._open:
                 step = round(event.rung.epoch)
                 # A rung that is scored again after a resume counts once.
@@ -165,19 +141,8 @@ class Sampler:
                     self._open[event.key].report(event.rung.value, step)
             case Ended() if event.key in self._open:
                 trial, state = self._open.pop(event.key), _STATES[event.status]
-                self._count(history.trials[event.key].spec, event.status == "failed")
                 value = history.trials[event.key].value if state == TrialState.COMPLETE else None
                 self.study.tell(trial, value, state=state)
-
-    def _count(self, spec: TrialSpec, failed: bool) -> None:
-        """Keeps which encoders, and which methods with them, do not work: Optuna's model learns nothing of failed trials."""
-        self._sound[spec.encoder] -= failed
-        # One that did not fail outweighs all that do.
-        self._pairs[spec.method, spec.encoder] += 1 if failed else -(10**6)
-
-    def _hopeless(self, suggestion: Suggestion) -> bool:
-        """Whether the method has failed with this encoder each time, more than once: it can most likely not use it."""
-        return bool(suggestion.encoder) and self._pairs[suggestion.method, suggestion.encoder] > 1
 
     def _enter(self, key: str, suggestion: Suggestion) -> None:
         """Takes a configuration as the next trial: every trial opens here, so that a replayed one equals a live one."""
@@ -190,9 +155,6 @@ class Sampler:
         self._open[key] = trial
         self._seen.add(_identity(suggestion))
         self._tried[suggestion.method] += 1
-        self._sound[suggestion.encoder] += 1
-        if suggestion.encoder in self._met:
-            self._met[suggestion.encoder].add(suggestion.method)
 
     def seed_from(self, trials: Iterable[Trial]) -> int:
         """Learns from another study's ended trials on methods that both search; returns how many."""

@@ -142,7 +142,7 @@ def test_leaderboard_report_tensorboard_and_optuna_tell_the_encoder(compared: An
     assert f"encoder={seeing}" in report
     verdict = (compared.folder / "verdict.txt").read_text()
     assert f"Winner: linear_probe with {seeing} (trial" in verdict
-    assert "Best validation score of the search by encoder: " in verdict
+    assert "The search's best validation score by encoder: " in verdict
     stored = optuna.load_study(study_name="study", storage=f"sqlite:///{compared.folder / 'optuna.db'}")
     drawn = [{t.params.get("encoder"), t.params.get(f"encoder@{blind}|{seeing}")} - {None} for t in stored.trials]
     assert drawn == [{label} for label in csv.sort_values("trial")["encoder"]]
