@@ -280,7 +280,7 @@ def _board(frame: Any, rows: int = 20) -> Table:
     return view
 
 
-def _which(row: Any, width: int = 25) -> str:
+def _which(row: Any, width: int = 21) -> str:
     """The method, and in a line of its own the encoder where the study compares several; of a long path the end."""
     label = row.get("encoder")
     if not label:
