@@ -32,7 +32,7 @@ class Finding:
         name: what was examined.
         status: "ok", "warn" (a study runs, but not well) or "fail" (it does not run).
         value: what was found.
-        remedy: what to do; empty when ok.
+        remedy: what to do; empty where nothing is missing.
     """
 
     name: str
@@ -48,7 +48,14 @@ def examine(address: str | None = None, *, runs: Path | str = "runs") -> list[Fi
         address: as connect() takes it, or a dashboard's ``http://`` address.
         runs: the folder that run folders will be written to; it need not exist.
     """
-    return [_python(), *package_findings(), *_hardware(), *folder_findings(Path(runs)), cluster_finding(address)]
+    return [
+        _python(),
+        *package_findings(),
+        *extra_findings(),
+        *_hardware(),
+        *folder_findings(Path(runs)),
+        cluster_finding(address),
+    ]
 
 
 def _python() -> Finding:
@@ -84,6 +91,33 @@ def package_findings() -> Iterator[Finding]:
             yield Finding(need.name, "fail", f"{version}, needed {need.specifier}", remedy)
         elif need.name in _PACKAGES:
             yield Finding(need.name, "ok", version)
+
+
+def extra_findings() -> Iterator[Finding]:
+    """Which optional extras of our distribution are installed, by metadata alone; studies run without them."""
+    from packaging.requirements import Requirement
+
+    try:
+        needs = [need for need in map(Requirement, importlib.metadata.requires(_DISTRIBUTION) or []) if need.marker is not None]
+        extras = importlib.metadata.metadata(_DISTRIBUTION).get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for extra in sorted(set(extras) - {"dev"}):
+        found: list[str] = []
+        missing: list[str] = []
+        for need in needs:
+            assert need.marker is not None
+            if not need.marker.evaluate({"extra": extra}) or need.marker.evaluate({"extra": ""}):
+                continue
+            try:
+                version = importlib.metadata.version(need.name)
+            except importlib.metadata.PackageNotFoundError:
+                missing.append(f"{need.name} not installed")
+                continue
+            fits = need.specifier.contains(version, prereleases=True)
+            (found if fits else missing).append(f"{need.name} {version}" + ("" if fits else f", needed {need.specifier}"))
+        remedy = f"where it is wanted: pip install '{_DISTRIBUTION}[{extra}]'" if missing else ""
+        yield Finding(f"extra {extra}", "ok", "; ".join([*missing, *found]), remedy)
 
 
 def _hardware() -> Iterator[Finding]:

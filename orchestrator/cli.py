@@ -271,13 +271,21 @@ def _board(frame: Any, rows: int = 20) -> Table:
         view.add_row(
             str(row["rank"]),
             str(row["trial"]),
-            row["method"],
+            _which(row),
             f"{row['epochs']}{ended}",
             f"{row['seconds']:.0f}",
             val,
             _test(row),
         )
     return view
+
+
+def _which(row: Any, width: int = 21) -> str:
+    """The method, and in a line of its own the encoder where the study compares several; of a long path the end."""
+    label = row.get("encoder")
+    if not label:
+        return str(row["method"])
+    return f"{row['method']}\n  {label if len(label) <= width else '…' + label[1 - width :]}"
 
 
 def _test(row: Any) -> str:

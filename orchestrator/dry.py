@@ -28,27 +28,35 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     setup = prepared.setup(open_storage(target), plan)
     check_budgets(prepared, setup, plan)
     # Measured in this one process: the slots compute at the same time with the same number of threads each.
-    full = full_seconds(prepared, setup)
+    each = {label: full_seconds(prepared, setup, label or None) for label in prepared.space.labels or ("",)}
+    full = {(name, label): seconds for label, found in each.items() for name, seconds in found.items()}
     computed, trials = estimate(prepared, full, plan)
     lines = [
         prepared.task.describe(prepared.split),
         plan.describe(),
-        *(f"{name}: about {seconds:.0f} s to {prepared.top}" for name, seconds in full.items()),
+        *(
+            f"{name}{f' with {label}' if label else ''}: about {seconds:.0f} s to {prepared.top}"
+            for (name, label), seconds in full.items()
+        ),
         f"estimate: about {computed / plan.slots / 60:.0f} min for {trials} trials and the finalists' selection,"
         " scoring not counted",
     ]
     return "\n".join(lines)
 
 
-def estimate(prepared: Prepared, full: dict[str, float], plan: ResourcePlan) -> tuple[float, int]:
+def estimate(prepared: Prepared, full: dict[tuple[str, str], float], plan: ResourcePlan) -> tuple[float, int]:
     """Seconds that the study's trainings would compute, all slots together, and how many trials its search would start.
 
     The study's own strategy and budgets decide, on scores by lot.
+
+    Args:
+        full: seconds of a full training, by method and label of the encoder (blank where the study has one).
     """
 
     def score(configuration: Configuration, at: Fidelity, seed: int) -> tuple[float, float]:
-        drawn = seed_of("estimate", configuration.method, sorted(configuration.values.items()), seed) / 2**63
-        return drawn, full[configuration.method] * at.amount / prepared.top.amount
+        which = (configuration.method, configuration.encoder)
+        drawn = seed_of("estimate", *filter(None, which), sorted(configuration.values.items()), seed) / 2**63
+        return drawn, full[which] * at.amount / prepared.top.amount
 
     course = prepared.course(plan, prepared.study.trials)
     history = History(play(course, score, plan.slots, prepared.study.trials))

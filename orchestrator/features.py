@@ -18,21 +18,21 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cluster.storage import LocalStorage, MissingKey, Storage
-from methods.contracts import Method
 from methods.data.decode import StreamedImages
 from methods.data.records import ArrayImages, Images, LabelledSubset
-from methods.parts.encoders import Encoder, EncoderSpec
+from methods.parts.encoders import Encoder, EncoderSpec, shown_at
 from methods.parts.modes import device_of, evaluating, threads
 from methods.protocols.embeddings import FORWARD_BATCH, Embedded, embed_views, recall, remember
 from methods.training import computes_bf16
 from methods.training.on_features import frozen_encoder
-from orchestrator.engine.records import FeatureTable, SlotSetup
+from orchestrator.engine.records import FeatureTable, SlotSetup, TrialSpec
 from orchestrator.feature_cache import FeatureCache
 
 INDEX = "features/index.json"
@@ -86,27 +86,39 @@ def embedded(
         setup: what the slots share.
         test: the test images, where there are any.
         processors: threads to embed with.
-        limit: seconds that embedding may take.
+        limit: seconds that embedding may take, divided among the encoders.
         say: told what is done, a line each.
     """
-    specs = dict.fromkeys(setup.encoder_for(method) for method in setup.methods.values() if method.on_features)
+    specs = setup.frozen()
     if not specs:
         return setup
     # A network of one's own stands in no index: what it answers is looked at again, and what it embedded is found by that.
-    known = {table.asked: table for table in _read_index(setup.storage)}
+    known = {table.asked: table for table in read_index(setup.storage)}
+    tables: list[FeatureTable] = []
+    began = time.perf_counter()
     with threads(processors):
-        tables = [known.get(spec) or _embedded(setup, spec, test, limit / len(specs), say) for spec in specs]
+        for spec in specs:
+            # What the encoders before it have left is divided among it and those to come.
+            spent = time.perf_counter() - began if tables else 0.0
+            share = max(limit - spent, 0.0) / (len(specs) - len(tables))
+            tables.append(known.get(spec) or _embedded(setup, spec, test, share, say))
     named = [table for table in tables if table.spec.module is None]
     setup.storage.put(INDEX, json.dumps([asdict(table) for table in named], indent=2).encode())
     return replace(setup, features=tuple(tables))
 
 
-def _read_index(storage: Storage) -> list[FeatureTable]:
+def read_index(storage: Storage) -> list[FeatureTable]:
+    """The tables that lie in a run folder."""
     try:
         rows = json.loads(storage.get(INDEX))
     except MissingKey:
         return []
-    return [FeatureTable(EncoderSpec(**row.pop("asked")), EncoderSpec(**row.pop("spec")), **row) for row in rows]
+    return [_table(**row) for row in rows]
+
+
+def _table(asked: dict[str, Any], spec: dict[str, Any], size: list[int] | None = None, **others: Any) -> FeatureTable:
+    shown = None if size is None else (size[0], size[1])
+    return FeatureTable(EncoderSpec(**asked), EncoderSpec(**spec), size=shown, **others)
 
 
 def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None, limit: float, say: Say) -> FeatureTable:
@@ -168,7 +180,7 @@ def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None,
         else:
             say(f"embeddings of the {part} are known from an earlier study")
         setup.storage.put(place, raw)
-    return FeatureTable(asked, spec, views, *places)
+    return FeatureTable(asked, spec, views, places[0], places[1], shown_at(encoder))
 
 
 class _Told:
@@ -263,12 +275,12 @@ def open_values(storage: Storage, key: str) -> Tensor:
     return torch.from_numpy(np.load(io.BytesIO(storage.get(key)), allow_pickle=False))
 
 
-def remember_features(setup: SlotSetup, method: Method, device: torch.device, test: LabelledSubset | None = None) -> None:
-    """Lets this process look up the method's embeddings of the pool, or of the test images that are given.
+def remember_features(setup: SlotSetup, spec: TrialSpec, device: torch.device, test: LabelledSubset | None = None) -> None:
+    """Lets this process look up a trial's embeddings of the pool, or of the test images that are given.
 
     Where they are not in the storage (any more), the pool is embedded by whoever needs it.
     """
-    table = setup.table_for(method)
+    table = setup.table_for(spec)
     images, key = (setup.split.train.images, "pool") if test is None else (test.data.images, "test")
     if table is None or not (place := getattr(table, key)):
         return

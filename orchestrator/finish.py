@@ -105,7 +105,7 @@ def test_finalists(
 
 def _test(setup: SlotSetup, test: LabelledSubset, spec: TrialSpec, checkpoint: str) -> TestScore:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    remember_features(setup, setup.methods[spec.method], device, test)
+    remember_features(setup, spec, device, test)
     return examine(setup, spec, checkpoint, test, device)
 
 

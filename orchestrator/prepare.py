@@ -121,6 +121,8 @@ class Prepared:
             threads=plan.threads_per_worker,
             most_parameters=study.limit.parameters,
             most_ms=study.limit.predict_ms,
+            encoders=study.compared(self.methods),
+            offered=self.space.encoders,
         )
 
     def course(self, plan: ResourcePlan, trials: int | None) -> Course:
@@ -177,10 +179,15 @@ def _test_of(study: Study, source: Source) -> float | Source | Literal["none"] |
 
 def _check_weights(study: Study, split: Split) -> None:
     """Tries the starting weights on the data, as this machine has them. Raises UserError before every trial finds out."""
-    for need, spec in zip(("any", "vit"), study.encoders(), strict=True):
-        if spec.init != "none" and any(method.encoder == need for method in study.catalogue().values()):
-            with torch.random.fork_rng():
-                build_encoder(spec, split.train.images.shape, split.train.mean, split.train.std)
+    methods = study.catalogue()
+    specs = list(study.compared(methods).values())
+    if not specs:
+        each = zip(("any", "vit"), study.encoders(), strict=True)
+        needed = {method.encoder for method in methods.values()}
+        specs = [spec for need, spec in each if need in needed and spec.init != "none"]
+    for spec in specs:
+        with torch.random.fork_rng():
+            build_encoder(spec, split.train.images.shape, split.train.mean, split.train.std)
 
 
 def rungs_of(study: Study) -> tuple[Fidelity, ...]:
@@ -291,21 +298,26 @@ def check_budgets(prepared: Prepared, setup: SlotSetup, plan: ResourcePlan) -> N
             )
 
 
-def full_seconds(prepared: Prepared, setup: SlotSetup) -> dict[str, float]:
-    """Seconds that a full training of each method's defaults takes in one slot, measured here from a few steps each."""
+def full_seconds(prepared: Prepared, setup: SlotSetup, encoder: str | None = None) -> dict[str, float]:
+    """Seconds that a full training of each method's defaults takes in one slot, measured here from a few steps each.
+
+    Args:
+        encoder: the label of an encoder, for the methods that may be tried with it; None for each method's first.
+    """
     folds, workers = len(prepared.task.divisions(prepared.split)), prepared.study.workers
     if setup.top.unit == "seconds":
-        return dict.fromkeys(prepared.methods, setup.top.amount * folds)
-    each = seconds_per_epoch(setup, prepared.space)
+        return dict.fromkeys(prepared.space.methods_with(encoder), setup.top.amount * folds)
+    each = seconds_per_epoch(setup, prepared.space, encoder)
     return {name: seconds * setup.top.amount * folds / workers for name, seconds in each.items()}
 
 
-def seconds_per_epoch(setup: SlotSetup, space: Space) -> dict[str, float]:
+def seconds_per_epoch(setup: SlotSetup, space: Space, encoder: str | None = None) -> dict[str, float]:
     """Seconds that an epoch of each method's defaults takes, measured on this machine from a few steps each."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
     with threads(setup.threads):
-        for name in space.methods:
-            spec = TrialSpec(key=name, trial=0, method=name, values=space.defaults(name).values, seed=setup.seed)
+        for name in space.methods_with(encoder):
+            first = space.defaults(name, encoder)
+            spec = TrialSpec(name, 0, name, first.values, setup.seed, encoder=first.encoder)
             found[name] = training_of(setup, spec, World(device=device)).seconds_per_epoch()
     return found

@@ -20,7 +20,7 @@ from methods.parts.heads import load_predictor
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import read_journal
 from orchestrator.folder import RunFolder
-from orchestrator.outputs.leaderboard import COLUMNS, leaderboard
+from orchestrator.outputs.leaderboard import COLUMNS, ENCODER, leaderboard
 from orchestrator.study import Study, StudyError
 from search_spaces.domains import Value
 
@@ -46,7 +46,9 @@ class Best:
         validation: mean validation score.
         test: test score.
         classes: class names, in the order of the predictor's logits.
-        encoder: its name, and source and licence of the weights it began from.
+        encoder: its ``name``, and source and licence of the ``weights`` it began from; the ``size`` (height and width) at which
+            it is shown images, where it resizes them; of frozen features the ``views`` that were embedded; where the study
+            compared encoders its ``label``.
     """
 
     run: RunFolder
@@ -55,7 +57,12 @@ class Best:
     validation: float
     test: TestResult
     classes: tuple[str, ...]
-    encoder: Mapping[str, str] = field(default_factory=dict)
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> str:
+        """Which of the encoders that the study compared it is, by label; blank where there was one."""
+        return str(self.encoder.get("label", ""))
 
     @property
     def folder(self) -> Path:
@@ -154,5 +161,6 @@ def read_leaderboard(target: str | Path | Storage, study: Study | None = None) -
 def _columns_of(folder: RunFolder) -> list[str]:
     """The columns that were written, where the study holds what YAML cannot; else the study's."""
     if folder.exists(folder.LEADERBOARD):
-        return list(pd.read_csv(io.StringIO(folder.read_text(folder.LEADERBOARD)), nrows=0).columns[len(COLUMNS) :])
+        written = pd.read_csv(io.StringIO(folder.read_text(folder.LEADERBOARD)), nrows=0).columns[len(COLUMNS) :]
+        return [name for name in written if name != ENCODER]
     return knob_columns(folder.load_study())

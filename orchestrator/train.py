@@ -43,7 +43,7 @@ def train(
     prepared = prepare(study)
     if chosen is None:
         chosen = prepared.space.defaults(prepared.space.methods[0])
-    spec = TrialSpec("train", 0, chosen.method, chosen.values, study.seed, "refit")
+    spec = TrialSpec("train", 0, chosen.method, chosen.values, study.seed, "refit", encoder=chosen.encoder)
     with connect(address or study.address) as connection:
         plan = plan_resources(connection.nodes, workers_per_trial=workers, slots=1)
         temporary = Path(tempfile.mkdtemp(dir=_made(out.parent), prefix=f".{out.name}."))
@@ -70,7 +70,7 @@ def _configuration(source: str | Path | Storage, best: bool, imports: Sequence[s
     if isinstance(source, Storage) or Path(source).is_dir():
         result = Result.open(source)
         winner = result.winner()
-        return result.run.load_study(imports), Suggestion(winner.method, winner.config)
+        return result.run.load_study(imports), Suggestion(winner.method, winner.config, winner.choice)
     if best:
         raise StudyError(f"--best takes the winner of a run folder, and {source} is none; leave it out for a study file")
     return load_study(source, imports=imports), None

@@ -1,8 +1,9 @@
 """The conditional space of a study: the method is a choice, its knobs exist only under it, and a knob may open others.
 
-The builder is handed the methods' ``Config`` classes; it imports no method. Names in Optuna are ``method`` and
-``method.knob``. Three transforms keep Optuna's scales honest and stand in the name: ``m.1-momentum`` (searched as
-log(1 - x)), ``m.log2(batch_size)`` (powers of two), ``m.temperature@normalise=False`` (a variant's own range).
+The builder is handed the methods' ``Config`` classes; it imports no method. Names in Optuna are ``method``, ``method.knob``
+and, where a study compares encoders, ``encoder`` (``encoder@A|B`` where some methods may be tried with these alone). Three
+transforms keep Optuna's scales honest and stand in the name: ``m.1-momentum`` (searched as log(1 - x)), ``m.log2(batch_size)``
+(powers of two), ``m.temperature@normalise=False`` (a variant's own range).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from search_spaces.domains import (
     nearest,
 )
 
-METHOD = "method"
+METHOD, ENCODER = "method", "encoder"
 
 Override = Domain | Value
 """What a study may put in a knob's place: a range to search, or a value to fix."""
@@ -38,10 +39,11 @@ Override = Domain | Value
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One configuration: a method and its active knobs' values."""
+    """One configuration: a method, its active knobs' values, and the label of its encoder where the study compares encoders."""
 
     method: str
     values: Mapping[str, Value]
+    encoder: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,22 +96,44 @@ class Space:
         overrides: ``method.knob`` or ``*.knob`` (any pattern) -> a domain to search instead, or a value to fix. The most
             specific pattern wins: an exact name before a pattern, a later pattern before an earlier one.
         images: training images, which ``within_images`` knobs are not searched beyond; None where the data is not known.
+        encoders: method name -> labels of the encoders that it may be tried with, the first for its first trial; empty where
+            the study has one encoder.
     Raises:
         KnobError: a name matches no knob, or a value or range leaves the knob's legal range.
     """
 
     def __init__(
-        self, configs: Mapping[str, type], overrides: Mapping[str, Override] | None = None, images: int | None = None
+        self,
+        configs: Mapping[str, type],
+        overrides: Mapping[str, Override] | None = None,
+        images: int | None = None,
+        encoders: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if not configs:
             raise UserError("a space needs at least one method, got none")
         self.configs, self.images = dict(configs), images
+        self.encoders = {name: tuple(labels) for name, labels in (encoders or {}).items()}
         self.knobs: dict[str, dict[str, Knob]] = {name: knobs(config) for name, config in configs.items()}
         self._overrides = self._resolve(overrides or {})
 
     @property
     def methods(self) -> tuple[str, ...]:
         return tuple(self.configs)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of all encoders that are compared."""
+        return tuple(dict.fromkeys(label for name in self.configs for label in self.encoders.get(name, ())))
+
+    def methods_with(self, encoder: str | None) -> tuple[str, ...]:
+        """The methods that may be tried with an encoder, by its label; all where that is None."""
+        return tuple(name for name in self.configs if encoder is None or encoder in self.encoders.get(name, ()))
+
+    @property
+    def first_trials(self) -> int:
+        """Trials after which every method and every encoder has been tried once: each method with its first, then the rest."""
+        first = {labels[0] for labels in self.encoders.values()}
+        return len(self.methods) + sum(label not in first for label in self.labels)
 
     def _resolve(self, overrides: Mapping[str, Override]) -> dict[str, Override]:
         known = [f"{m}.{k}" for m, ks in self.knobs.items() for k in ks]
@@ -148,19 +172,34 @@ class Space:
             name = name.replace(f".{item.name}", f".log2({item.name})")
         return _Axis(name, domain)
 
+    def _encoder_axis(self, method: str) -> _Axis | str:
+        """The axis of the encoder, which all methods with the same choice share, or the only label."""
+        labels = self.encoders.get(method, ("",))
+        if len(labels) == 1:
+            return labels[0]
+        searched = {label for others in self.encoders.values() if len(others) > 1 for label in others}
+        name = ENCODER if set(labels) == searched else f"{ENCODER}@{'|'.join(labels)}"
+        return _Axis(name, Choice(labels))
+
     def suggest(self, trial: Trial) -> Suggestion:
         """Asks Optuna for one configuration, define-by-run."""
         method = str(trial.suggest_categorical(METHOD, self.methods)) if len(self.methods) > 1 else self.methods[0]
+        which = self._encoder_axis(method)
+        encoder = str(_ask(trial, which)) if isinstance(which, _Axis) else which
         chosen: dict[str, Value] = {}
         for name, item in self.knobs[method].items():
             if not item.active(chosen):
                 continue
             axis = self._axis(method, item, chosen)
             chosen[name] = axis.decode(_ask(trial, axis)) if isinstance(axis, _Axis) else axis
-        return Suggestion(method, chosen)
+        return Suggestion(method, chosen, encoder)
 
-    def defaults(self, method: str) -> Suggestion:
-        """The method's first trial: every knob's default, moved into the study's range where it lies outside."""
+    def defaults(self, method: str, encoder: str | None = None) -> Suggestion:
+        """The method's first trial: every knob's default, moved into the study's range where it lies outside.
+
+        Args:
+            encoder: the label of another encoder than the method's first.
+        """
         chosen: dict[str, Value] = {}
         for name, item in self.knobs[method].items():
             if not item.active(chosen):
@@ -169,7 +208,7 @@ class Space:
             variant = item.variant(chosen)
             default = variant.default if variant else item.default
             chosen[name] = axis.decode(axis.encode(default)) if isinstance(axis, _Axis) else axis
-        return Suggestion(method, chosen)
+        return Suggestion(method, chosen, self.encoders.get(method, ("",))[0] if encoder is None else encoder)
 
     def parameters(self, suggestion: Suggestion) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
         """The suggestion as Optuna's parameters and distributions: to enqueue it, or to add it as an ended trial.
@@ -180,6 +219,9 @@ class Space:
         distributions: dict[str, BaseDistribution] = {}
         if len(self.methods) > 1:
             params[METHOD], distributions[METHOD] = suggestion.method, CategoricalDistribution(self.methods)
+        which = self._encoder_axis(suggestion.method)
+        if isinstance(which, _Axis) and which.domain.contains(suggestion.encoder):
+            params[which.name], distributions[which.name] = suggestion.encoder, which.distribution()
         chosen: dict[str, Value] = {}
         for name, item in self.knobs[suggestion.method].items():
             if name not in suggestion.values:

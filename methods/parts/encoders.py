@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -42,6 +43,7 @@ from search_spaces.domains import UserError, nearest
 __all__ = [
     "ENCODERS",
     "LIBRARIES",
+    "WITH_WEIGHTS",
     "Encoder",
     "EncoderSpec",
     "TokenEncoder",
@@ -50,10 +52,15 @@ __all__ = [
     "check_encoder",
     "encoder_from",
     "encoder_record",
+    "from_nothing",
+    "has_weights",
+    "is_file",
     "load_encoder",
+    "only_frozen",
     "origin_of",
     "parameter_count",
     "save_encoder",
+    "shown_at",
     "start_of",
 ]
 
@@ -72,6 +79,28 @@ class Published:
 
     load: Callable[[], dict[str, Tensor]]
     source: str
+
+
+def has_weights(name: str) -> bool:
+    """Whether its makers published weights of the encoder of that name, from which it starts by itself."""
+    return name == "lite0" or name.startswith((TORCHVISION, TIMM))
+
+
+def is_file(name: str) -> bool:
+    """Whether it names a file or a run folder with an encoder and its weights, and no encoder."""
+    return not is_named(name)
+
+
+def only_frozen(spec: EncoderSpec) -> bool:
+    """Whether it cannot be trained."""
+    return is_file(spec.name) and spec.name.endswith(SUFFIX)
+
+
+def from_nothing(spec: EncoderSpec) -> bool:
+    """Whether it starts from fresh weights."""
+    if spec.module is not None or is_file(spec.name):
+        return False
+    return spec.init == "none" or (spec.init is None and not has_weights(spec.name))
 
 
 def published_of(name: str) -> Published | None:
@@ -140,6 +169,16 @@ def build_encoder(spec: EncoderSpec, shape: Shape, mean: Statistics, std: Statis
     shown, held = (_starting(encoder.state_dict(), prefix) for prefix in ("shown.", "normalise."))
     load_state(encoder, {**shown, **state, **held}, encoder.origin)
     return encoder
+
+
+def shown_at(encoder: Encoder) -> tuple[int, int] | None:
+    """Height and width in pixels at which it, or the encoder inside it, shows itself the images; None as they are."""
+    for part in encoder.modules():
+        if isinstance(part, Encoder) and not part.composed_of():
+            size: Any = part.options().get("size")
+            sized = isinstance(size, list) and (part.resizable or tuple(size) != part.shape[1:])
+            return (size[0], size[1]) if sized else None
+    return None
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -32,11 +32,14 @@ from search_spaces.domains import UserError
 SAMPLE = 2048
 """Unlabelled images that a fit is timed with before any is embedded."""
 
+HELD = 16
+"""Frozen encoders that a process holds: a search goes back and forth among those that it compares."""
+
 FIT = "fit"
 """The one stage."""
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=HELD)
 def _built(
     spec: EncoderSpec, shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Encoder, MirroredEncoder]:

@@ -229,7 +229,7 @@ class Controller:
             case Fork():
                 parent = self._waiting(decision.key, "Fork")
                 values = {**parent.spec.values, **decision.changes}
-                spec = self._spec(Configuration(parent.spec.method, values, "forked"), parent.spec.key)
+                spec = self._spec(Configuration(parent.spec.method, values, "forked", parent.spec.encoder), parent.spec.key)
                 self._start(spec, Segment("", decision.to, parent.checkpoint, decision.onward))
             case Continue():
                 trial = self._waiting(decision.key, "Continue")
@@ -269,7 +269,8 @@ class Controller:
         number = len(self.history.search())
         seed = seed_of(self.course.problem.seed, "trial", number)
         method, values, origin = configuration.method, configuration.values, configuration.origin
-        return TrialSpec(f"{number:04d}", number, method, values, seed, origin=origin, parent=parent)
+        encoder = configuration.encoder
+        return TrialSpec(f"{number:04d}", number, method, values, seed, origin=origin, parent=parent, encoder=encoder)
 
     def _start(self, spec: TrialSpec, segment: Segment) -> None:
         segment = replace(segment, key=spec.key)

@@ -181,6 +181,8 @@ def encode(event: Event) -> str:
     """An event as one line of JSON, time and kind first."""
     fields = asdict(event)
     body = {"time": fields.pop("time"), "event": event.event, **fields}
+    if isinstance(event, TrialStarted) and not event.spec.encoder:
+        del body["spec"]["encoder"]
     if isinstance(event, Scored) and event.rung.units is not None:
         body["rung"]["units"] = _encode_units(event.rung.units)
     return json.dumps(body, separators=(",", ":"))

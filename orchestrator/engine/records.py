@@ -31,11 +31,13 @@ class Configuration:
         method: its name.
         values: its active knobs.
         origin: the method's defaults, the sampler's suggestion, or another trial's knobs with changes.
+        encoder: label of the encoder and its start, where the study compares several; else blank.
     """
 
     method: str
     values: Mapping[str, Value]
     origin: Origin = "sampled"
+    encoder: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class TrialSpec:
         parent: key of the trial whose weights it starts from, or None.
         fold, folds: which of how many folds judges it, from 0; 0 of 1 for the search's own division.
         share: of the division's training labels; below 1 for the learning curve.
+        encoder: label of the encoder and its start, where the study compares several; else blank.
     """
 
     key: str
@@ -69,6 +72,12 @@ class TrialSpec:
     fold: int = 0
     folds: int = 1
     share: float = 1.0
+    encoder: str = ""
+
+    @property
+    def title(self) -> str:
+        """The method, and with which encoder where the study compares several."""
+        return f"{self.method} with {self.encoder}" if self.encoder else self.method
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,7 @@ class FeatureTable:
         spec: the encoder that embedded, at the size that its time allowed.
         views: of each image.
         pool, test: keys of the embeddings of the pool and of the test images; blank where there are none.
+        size: height and width in pixels at which the images were shown; None as they are.
     """
 
     asked: EncoderSpec
@@ -178,6 +188,7 @@ class FeatureTable:
     views: int
     pool: str
     test: str
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +208,8 @@ class SlotSetup:
         threads: torch threads of a worker.
         most_parameters, most_ms: what a model may cost at most, in parameters and milliseconds an image; None where all may.
         features: embeddings by the frozen encoders of the study's feature methods.
+        encoders: what takes the place of ``encoder`` and ``vit_encoder`` where the study compares several, by label.
+        offered: the labels that each method may be tried with.
     """
 
     split: Split
@@ -215,19 +228,30 @@ class SlotSetup:
     most_parameters: int | None = None
     most_ms: float | None = None
     features: tuple[FeatureTable, ...] = ()
+    encoders: Mapping[str, EncoderSpec] = field(default_factory=dict)
+    offered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def encoder_for(self, method: Method) -> EncoderSpec:
-        table = self.table_for(method)
-        return self._asked(method) if table is None else table.spec
+    def encoder_for(self, spec: TrialSpec) -> EncoderSpec:
+        """What a trial trains, or what embedded its features."""
+        table = self.table_for(spec)
+        return self._asked(spec.method, spec.encoder) if table is None else table.spec
 
-    def table_for(self, method: Method) -> FeatureTable | None:
-        """The embeddings that a feature method is fitted on, or None."""
-        if not method.on_features:
+    def table_for(self, spec: TrialSpec) -> FeatureTable | None:
+        """The embeddings that a trial of a feature method is fitted on, or None."""
+        if not self.methods[spec.method].on_features:
             return None
-        return next((table for table in self.features if table.asked == self._asked(method)), None)
+        asked = self._asked(spec.method, spec.encoder)
+        return next((table for table in self.features if table.asked == asked), None)
 
-    def _asked(self, method: Method) -> EncoderSpec:
-        return self.vit_encoder if method.encoder == "vit" else self.encoder
+    def frozen(self) -> list[EncoderSpec]:
+        """The encoders on whose features methods are fitted, each once."""
+        names = [name for name, method in self.methods.items() if method.on_features]
+        return list(dict.fromkeys(self._asked(name, label) for name in names for label in self.offered.get(name, ("",))))
+
+    def _asked(self, method: str, label: str) -> EncoderSpec:
+        if label:
+            return self.encoders[label]
+        return self.vit_encoder if self.methods[method].encoder == "vit" else self.encoder
 
 
 @dataclass

@@ -77,16 +77,21 @@ def _size(trial: Trial) -> tuple[float, float]:
 
 
 def lineup(finished: Sequence[Trial], most: int) -> list[Trial]:
-    """Who comes in, in this order: the best of each method, the better ones first; then the next best, where methods are few.
+    """Who comes in, in this order: the best of each method, the better ones first; the best with each encoder that is not yet
+    among them; then the next best, where these are few.
 
     One configuration a method first: scores of a search are so noisy that the best few are often one method's, and methods
-    differ by more than the configurations of one that score alike.
+    (and encoders) differ by more than the configurations of one that score alike.
     """
     order = ranked(finished)
-    first: dict[str, Trial] = {}
+    methods: dict[str, Trial] = {}
     for trial in order:
-        first.setdefault(trial.spec.method, trial)
-    return [*first.values(), *(trial for trial in order if trial is not first[trial.spec.method])][:most]
+        methods.setdefault(trial.spec.method, trial)
+    encoders = {trial.spec.encoder: trial for trial in methods.values()}
+    for trial in order:
+        encoders.setdefault(trial.spec.encoder, trial)
+    first = {trial.spec.key: trial for trial in (*methods.values(), *encoders.values())}
+    return [*first.values(), *(trial for trial in order if trial.spec.key not in first)][:most]
 
 
 def contenders(finished: Sequence[Trial], top: int) -> list[Trial]:
@@ -233,7 +238,7 @@ class Finals:
         seed = seed_of(self.seed, "fold", repeat, 0 if label_free else fold) if serves is None else serves.spec.seed
         made = TrialSpec(
             key, spec.trial, spec.method, spec.values, seed, "fold", spec.origin, repeat,
-            parent=None if serves is None else serves.spec.key, fold=fold, folds=finals.folds,
+            parent=None if serves is None else serves.spec.key, fold=fold, folds=finals.folds, encoder=spec.encoder,
         )  # fmt: skip
         return Start(made, None if serves is None else serves.checkpoint)
 
@@ -254,7 +259,7 @@ class Finals:
             folds = finals.folds if purpose == "curve" else 1
             made = TrialSpec(
                 key, spec.trial, spec.method, spec.values, seed, purpose, spec.origin, repeat,
-                parent=spec.key if shared else None, folds=folds, share=share,
+                parent=spec.key if shared else None, folds=folds, share=share, encoder=spec.encoder,
             )  # fmt: skip
             return Start(made, origin.checkpoint if shared else None)
         return None

@@ -48,7 +48,7 @@ class _Slots:
 
     def _pretend(self, given: Assignment, at: Fidelity) -> tuple[float, float]:
         spec = given.spec
-        return self.score(Configuration(spec.method, spec.values, spec.origin), at, spec.seed)
+        return self.score(Configuration(spec.method, spec.values, spec.origin, spec.encoder), at, spec.seed)
 
     def _begin(self, given: Assignment, to: Fidelity) -> None:
         trial = self.controller.history.trials[given.spec.key]

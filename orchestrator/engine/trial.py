@@ -72,7 +72,7 @@ def training_of(setup: SlotSetup, spec: TrialSpec, world: World, division: Split
     by_clock = setup.top.unit == "seconds"
     settings = TrainSettings(
         epochs=None if by_clock else int(setup.top.amount),
-        encoder=setup.encoder_for(method),
+        encoder=setup.encoder_for(spec),
         seed=spec.seed,
         epoch_images=setup.epoch_images,
         precision=setup.precision,
@@ -80,7 +80,7 @@ def training_of(setup: SlotSetup, spec: TrialSpec, world: World, division: Split
     )
     if not method.on_features:
         return Training(method, config, data, settings, world, setup.task.truth(split, data))
-    remember_features(setup, method, world.device)
+    remember_features(setup, spec, world.device)
     return FeatureTraining(method, config, data, settings, world, setup.task.truth(split, data))
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import asdict
+from typing import Any
 
 import torch
 import yaml
 
 from cluster.storage import Storage
-from methods.parts.encoders import can_be_saved, origin_of, save_encoder
+from methods.parts.encoders import can_be_saved, origin_of, save_encoder, shown_at
 from methods.parts.heads import save_predictor
 from methods.parts.joined import JoinedEncoder
 from methods.protocols.contract import Trained
 from orchestrator.engine.finalists import Finalist
-from orchestrator.engine.records import SlotSetup
+from orchestrator.engine.records import SlotSetup, TrialSpec
 from orchestrator.engine.trial import load_training, trained
 from orchestrator.folder import RunFolder
 from orchestrator.oneshot import distance_of
+
+VIEWS = ("image", "mirrored")
+"""Of each image, in the order in which they are embedded."""
 
 
 def export(model: Trained, shared: SlotSetup, storage: Storage, prefix: str = "") -> None:
@@ -62,9 +66,7 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool
     export(model, shared, storage, folder.BEST)
     storage.put(f"{folder.BEST}checkpoint.pt", storage.get(source.checkpoint))
     spec = source.spec
-    begun = shared.encoder_for(shared.methods[spec.method])
-    encoder = {"name": begun.name or "a network given in Python", "weights": origin_of(model.encoder) or "none"}
-    config = {"method": spec.method, "encoder": encoder, **dict(spec.values)}
+    config = {"method": spec.method, "encoder": encoder_facts(model, spec, shared), **dict(spec.values)}
     folder.write_text(f"{folder.BEST}config.yaml", yaml.safe_dump(config, sort_keys=False))
     scores = {
         "trial": spec.trial,
@@ -77,3 +79,15 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool
         "classes": list(shared.split.labelled.data.classes),
     }
     folder.write_text(folder.SCORES, json.dumps(scores, indent=2))
+
+
+def encoder_facts(model: Trained, spec: TrialSpec, shared: SlotSetup) -> dict[str, Any]:
+    """What ``best/config.yaml`` says of the encoder."""
+    table, size = shared.table_for(spec), shown_at(model.encoder)
+    return {
+        **({"label": spec.encoder} if spec.encoder else {}),
+        "name": shared.encoder_for(spec).name or "a network given in Python",
+        "weights": origin_of(model.encoder) or "none",
+        **({"size": list(size)} if size is not None else {}),
+        **({"views": list(VIEWS[: table.views])} if table is not None else {}),
+    }

@@ -15,7 +15,10 @@ from orchestrator.engine.records import Trial
 COLUMNS = (
     "rank", "trial", "method", "status", "reason", "epochs", "seconds", "val", "test_mean", "test_sd", "test_n", "tested",
 )  # fmt: skip
-"""The stable part of ``leaderboard.csv``; one column a knob, ``method.knob``, follows."""
+"""The stable part of ``leaderboard.csv``; where the study compares encoders one more, ``ENCODER``, follows, then one a knob,
+``method.knob``."""
+
+ENCODER = "encoder"
 
 
 def ranked(history: History) -> list[Trial]:
@@ -33,7 +36,8 @@ def ranked(history: History) -> list[Trial]:
 
 
 def leaderboard(history: History, knobs: Sequence[str]) -> pd.DataFrame:
-    """One row a trial, best first; ``COLUMNS``, then ``method.knob``, empty where it does not apply.
+    """One row a trial, best first; ``COLUMNS``, ``ENCODER`` where several are compared, then ``method.knob``, empty where it
+    does not apply.
 
     Args:
         knobs: ``method.knob`` of every knob of the study's methods, in order.
@@ -57,8 +61,11 @@ def leaderboard(history: History, knobs: Sequence[str]) -> pd.DataFrame:
             "test_n": len(scores) if scores else None,
             "tested": finalist.tested_as if finalist and scores else None,
         }
+        if trial.spec.encoder:
+            row[ENCODER] = trial.spec.encoder
         row.update({f"{trial.spec.method}.{name}": value for name, value in trial.spec.values.items()})
         rows.append(row)
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, *knobs])
+    compared = [ENCODER] if any(trial.spec.encoder for trial in history.search()) else []
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *compared, *knobs])
     frame["test_n"] = frame["test_n"].astype("Int64")
     return frame

@@ -19,7 +19,7 @@ from orchestrator.engine.events import Predicted
 from orchestrator.engine.finalists import Finalist
 from orchestrator.engine.history import History
 from orchestrator.engine.prediction import LearningCurve
-from orchestrator.engine.records import Trial
+from orchestrator.engine.records import Trial, TrialSpec
 from orchestrator.study import Limit
 from search_spaces.domains import Choice, Knob
 
@@ -58,28 +58,37 @@ def _value(trial: Trial) -> float:
 
 def methods_figure(history: History, board: list[Finalist], methods: list[str]) -> str:
     """Every trial's last score by method, and the finalists' test scores beside them."""
-    paint = colours(methods)
-    by_method: dict[str, list[Trial]] = defaultdict(list)
+    return _scores_figure(history, board, methods, lambda spec: spec.method)
+
+
+def encoders_figure(history: History, board: list[Finalist], labels: list[str]) -> str:
+    """The same by encoder."""
+    return _scores_figure(history, board, labels, lambda spec: spec.encoder)
+
+
+def _scores_figure(history: History, board: list[Finalist], names: list[str], of: Callable[[TrialSpec], str]) -> str:
+    paint = colours(names)
+    scored: dict[str, list[Trial]] = defaultdict(list)
     for trial in history.search():
         if trial.value is not None:
-            by_method[trial.spec.method].append(trial)
+            scored[of(trial.spec)].append(trial)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for row, name in enumerate(methods):
-            for trial in by_method[name]:
+        for row, name in enumerate(names):
+            for trial in scored[name]:
                 full = "full" if trial.status == "finished" else "none"
                 axes.plot([_value(trial)], [row], "o", color=paint[name], fillstyle=full, alpha=0.8, markersize=6)
         for finalist in board:
-            row = methods.index(finalist.trial.spec.method)
+            row = names.index(of(finalist.trial.spec))
             for score in finalist.tests:
                 axes.plot(score.value, row + 0.25, marker="D", color="black", markersize=4, linestyle="none")
-        axes.set_yticks(range(len(methods)), methods)
+        axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlabel("score: validation ● full length, ○ stopped early; ◆ test of a finalist")
         _tidy(axes)
 
-    return svg(draw, 7.5, 0.9 + 0.38 * len(methods))
+    return svg(draw, 7.5, 0.9 + 0.38 * len(names))
 
 
 def learning_figure(curve: LearningCurve, labels: int, predicted: Predicted | None) -> str:

@@ -84,7 +84,7 @@ def describe(trial: Trial) -> str:
     """One line about a trial that ended."""
     value = "" if trial.value is None else f"  val {trial.value:.1%}"
     reason = f"  ({trial.reason})" if trial.reason else ""
-    head = f"{trial.spec.key:<16} {trial.spec.method:<20} {trial.status:<8} epoch {trial.epochs}"
+    head = f"{trial.spec.key:<16} {trial.spec.title:<20} {trial.status:<8} epoch {trial.epochs}"
     return f"{head}{value}  {trial.seconds:.1f} s{reason}"
 
 
@@ -97,5 +97,5 @@ def table(history: History, shown: int = SHOWN) -> Table:
     leading = [t for t in ranked(history) if t.status != "running"][: max(shown - len(jobs), 1)]
     for trial in (*leading, *jobs):
         value = "" if trial.value is None else f"{trial.value:.1%}"
-        view.add_row(trial.spec.key, trial.spec.method, trial.status, str(trial.epochs), value, f"{trial.seconds:.1f}")
+        view.add_row(trial.spec.key, trial.spec.title, trial.status, str(trial.epochs), value, f"{trial.seconds:.1f}")
     return view

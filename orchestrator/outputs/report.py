@@ -15,11 +15,14 @@ from orchestrator.engine.finalists import Finalist, compare, finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.prediction import learning_curve
 from orchestrator.engine.records import Trial
+from orchestrator.features import read_index
 from orchestrator.folder import RunFolder
+from orchestrator.outputs.encoders import encoder_rows
 from orchestrator.outputs.leaderboard import ranked
 from orchestrator.outputs.plots import (
     central_figure,
     curves_figure,
+    encoders_figure,
     health_figure,
     knob_figure,
     learning_figure,
@@ -66,6 +69,8 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
         ended=sum(t.status != "running" for t in history.search()),
         failed=[t for t in history.search() if t.status == "failed"],
         seconds=sum(t.seconds for t in history.trials.values()),
+        encoders=encoder_rows(prepared, read_index(folder.storage)),
+        encoders_figure=Markup(encoders_figure(history, board, list(space.labels))) if space.labels else None,
         methods_figure=Markup(methods_figure(history, board, names)),
         learning_figure=_learning(board, history, facts.labels),
         curves_figure=Markup(curves_figure(history, names)),
@@ -129,7 +134,8 @@ def _finalist(finalist: Finalist, board: list[Finalist]) -> FinalistRow:
 
 def _values(trial: Trial) -> str:
     shown = (f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.spec.values.items())
-    return ", ".join(shown)
+    which = (f"encoder={trial.spec.encoder}",) if trial.spec.encoder else ()
+    return ", ".join((*which, *shown))
 
 
 def pictures(folder: RunFolder, history: History) -> list[Picture]:
@@ -142,7 +148,7 @@ def pictures(folder: RunFolder, history: History) -> list[Picture]:
             continue
         seen.add(trial.spec.method)
         found = folder.pictures(folder.trial(trial.spec.key))
-        shown.extend(Picture(f"{trial.spec.method}: {title}", _uri(png)) for title, png in found.items())
+        shown.extend(Picture(f"{trial.spec.title}: {title}", _uri(png)) for title, png in found.items())
     return shown
 
 

@@ -127,7 +127,8 @@ class TensorBoardSink:
         if spec.key not in self._open:
             self._open[spec.key] = files = EventFiles(self.folder.storage, f"{self.folder.TENSORBOARD}{spec.key}/")
             if files.number == 0:
-                values = {"method": spec.method, **{f"{spec.method}.{k}": v for k, v in spec.values.items()}}
+                which = {"encoder": spec.encoder} if spec.encoder else {}
+                values = {"method": spec.method, **which, **{f"{spec.method}.{k}": v for k, v in spec.values.items()}}
                 files.add(hparams_pb(values, trial_id=spec.key, start_time_secs=time.time()))
         return self._open[spec.key]
 
@@ -159,9 +160,11 @@ def _add_pictures(files: EventFiles, folder: RunFolder, kind: str, trial: Trial,
 
 
 def _experiment(study: Study) -> Summary:
-    """The schema: the method, every knob of every method, and the metrics."""
+    """The schema: the method, the encoder where several are compared, every knob of every method, and the metrics."""
     space = study.space()
     hparams = [HParam("method", Discrete(list(space.methods)))]
+    if space.labels:
+        hparams.append(HParam("encoder", Discrete(list(space.labels))))
     for method, declared in space.knobs.items():
         for name, item in declared.items():
             override = space.override(method, name)

@@ -39,11 +39,12 @@ def verdict(history: History, facts: Facts) -> Verdict:
     best = board[0]
     spec = best.trial.spec
     said = [
-        f"Winner: {spec.method} (trial {spec.trial}), chosen by validation: {best.val:.1%} over {judges(best)}{facts.folds}.",
+        f"Winner: {spec.title} (trial {spec.trial}), chosen by validation: {best.val:.1%} over {judges(best)}{facts.folds}.",
         _predicted(history),
         _of_test(best, facts),
         _against_runner_up(board, facts),
         _against_defaults(history, best, facts),
+        _by_encoder(history),
         _cheapest(board),
         facts.refitted if best.refits else facts.exported,
         what_next(history, facts.labels) if facts.labels else "",
@@ -104,7 +105,7 @@ def _cheapest(board: Sequence[Finalist]) -> str:
         return ""
     score, spec = cheapest.tests[0], cheapest.trial.spec
     return (
-        f"The cheapest that is not distinguishable from it is {spec.method} (trial {spec.trial}): {score.parameters:,}"
+        f"The cheapest that is not distinguishable from it is {spec.title} (trial {spec.trial}): {score.parameters:,}"
         f" parameters and {score.ms:.3g} ms an image, against {best.tests[0].parameters:,} and {best.tests[0].ms:.3g}."
     )
 
@@ -127,7 +128,7 @@ def _against_runner_up(board: Sequence[Finalist], facts: Facts) -> str:
     if len(board) < 2:
         return ""
     gap, other = compare(board[0], board[1]), board[1].trial.spec
-    name = f"{other.method} (trial {other.trial})"
+    name = f"{other.title} (trial {other.trial})"
     if gap.low > 0:
         return f"It is ahead of the runner-up, {name}: {told(gap, pairing(board[0], facts))}."
     if gap.high < 0:
@@ -171,20 +172,34 @@ def told(gap: Difference, what: str) -> str:
 
 
 def _against_defaults(history: History, best: Finalist, facts: Facts) -> str:
-    """The winner against its own method's defaults, which are that method's first trial."""
-    method = best.trial.spec.method
-    default = next((t for t in history.search() if t.spec.method == method and t.spec.origin == "defaults"), None)
-    if default is None:
+    """The winner against its own method's defaults, with its own encoder where they were tried with it, else the first."""
+    spec = best.trial.spec
+    tried = [t for t in history.search() if t.spec.method == spec.method and t.spec.origin == "defaults"]
+    if not tried:
         return "Its method's defaults were not tried."
+    default = next((t for t in tried if t.spec.encoder == spec.encoder), tried[0])
+    other_encoder = f" (with {default.spec.encoder})" if default.spec.encoder != spec.encoder else ""
     if default.spec.trial == best.trial.spec.trial:
         return "The winner is its method's default configuration: the search found none better."
     own, other = best.trial.rungs[-1], default.rungs[-1] if default.status == "finished" else None
     if other is None or own.units is None or other.units is None or own.units.shape != other.units.shape:
-        return "Its method's defaults were not scored on the same images."
+        return f"Its method's defaults{other_encoder} were not scored on the same images."
     gap = difference_of(own.units.astype(np.float64) - other.units, own.units.dtype == other.units.dtype == bool)
     said = told(gap, f"{facts.units[own.scored_on]}, paired")
     if gap.low > 0:
-        return f"Against its method's defaults: {said}."
+        return f"Against its method's defaults{other_encoder}: {said}."
     if gap.high < 0:
-        return f"On what both answered, its method's defaults are ahead: {said}."
-    return f"It is not distinguishable from its method's defaults: {said}."
+        return f"On what both answered, its method's defaults{other_encoder} are ahead: {said}."
+    return f"It is not distinguishable from its method's defaults{other_encoder}: {said}."
+
+
+def _by_encoder(history: History) -> str:
+    """The search's best score with each encoder; blank where the study has one."""
+    labels = dict.fromkeys(t.spec.encoder for t in history.search() if t.spec.encoder)
+    said = []
+    for label in labels:
+        trials = [t for t in history.search() if t.spec.encoder == label]
+        values = [t.value for t in trials if t.status == "finished" and t.value is not None]
+        best = f"{max(values):.1%}" if values else "none finished"
+        said.append(f"{label}: {best} ({len(trials)} trial{'s' if len(trials) > 1 else ''})")
+    return f"The search's best validation score by encoder: {'; '.join(said)}." if len(said) > 1 else ""

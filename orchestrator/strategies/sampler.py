@@ -1,6 +1,7 @@
 """Suggests configurations: an Optuna study, conditional on the method, that learns from a study's history.
 
-Semantics that Ray's own OptunaSearch does not have: every method's defaults come first; the supervised baseline is tuned with
+Semantics that Ray's own OptunaSearch does not have: every method's defaults come first, with the method's first encoder; then
+each further encoder once, with the defaults of the method that has scored best so far; the supervised baseline is tuned with
 no fewer trials than the others get on average; a trial stopped early is told as pruned with its intermediate values, a
 diverged or failing one as failed; nothing is left running. Each suggestion is a fixed
 function of the seed and of what has been told, so a replayed journal searches on as if it had never stopped.
@@ -19,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from methods.batch import seed_of
 from orchestrator.engine.events import Ended, Event, Scored, TrialStarted
 from orchestrator.engine.history import History
-from orchestrator.engine.records import Configuration, Trial
-from search_spaces.domains import Value
+from orchestrator.engine.records import Configuration, Trial, TrialSpec
+from orchestrator.strategies.encoders import EncoderTrials
 from search_spaces.space import METHOD, Space, Suggestion
 
 _ATTEMPTS, _MODELLED = 100, 10
@@ -41,18 +42,19 @@ class Sampler:
     Args:
         space: what may be tried.
         seed: of the suggestions.
-        startup: random trials before anything is modelled; the methods' defaults count among them.
+        startup: random trials before anything is modelled; the first trials of methods and encoders count among them.
     """
 
     def __init__(self, space: Space, seed: int, startup: int | None = None) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.seed = space, seed
-        self.startup = startup if startup is not None else max(10, 2 * len(space.methods))
+        self.startup = startup if startup is not None else max(10, 2 * len(space.methods), space.first_trials)
         self.study = optuna.create_study(direction="maximize", sampler=self._sampler(0))
         self._tried: Counter[str] = Counter()
+        self._encoders = EncoderTrials(space)
         self._open: dict[str, optuna.Trial] = {}
         self._reported: set[tuple[str, int]] = set()
-        self._seen: set[tuple[str, tuple[tuple[str, Value], ...]]] = set()
+        self._seen: set[tuple[object, ...]] = set()
         self._read = 0
 
     def _sampler(self, number: int) -> TPESampler:
@@ -89,7 +91,8 @@ class Sampler:
             return PartialFixedSampler({METHOD: method}, sampler)
 
     def propose(self, history: History, method: str | None = None) -> Configuration:
-        """The next configuration to try: the methods' defaults in the study's order, then what the model suggests.
+        """The next configuration to try: the methods' defaults in the study's order, then each further encoder's first trial,
+        then what the model suggests.
 
         Args:
             history: of the study, always the same one; what is new in it is learnt first.
@@ -100,8 +103,9 @@ class Sampler:
         if method is not None and not self._tried[method]:
             untried = method
         if untried is not None:
-            default = self.space.defaults(untried)
-            return Configuration(default.method, default.values, "defaults")
+            return _first_trial(self.space.defaults(untried))
+        if method is None and (unmet := self._encoders.first(history)) is not None:
+            return _first_trial(unmet)
         for attempt in range(_ATTEMPTS):
             number = self._asked * _ATTEMPTS + attempt
             sampler = self._sampler(number) if attempt < _MODELLED else self._chance(number)
@@ -114,20 +118,21 @@ class Sampler:
             suggestion = self.space.suggest(trial)
             # Only a draft: Optuna keeps what it drew for every method in it, which a journal does not know.
             self.study.tell(trial, state=TrialState.FAIL)
-            if _identity(suggestion) not in self._seen:
+            if _identity(suggestion) not in self._seen and not self._encoders.hopeless(suggestion):
                 break
-        return Configuration(suggestion.method, suggestion.values, "sampled")
+        return Configuration(suggestion.method, suggestion.values, "sampled", suggestion.encoder)
 
     def _catch_up(self, history: History) -> None:
         """Learns what has happened since it was last asked."""
         for event in history.events[self._read :]:
             self._learn(event, history)
+            self._encoders.learn(event, history)
         self._read = len(history.events)
 
     def _learn(self, event: Event, history: History) -> None:
         match event:
             case TrialStarted() if event.spec.purpose == "search":
-                self._enter(event.spec.key, Suggestion(event.spec.method, event.spec.values))
+                self._enter(event.spec.key, suggestion_of(event.spec))
             case Scored() if event.key in self._open:
                 step = round(event.rung.epoch)
                 # A rung that is scored again after a resume counts once.
@@ -161,7 +166,7 @@ class Sampler:
 
 def frozen(space: Space, trial: Trial) -> FrozenTrial:
     """An ended trial as Optuna stores it."""
-    parameters, distributions = space.parameters(Suggestion(trial.spec.method, trial.spec.values))
+    parameters, distributions = space.parameters(suggestion_of(trial.spec))
     state = _STATES[trial.status]
     return create_trial(
         state=state,
@@ -173,5 +178,14 @@ def frozen(space: Space, trial: Trial) -> FrozenTrial:
     )
 
 
-def _identity(suggestion: Suggestion) -> tuple[str, tuple[tuple[str, Value], ...]]:
-    return suggestion.method, tuple(sorted(suggestion.values.items()))
+def suggestion_of(spec: TrialSpec) -> Suggestion:
+    """A trial's configuration as the space knows it."""
+    return Suggestion(spec.method, spec.values, spec.encoder)
+
+
+def _first_trial(default: Suggestion) -> Configuration:
+    return Configuration(default.method, default.values, "defaults", default.encoder)
+
+
+def _identity(suggestion: Suggestion) -> tuple[object, ...]:
+    return suggestion.method, suggestion.encoder, tuple(sorted(suggestion.values.items()))

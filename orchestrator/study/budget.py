@@ -108,6 +108,14 @@ class BudgetFields(Strict):
                 f"trials must be at least the number of methods, {len(methods)}, so that each is tried once, got {self.trials}"
             )
 
+    def check_first_trials(self, needed: int) -> None:
+        """Raises StudyError where the budget does not reach for every method and every further encoder once."""
+        if self.trials is not None and self.trials < needed:
+            raise StudyError(
+                f"trials must be at least {needed}, so that each method and encoder is tried once, got {self.trials}; raise it,"
+                " or name fewer of them"
+            )
+
 
 def _merged(budget: Any) -> Any:
     """One mapping of all budgets that are given, or the value itself where it is none."""

@@ -6,37 +6,26 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
-from torch import nn
 
 from methods.catalogue import CATALOGUE, method
 from methods.contracts import Method
-from methods.parts.encoders import ENCODERS, EncoderSpec, check_encoder, start_of
 from orchestrator.strategies.contract import Strategy
-from orchestrator.study.extensions import Extension, in_python, left_behind
-from orchestrator.study.fields import Strict, StudyError, lost, one_or_more, single
+from orchestrator.study.encoders import EncoderFields
+from orchestrator.study.extensions import Extension, in_python
+from orchestrator.study.fields import StudyError, lost, one_or_more, single
 from orchestrator.study.shapes import OVERRIDES, one_or_more_schema
-from search_spaces.domains import UserError, nearest
+from search_spaces.domains import nearest
 from search_spaces.space import Override, Space, parse_override
-
-_ENCODER = {"anyOf": [{"enum": sorted(ENCODERS)}, {"type": "string", "pattern": r"[/.]"}]}
-"""Of the field ``encoder``: a name, one of a library's, or a file."""
 
 SPAN = 27
 """The highest rung over the lowest one, at the most, where rungs are in seconds."""
 
 
-class SearchFields(Strict):
+class SearchFields(EncoderFields):
     """What is tried, how long it trains, and which knobs move.
 
     Attributes:
         methods: names from the catalogue; in Python also ``Method`` objects of your own.
-        encoder: name of the encoder, ``torchvision/NAME``, ``timm/NAME``, or a file: an exported encoder, a run folder or
-            an ONNX file; in Python also an ``nn.Module``. Methods that need patch tokens take ``vit_encoder`` instead.
-        vit_encoder: name of the encoder of methods that need patch tokens.
-        encoder_size: pixels a side at which a pretrained ``encoder`` is shown the images; by default chosen by cost: as large
-            as they are, but no larger than it was trained at and no smaller than 5/7 of that.
-        init: the encoder's starting weights: by default its own where it has any (``lite0``), else none; ``none`` for from
-            nothing, ``torchvision``, a weights file or a run folder.
         epochs: the highest rung.
         seconds: the highest rung in seconds of training, instead of ``epochs``.
         epoch_images: training images in an epoch; None for max(pool size, 10,240).
@@ -53,10 +42,6 @@ class SearchFields(Strict):
         "mean_teacher",
         "fixmatch",
     )
-    encoder: Annotated[str | nn.Module, WithJsonSchema(_ENCODER)] = "resnet_small"
-    vit_encoder: Annotated[str, WithJsonSchema({"enum": sorted(ENCODERS)})] = "vit_tiny"
-    encoder_size: int | None = Field(None, ge=32)
-    init: str | None = None
     epochs: int = Field(10, ge=1)
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     epoch_images: int | None = Field(None, ge=1)
@@ -95,24 +80,6 @@ class SearchFields(Strict):
         """The study's methods by name."""
         return {m if isinstance(m, str) else _own(m).name: method(m) if isinstance(m, str) else _own(m) for m in self.methods}
 
-    def encoders(self) -> tuple[EncoderSpec, EncoderSpec]:
-        """The encoder, and that of methods which need patch tokens, each with where its weights start."""
-        vit = "none" if self.init == "torchvision" else self.init
-        if left_behind("network", self.encoder):
-            raise StudyError(lost("network"))
-        own = self.encoder if isinstance(self.encoder, nn.Module) else None
-        name = self.encoder if isinstance(self.encoder, str) else ""
-        return EncoderSpec(name, self.init, self.encoder_size, own), EncoderSpec(self.vit_encoder, vit)
-
-    def encoder_line(self) -> str:
-        """The encoder and what it starts from, for people."""
-        if left_behind("network", self.encoder):
-            return "a network given in Python"
-        spec = self.encoders()[0]
-        start = start_of(spec)
-        name = spec.name if spec.module is None else type(spec.module).__name__
-        return f"{name}, starting from {start}" if start != "none" else name
-
     def space(self, images: int | None = None) -> Space:
         """The search space, for so many training images. Raises KnobError where ``search`` names no knob or leaves a range."""
         catalogue = self.catalogue()
@@ -125,7 +92,7 @@ class SearchFields(Strict):
             declaring = [m for n, m in catalogue.items() if owner == n or owner not in catalogue]
             item = next((m.knobs()[knob] for m in declaring if knob in m.knobs()), None)
             overrides[str(pattern)] = parse_override(raw, item, f"search.{pattern}")
-        return Space({name: m.config for name, m in catalogue.items()}, overrides, images)
+        return Space({name: m.config for name, m in catalogue.items()}, overrides, images, self.offered(catalogue))
 
     def strategy_choice(self) -> Any:
         """A name of ours with its settings (str, dict), or the object of one's own.
@@ -177,20 +144,6 @@ class SearchFields(Strict):
         for name in self.methods:
             if isinstance(name, str):
                 method(name)
-
-    def check_encoders(self) -> None:
-        """Raises StudyError on an unknown encoder."""
-        if self.vit_encoder not in ENCODERS:
-            raise StudyError(f"vit_encoder: {self.vit_encoder} is not an encoder{nearest(self.vit_encoder, ENCODERS)}")
-        if isinstance(self.encoder, str) and not left_behind("network", self.encoder):
-            try:
-                check_encoder(self.encoder)
-            except UserError as error:
-                raise StudyError(f"encoder: {error}") from error
-
-    def plain_encoder(self) -> str:
-        """``encoder`` for a run folder."""
-        return self.encoder if isinstance(self.encoder, str) else in_python("network")
 
     def plain_methods(self) -> list[str]:
         """``methods`` for a run folder."""

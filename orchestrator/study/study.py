@@ -67,7 +67,7 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
     def _consistent(self) -> Study:
         self.check_methods()
         self.check_budget(self.method_names)
-        self.check_encoders()
+        self.check_encoders(self.catalogue())
         if not left_behind("task", self.task):
             task = self.task_object()
             self.check_task(task)
@@ -76,7 +76,7 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
                 task.check(self.scoring(), self.test)
             task.check_selection(chosen.refit, chosen.refit_seeds, chosen.join)
         self.check_stop()
-        self.space()
+        self.check_first_trials(self.space().first_trials)
         return self
 
     def scoring(self) -> Protocol:

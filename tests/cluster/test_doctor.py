@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,30 @@ def test_an_old_or_missing_package(no_ray_settings: Path, monkeypatch: pytest.Mo
     assert (torch.status, missing.status, missing.value) == ("fail", "fail", "not installed")
     assert "needed >=99" in torch.value
     assert "pip install 'no-such-package>=1'" in missing.remedy
+
+
+def test_the_optional_extras(no_ray_settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = [
+        "torch>=2",
+        *("packaging>=1; extra == 'here'", "no-such-package>=1; extra == 'gone'", "packaging>=99; extra == 'old'"),
+        *("packaging>=1; extra == 'both'", "no-such-package>=1; extra == 'both'", "pytest; extra == 'dev'"),
+    ]
+    known = Message()
+    for extra in ("dev", "here", "gone", "old", "both"):
+        known["Provides-Extra"] = extra
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: needs)
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: known)
+    found = by_name(list(doctor.extra_findings()))
+    version = importlib.metadata.version("packaging")
+    assert {name: finding.value for name, finding in found.items()} == {
+        "extra both": f"no-such-package not installed; packaging {version}",
+        "extra gone": "no-such-package not installed",
+        "extra here": f"packaging {version}",
+        "extra old": f"packaging {version}, needed >=99",
+    }
+    assert {finding.status for finding in found.values()} == {"ok"}, "studies run without them"
+    assert found["extra here"].remedy == ""
+    assert found["extra gone"].remedy.endswith("pip install 'labelwise[gone]'")
 
 
 def test_folders_that_cannot_take_runs(no_ray_settings: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

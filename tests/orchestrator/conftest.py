@@ -75,7 +75,8 @@ class PretendSlot:
 
     def draw(self, *parts: object) -> float:
         assert self.spec is not None
-        return seed_of(self.study, self.spec.method, sorted(self.spec.values.items()), *parts) / 2**63
+        which = filter(None, (self.spec.method, self.spec.encoder))
+        return seed_of(self.study, *which, sorted(self.spec.values.items()), *parts) / 2**63
 
     def advance(self) -> Report:
         spec = self.spec
@@ -130,6 +131,7 @@ class Pretence:
     health: HealthLimits = field(default_factory=lambda: HealthLimits({}, {}))
     slot: type[Any] = PretendSlot
     sinks: tuple[Any, ...] = ()
+    encoders: dict[str, tuple[str, ...]] = field(default_factory=dict)
     written: int = 0
 
     @property
@@ -140,7 +142,7 @@ class Pretence:
         return History(read_journal(self.storage))
 
     def course(self, trials: int | None) -> Course:
-        space = Space({"one": One, "two": Two})
+        space = Space({"one": One, "two": Two}, encoders=self.encoders)
         budgets = () if trials is None else (Trials(trials),)
         finals = Finals(self.selection, self.division, self.refits, self.label_free, self.seed)
         ledger = Ledger(budgets, Resources(self.slots), finals.trainings_after)

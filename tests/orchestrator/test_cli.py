@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from cluster.connect import Connection
 from cluster.machine import Node
@@ -327,3 +330,18 @@ def test_the_process_ends_with_one_line_and_a_code(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("labelwise: there is no study file nothing.yaml")
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_board_has_the_encoder_in_a_line_of_its_own_and_stays_within_80_columns() -> None:
+    row = dict.fromkeys(COLUMNS) | {"rank": 1, "trial": 12, "status": "pruned", "epochs": 10, "seconds": 123.4, "val": 0.876}
+    row |= {"method": "entropy_minimization", "test_mean": 0.8, "test_sd": 0.01, "test_n": 3}
+    long = "/a/very/long/path/to/a/file/of/pretrained/weights.pt"
+    frame = pd.DataFrame([{**row, "encoder": "lite0 from none"}, {**row, "encoder": long}])
+    console = Console(width=80, file=io.StringIO())
+    console.print(cli_module._board(frame))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.strip() for line in lines[2::2]] == ["lite0 from none", f"…{long[-20:]}"]
+    assert lines[1].split()[:3] == ["1", "12", "entropy_minimization"]
+    assert "80.0% ± 1.0 (3)" in lines[1]

@@ -32,6 +32,7 @@ from orchestrator.features import INDEX, digest_of, embedded, open_values, remem
 
 METHODS = ("linear_probe", "knn_classifier", "supervised")
 CPU = torch.device("cpu")
+PROBE = TrialSpec("0", 0, "linear_probe", {}, 5)
 
 
 @pytest.fixture
@@ -97,8 +98,8 @@ def test_a_slot_trains_scores_and_tests_without_a_forward_pass(
         assert (report.epoch, report.images, report.done) == (0, 0, setup.top)
         assert report.rung.n == 16
         assert report.checkpoint is not None
-        remember_features(setup, setup.methods[method], CPU, test)
         spec = TrialSpec(str(key), key, method, {}, 5)
+        remember_features(setup, spec, CPU, test)
         score = examine(setup, spec, report.checkpoint, test, CPU)
         assert score.n == 40
         assert score.value > 0.5
@@ -139,6 +140,39 @@ def test_a_second_study_embeds_nothing(
     # And a study that goes on reads its own index.
     monkeypatch.setenv("LABELWISE_CACHE", "")
     assert embedded(setup, test, 1).features == first.features
+
+
+def test_each_of_several_encoders_is_embedded_and_shares_the_time(
+    made: tuple[SlotSetup, LabelledSubset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, test = made
+    specs = {"a": EncoderSpec("conv4"), "b": EncoderSpec("resnet_small"), "c": EncoderSpec("conv4_pyramid")}
+    offered = {"linear_probe": ("a", "b"), "knn_classifier": ("b",), "supervised": ("c",)}
+    setup = dataclasses.replace(setup, encoders=specs, offered=offered)
+    limits = []
+
+    def within(images: int, views: int, sizes: object, seconds_of: object, limit: float) -> tuple[int, int]:
+        limits.append(limit)
+        return views, 0
+
+    monkeypatch.setattr(features_module, "showing_within", within)
+    found = embedded(setup, test, 1, limit=10.0)
+    assert limits[0] == 5.0
+    assert 5.0 < limits[1] < 10.0, "what the first has not used"
+    tables = {label: found.table_for(TrialSpec("0", 0, "linear_probe", {}, 5, encoder=label)) for label in "ab"}
+    assert [table.asked for table in found.features] == [specs["a"], specs["b"]], "nobody asks for the features of c"
+    assert tables["a"] != tables["b"]
+    assert found.table_for(TrialSpec("0", 0, "supervised", {}, 5, encoder="c")) is None
+    assert found.encoder_for(TrialSpec("0", 0, "supervised", {}, 5, encoder="c")) == specs["c"]
+    # A slot looks each trial's features up in its own encoder's table.
+    run = SegmentRun(found, World())
+    monkeypatch.setattr(features_module, "embed_views", never)
+    monkeypatch.setattr("methods.training.on_features.embed_views", never)
+    for key, label in enumerate("abab"):
+        work = TrialSpec(str(key), key, "linear_probe", {}, 5, encoder=label)
+        run.begin(Assignment(work, Segment(str(key), Fidelity("epochs", 3))))
+        assert run.advance().status == "reached"
+        assert run._trainings.first.encoder.name == specs[label].name  # type: ignore[union-attr]
 
 
 def test_other_pixels_or_weights_are_other_embeddings(made: tuple[SlotSetup, LabelledSubset], tmp_path: Path) -> None:
@@ -250,18 +284,18 @@ def test_a_network_of_ones_own_is_told_apart_by_what_it_answers(made: tuple[Slot
     setup, test = made
     setups = [dataclasses.replace(setup, encoder=EncoderSpec("", module=Slow(scale))) for scale in (1.0, 1.0, 2.0)]
     done = [embedded(each, test, 1, limit=0.0, say=lambda line: None) for each in setups]
-    keys = [each.table_for(CATALOGUE["linear_probe"]).pool for each in done]  # type: ignore[union-attr]
+    keys = [each.table_for(PROBE).pool for each in done]  # type: ignore[union-attr]
     assert keys[0] == keys[1] != keys[2]
     assert open_values(setup.storage, keys[0]).shape == (len(setup.split.train), 1, 48)
     again = embedded(setups[0], test, 1, limit=0.0, say=lambda line: None)
-    assert again.table_for(CATALOGUE["linear_probe"]) == done[0].table_for(CATALOGUE["linear_probe"])
+    assert again.table_for(PROBE) == done[0].table_for(PROBE)
 
 
 def test_what_takes_one_size_is_embedded_at_it_however_long_it_takes(made: tuple[SlotSetup, LabelledSubset]) -> None:
     setup, test = made
     setup = dataclasses.replace(setup, encoder=EncoderSpec("torchvision/vit_b_32", "none"))
     done = embedded(setup, test, 1, limit=0.0, say=lambda line: None)
-    table = done.table_for(CATALOGUE["linear_probe"])
+    table = done.table_for(PROBE)
     assert table is not None
     assert table.spec == setup.encoder
     assert open_values(setup.storage, table.test).shape == (len(test.data), 1, 768)

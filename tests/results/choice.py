@@ -194,7 +194,7 @@ def _candidate(trial: Trial, setup: SlotSetup, test: LabelledSubset) -> Candidat
     spec = trial.spec
     learns = setup.methods[spec.method].reads_labels(setup.split.train)
     purpose: Purpose = "refit" if learns else "search"
-    work = TrialSpec("again", spec.trial, spec.method, spec.values, seed_of(setup.seed, "again"), purpose)
+    work = TrialSpec("again", spec.trial, spec.method, spec.values, seed_of(setup.seed, "again"), purpose, encoder=spec.encoder)
     with threads(torch.get_num_threads()):
         training = training_of(setup, work, World())
         while training.done.amount < setup.top.amount:

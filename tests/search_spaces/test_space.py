@@ -361,3 +361,53 @@ def test_every_bad_form_is_refused_by_name(raw: Any, item: Knob, words: str) -> 
         parse_override(raw, item, "search.x")
     assert "search.x" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+ENCODERS = {"contrast": ("a", "b", "c"), "mask": ("v",)}
+
+
+def test_an_encoder_is_drawn_before_the_knobs_and_only_where_there_is_a_choice() -> None:
+    seen = set()
+    for suggestion, trial in draws(Space(BOTH, encoders=ENCODERS), 60):
+        assert suggestion.encoder in ENCODERS[suggestion.method]
+        assert ("encoder" in trial.params) == (suggestion.method == "contrast")
+        assert trial.params.get("encoder", "v") == suggestion.encoder
+        if suggestion.method == "contrast":
+            assert list(trial.params)[:2] == [METHOD, "encoder"]
+        seen.add(suggestion.encoder)
+    assert seen == {"a", "b", "c", "v"}
+
+
+def test_without_a_comparison_the_same_is_drawn_as_ever() -> None:
+    plain = [suggestion for suggestion, _ in draws(Space(BOTH), 30)]
+    assert [suggestion for suggestion, _ in draws(Space(BOTH, encoders={}), 30)] == plain
+    assert {suggestion.encoder for suggestion in plain} == {""}
+
+
+def test_methods_with_fewer_encoders_draw_from_a_choice_of_their_own() -> None:
+    space = Space({**BOTH, "third": Mask}, encoders={"contrast": ("a", "b", "c"), "mask": ("a", "b"), "third": ("a", "b")})
+    names = {name for _, trial in draws(space, 60) for name in trial.params if name.startswith("encoder")}
+    assert names == {"encoder", "encoder@a|b"}
+    assert space.labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("encoders", "expected"),
+    [
+        ({}, 2),
+        ({"contrast": ("a", "b", "c"), "mask": ("v",)}, 4),
+        ({"contrast": ("a", "b"), "mask": ("b", "a")}, 2),
+        ({"contrast": ("a", "b"), "mask": ("a", "b")}, 3),
+    ],
+)
+def test_after_how_many_trials_all_has_been_tried_once(encoders: dict[str, tuple[str, ...]], expected: int) -> None:
+    assert Space(BOTH, encoders=encoders).first_trials == expected
+
+
+def test_a_configuration_with_an_encoder_is_enqueued_as_it_is() -> None:
+    space = Space(BOTH, encoders=ENCODERS)
+    study = optuna.create_study(sampler=RandomSampler(0))
+    for suggestion in (space.defaults("contrast"), space.defaults("contrast", "c"), space.defaults("mask")):
+        study.enqueue_trial(space.parameters(suggestion)[0])
+        assert space.suggest(study.ask()) == suggestion
+    assert space.defaults("contrast").encoder == "a"

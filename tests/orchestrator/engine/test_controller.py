@@ -18,7 +18,7 @@ from orchestrator.engine.finalists import finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import Journal
 from orchestrator.engine.records import Report
-from orchestrator.engine.selection import contenders
+from orchestrator.engine.selection import contenders, lineup
 from orchestrator.strategies import Decision, Problem, Stop, Strategy, Wait
 from orchestrator.study import Selection
 
@@ -27,7 +27,7 @@ def course(history: History) -> list[tuple[Any, ...]]:
     """Everything that a study decided, without what it measured of itself."""
     return [
         (
-            *(t.spec.key, t.spec.trial, t.spec.method, sorted(t.spec.values.items()), t.spec.seed, t.spec.purpose),
+            *(t.spec.key, t.spec.trial, t.spec.title, sorted(t.spec.values.items()), t.spec.seed, t.spec.purpose),
             *(t.status, t.reason, t.epochs, t.seconds),
             [(r.epoch, r.value, None if r.units is None else r.units.tolist()) for r in t.rungs],
             [e.epoch for e in history.curve(t.spec.key)],
@@ -235,6 +235,51 @@ def test_what_a_slot_says_and_all_that_follows_from_it_is_one_write(
     opening = 3  # Started, Opened, and what the slots begin with
     assert len(said) > 20
     assert study.written <= opening + len(said)
+
+
+ENCODERS = {"one": ("pretrained", "other"), "two": ("fresh", "pretrained", "other")}
+
+
+def test_killed_at_every_write_a_comparison_of_encoders_resumes_to_the_same_course(
+    pretence: Callable[..., Any], killed: type[BaseException]
+) -> None:
+    small = {"trials": 8, "selection": Selection(top=2, seeds=1), "refits": frozenset({"one", "two"}), "encoders": ENCODERS}
+    undisturbed = pretence(**small)
+    writes = kill_points(undisturbed)
+    expected = course(undisturbed.history())
+    assert writes > 20
+    for at in range(writes):
+        study = pretence(**small)
+        with pytest.raises(killed):
+            study.play(kill_at=at)
+        assert course(study.play()) == expected, f"killed at write {at}"
+
+
+def test_every_training_of_a_configuration_has_its_encoder(pretence: Callable[..., Any]) -> None:
+    for seed in range(4):
+        chosen = {"selection": Selection(top=3, seeds=1), "refits": frozenset({"one", "two"})}
+        history = pretence(trials=12, encoders=ENCODERS, failing=0.0, seed=seed, **chosen).play()
+        searched = history.search()
+        assert {t.spec.encoder for t in searched} == {"fresh", "pretrained", "other"}
+        assert all(t.spec.encoder in ENCODERS[t.spec.method] for t in searched)
+        configurations = {(t.spec.method, t.spec.encoder, tuple(sorted(t.spec.values.items()))) for t in searched}
+        assert len(configurations) == 12
+        assert {t.spec.purpose for t in history.trials.values()} >= {"search", "fold", "refit"}
+        for trial in history.trials.values():
+            assert trial.spec.encoder == searched[trial.spec.trial].spec.encoder
+
+
+def test_the_best_with_each_encoder_is_a_finalist_after_the_best_of_each_method(pretence: Callable[..., Any]) -> None:
+    for seed in range(8):
+        study = pretence(trials=14, encoders=ENCODERS, failing=0.0, seed=seed, selection=Selection(top=4))
+        finished = [t for t in study.play().search() if t.status == "finished"]
+        order = sorted(finished, key=lambda t: (-(t.value or 0), t.spec.trial))
+        expected: list[Any] = []
+        for of in (lambda t: t.spec.method, lambda t: t.spec.encoder, lambda t: t.spec.key):
+            for trial in order:
+                if of(trial) not in map(of, expected):
+                    expected.append(trial)
+        assert [t.spec.key for t in lineup(finished, 4)] == [t.spec.key for t in expected[:4]]
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

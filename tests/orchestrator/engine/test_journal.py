@@ -86,6 +86,7 @@ EVENTS: list[Event] = [
     Opened(3.25, time=4.5),
     TrialStarted(SPEC),
     TrialStarted(TrialSpec("0001-refit-0", 1, "mae", {}, 3, "refit", "defaults", 2, "0001")),
+    TrialStarted(replace(SPEC, key="0002", encoder="lite0 from none")),
     SegmentStarted(Segment("0000", ONE, None, (THREE, Fidelity("epochs", 9)))),
     SegmentStarted(Segment("0000", Fidelity("seconds", 1.5), "trials/0000/checkpoint-1.pt")),
     Trained("0000", 1, 1.25, {"loss": 0.1 + 0.2, "accuracy": float("nan")}),
@@ -125,6 +126,11 @@ def test_every_event_survives_with_its_time_first(tmp_path: Path) -> None:
 def test_scores_survive_bit_by_bit(bits: list[bool], value: float, seconds: float) -> None:
     event = Scored("k", Rung(2, value, len(bits), value, value, "budget", np.array(bits), seconds), ONE)
     assert same(event, decode(encode(event).encode()))
+
+
+def test_a_study_of_one_encoder_has_the_journal_that_it_had_before_encoders_were_compared() -> None:
+    assert "encoder" not in json.loads(encode(TrialStarted(SPEC)))["spec"]
+    assert json.loads(encode(TrialStarted(replace(SPEC, encoder="lite0"))))["spec"]["encoder"] == "lite0"
 
 
 def test_bits_are_packed() -> None:

@@ -43,11 +43,12 @@ def trial(
     repeat: int = 0,
     fold: int = 0,
     folds: int = 1,
+    encoder: str = "",
     **values: Any,
 ) -> list[Event]:
     key = f"{number:04d}" + ("" if purpose == "search" else f"-{purpose}{fold or ''}-{repeat}")
     origin: Origin = "defaults" if number < 2 else "sampled"
-    spec = TrialSpec(key, number, method, values, 0, purpose, origin, repeat, fold=fold, folds=folds)
+    spec = TrialSpec(key, number, method, values, 0, purpose, origin, repeat, fold=fold, folds=folds, encoder=encoder)
     found: list[Event] = [TrialStarted(spec)]
     for one in scores:
         found += [Trained(key, one.epoch, seconds, {}), Scored(key, one, Fidelity("epochs", one.epoch))]
@@ -370,3 +371,40 @@ def test_more_trials_take_the_finalists_back() -> None:
     some.add(Extended(20))
     assert finalists(some) == []
     assert leaderboard(some, [])["test_n"].isna().all()
+
+
+def compared_encoders() -> History:
+    """Three encoders; trial 1 is a default with the first, 3 the same method's default with another, which wins."""
+    answers = [[True] * 10 + [False] * 10, [True] * 18 + [False] * 2]
+    one, two = (rung(float(np.mean(each)), correct=each) for each in answers)
+    return history(
+        trial(0, "one", scores=(one,), encoder="lite0", heat=0.5),
+        trial(1, "two", scores=(one,), encoder="lite0", ratio=0.75),
+        trial(2, "two", "failed", encoder="conv4", ratio=0.75),
+        trial(3, "two", scores=(two,), encoder="lite0 from none", ratio=0.5),
+        Selected([3, 0]),
+        trial(3, "two", scores=(two,), purpose="fold", encoder="lite0 from none", ratio=0.5),
+        trial(0, "one", scores=(one,), purpose="fold", encoder="lite0", heat=0.5),
+    )
+
+
+def test_the_encoder_stands_on_the_leaderboard_where_several_are_compared() -> None:
+    frame = leaderboard(compared_encoders(), ["one.heat", "two.ratio"])
+    assert list(frame.columns) == [*COLUMNS, "encoder", "one.heat", "two.ratio"]
+    assert dict(zip(frame["trial"], frame["encoder"], strict=True)) == {
+        **{3: "lite0 from none", 0: "lite0"},
+        **{1: "lite0", 2: "conv4"},
+    }
+    assert "encoder" not in leaderboard(whole_study(), []).columns
+
+
+def test_the_verdict_names_encoders_and_compares_them() -> None:
+    text = said_of(compared_encoders())
+    assert "Winner: two with lite0 from none (trial 3)" in text
+    assert "the runner-up, one with lite0 (trial 0)" in text
+    assert "Against its method's defaults (with lite0): +40.0%" in text
+    assert (
+        "The search's best validation score by encoder: lite0: 50.0% (2 trials); conv4: none finished (1 trial);"
+        " lite0 from none: 90.0% (1 trial)." in text
+    )
+    assert "by encoder" not in said_of(whole_study())

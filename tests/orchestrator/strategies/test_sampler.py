@@ -29,8 +29,9 @@ class Search:
 
     def ask(self, key: str, method: str | None = None) -> Suggestion:
         found = self.sampler.propose(self.history, method)
-        self.history.add(TrialStarted(TrialSpec(key, int(key), found.method, found.values, 0, origin=found.origin)))
-        return Suggestion(found.method, found.values)
+        spec = TrialSpec(key, int(key), found.method, found.values, 0, origin=found.origin, encoder=found.encoder)
+        self.history.add(TrialStarted(spec))
+        return Suggestion(found.method, found.values, found.encoder)
 
     def report(self, key: str, epoch: int, value: float) -> None:
         self.history.add(Scored(key, Rung(epoch, value, 10, 0, 1, "validation", None, 0.0), Fidelity("epochs", epoch)))
@@ -245,3 +246,104 @@ def test_it_suggests_for_one_method_where_asked(configs: dict[str, type]) -> Non
         assert suggestion.method == "two"
         end(search, str(n), suggestion, "finished")
     assert identity(search.ask("9")) == identity(search.space.defaults("one")), "its defaults have not been tried"
+
+
+ENCODERS = {"one": ("b", "c"), "two": ("a", "b", "c", "d")}
+
+
+def compare(configs: dict[str, type], seed: int = 0, encoders: Mapping[str, Any] = ENCODERS) -> Search:
+    return Search(Space(configs, encoders=encoders), seed, None)
+
+
+def score(search: Search, key: str, value: float) -> None:
+    search.report(key, 1, value)
+    search.tell(key, "finished")
+
+
+def test_each_further_encoder_comes_once_with_the_defaults_of_the_best_method(configs: dict[str, type]) -> None:
+    search = compare(configs)
+    first = [search.ask("0"), search.ask("1")]
+    assert [(s.method, s.encoder) for s in first] == [("one", "b"), ("two", "a")]
+    score(search, "0", 0.9)
+    score(search, "1", 0.5)
+    found = [search.ask("2"), search.ask("3")]
+    # Only "two" may be tried with d, whatever it has scored.
+    assert found == [search.space.defaults("one", "c"), search.space.defaults("two", "d")]
+    assert [search.history.trials[key].spec.origin for key in "0123"] == ["defaults"] * 4
+    later = search.ask("4")
+    assert search.history.trials["4"].spec.origin == "sampled"
+    assert later.encoder in ENCODERS[later.method]
+    assert search.space.first_trials == 4
+
+
+def test_an_encoder_whose_first_trial_fails_is_tried_with_one_more_method(configs: dict[str, type]) -> None:
+    search = compare(configs, encoders={"one": ("a", "b"), "two": ("a", "b")})
+    for key, value in (("0", 0.2), ("1", 0.3)):
+        search.ask(key)
+        score(search, key, value)
+    assert search.ask("2") == search.space.defaults("two", "b"), "the better method first"
+    search.tell("2", "failed")
+    assert search.ask("3") == search.space.defaults("one", "b")
+    search.tell("3", "failed")
+    search.ask("4")
+    assert search.history.trials["4"].spec.origin == "sampled", "and no third"
+
+
+def test_an_encoder_under_way_is_not_tried_again(configs: dict[str, type]) -> None:
+    search = compare(configs, encoders={"one": ("a", "b"), "two": ("a", "b")})
+    origins = []
+    for key in "0123":
+        search.ask(key)
+        origins.append(search.history.trials[key].spec.origin)
+    assert origins == ["defaults", "defaults", "defaults", "sampled"]
+
+
+def test_a_method_that_fails_with_an_encoder_time_and_again_is_no_longer_tried_with_it(configs: dict[str, type]) -> None:
+    search = compare(configs, encoders={"one": ("a", "b"), "two": ("a", "b")})
+    failed = []
+    for number in range(40):
+        suggestion = search.ask(str(number))
+        if (suggestion.method, suggestion.encoder) == ("two", "b"):
+            failed.append(number)
+            search.tell(str(number), "failed")
+        else:
+            score(search, str(number), 0.5)
+    assert len(failed) == 2
+    assert {(t.spec.method, t.spec.encoder) for t in search.history.search()[max(failed) + 1 :]} == {
+        *(("one", "a"), ("one", "b"), ("two", "a")),
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_model_learns_which_encoder_is_good(configs: dict[str, type], seed: int) -> None:
+    search = compare(configs, seed, {"one": ("a", "b", "c"), "two": ("a", "b", "c")})
+    worth = {"a": 0.2, "b": 0.3, "c": 0.8}
+    for number in range(40):
+        suggestion = search.ask(str(number))
+        score(search, str(number), worth[suggestion.encoder] + goodness(suggestion, 0) / 20)
+    late = [search.history.trials[str(number)].spec.encoder for number in range(20, 40)]
+    assert late.count("c") > 10, "chance would be 7"
+
+
+def test_a_comparison_of_encoders_is_replayed_to_the_same_suggestions(configs: dict[str, type]) -> None:
+    live = compare(configs)
+    for number in range(20):
+        end(live, str(number), live.ask(str(number)))
+    read = History([decode(encode(event).encode()) for event in live.history.events])
+    fresh = Sampler(Space(configs, encoders=ENCODERS), 0)
+    assert fresh.propose(read) == live.sampler.propose(live.history)
+
+
+def test_optuna_knows_the_encoder_of_a_trial(configs: dict[str, type]) -> None:
+    space = Space(configs, encoders=ENCODERS)
+    values = space.defaults("two").values
+    trial = Trial(
+        TrialSpec("0", 0, "two", values, 0, encoder="c"), "finished", rungs=[Rung(1, 0.5, 9, 0, 1, "validation", None, 0)]
+    )
+    assert frozen(space, trial).params["encoder"] == "c"
+    few = Trial(TrialSpec("0", 0, "one", {}, 0, encoder="c"), "finished", rungs=trial.rungs)
+    assert frozen(space, few).params["encoder@b|c"] == "c"
+    # Another study's encoder leaves only what its knobs tell.
+    foreign = Trial(TrialSpec("0", 0, "two", values, 0, encoder="z"), "finished", rungs=trial.rungs)
+    assert not any(name.startswith("encoder") for name in frozen(space, foreign).params)
+    assert frozen(space, foreign).params["two.ratio"] == values["ratio"]

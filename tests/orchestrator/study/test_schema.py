@@ -81,6 +81,9 @@ GOOD: list[dict[str, Any]] = [
     {"earlier": "runs/a"},
     *({"protocol": name} for name in PROTOCOLS),
     *({"encoder": name} for name in ENCODERS),
+    {"encoder": ["lite0", "torchvision/resnet18", "net.onnx"], "init": ["own", "none", None, "runs/a"]},
+    {"init": "none"},
+    {"init": None},
 ]
 
 BAD: list[dict[str, Any]] = [
@@ -88,6 +91,11 @@ BAD: list[dict[str, Any]] = [
     {"methods": []},
     {"methods": ["simclr", "simclr"]},
     {"encoder": "resnet_smal"},
+    {"encoder": []},
+    {"encoder": ["lite0", "lite0"]},
+    {"encoder": ["lite0", 3]},
+    {"init": []},
+    {"init": 3},
     {"protocol": "linea"},
     {"protocol": {"linea": {}}},
     {"protocol": {"linear": {}, "knn": {}}},

@@ -13,6 +13,7 @@ from methods.encoder import EncoderSpec
 from orchestrator.folder import dump_study
 from orchestrator.strategies import Strategy
 from orchestrator.study import Study, StudyError, load_study
+from orchestrator.study.encoders import line_of
 
 BASE: dict[str, Any] = {"data": "digits", "methods": ["simclr"]}
 
@@ -136,7 +137,7 @@ def test_an_encoder_and_what_it_starts_from(fields: dict[str, Any], spec: Encode
     study = Study(**BASE, **fields)
     assert study.encoders()[0] == spec
     assert study.encoders()[1] == EncoderSpec("vit_tiny", "none" if spec.init == "torchvision" else spec.init)
-    assert study.encoder_line().startswith(line)
+    assert line_of(study.encoders()[0]).startswith(line)
     plain = yaml.safe_load(dump_study(study))
     assert Study(**plain) == study
 
@@ -168,9 +169,8 @@ def test_a_module_of_python_is_taken_and_asked_for_again() -> None:
     mine = nn.Flatten()
     study = Study(**BASE, encoder=mine)
     assert study.encoders()[0].module is mine
-    assert study.encoder_line() == "Flatten, starting from the weights it was given with"
+    assert line_of(study.encoders()[0]) == "Flatten, starting from the weights it was given with"
     kept = Study(**yaml.safe_load(dump_study(study)))
-    assert kept.encoder_line() == "a network given in Python"
     for ask in (kept.encoders, kept.check_objective):
         with pytest.raises(StudyError, match=r"this study's network was given in Python.* resume\(DIR, study=study\)"):
             ask()
