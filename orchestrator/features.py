@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from cluster.storage import LocalStorage, MissingKey, Storage
+from methods.contracts import Method
 from methods.data.decode import StreamedImages
 from methods.data.records import ArrayImages, Images, LabelledSubset
 from methods.parts.encoders import Encoder, EncoderSpec, shown_at
@@ -40,8 +41,8 @@ INDEX = "features/index.json"
 FORMAT = "1"
 """Goes into every digest; raised where embeddings are computed in another way."""
 
-SHARE = 0.25
-"""Of a budget on the clock, what embedding may take at the most."""
+SHARE, SHARE_ALONE = 0.25, 0.4
+"""Of a budget on the clock, what embedding may take at the most; and where nothing else trains, since fits take seconds."""
 
 SIZES = (160, 128, 96)
 """Pixels a side that are tried in turn where larger images would take too long."""
@@ -53,6 +54,11 @@ EVERY = 5.0
 """Seconds between lines of progress."""
 
 Say = Callable[[str], None]
+
+
+def share_of_clock(methods: Iterable[Method]) -> float:
+    """Of a budget on the clock, what embedding may take for a study of these methods."""
+    return SHARE_ALONE if all(method.on_features for method in methods) else SHARE
 
 
 def showing_within(

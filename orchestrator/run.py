@@ -23,7 +23,7 @@ from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.slot import ship_user_code
 from orchestrator.engine.tune import run_slots
 from orchestrator.engine.turn import Sink
-from orchestrator.features import SHARE, embedded
+from orchestrator.features import embedded, share_of_clock
 from orchestrator.finish import finish
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.sinks import default_sinks
@@ -154,7 +154,7 @@ def _carry_out(
 def _with_features(prepared: Prepared, shared: SlotSetup, plan: ResourcePlan, quiet: bool, remote: bool) -> SlotSetup:
     """Embeds what the study's feature methods are fitted on, here or, for a cluster elsewhere, in a worker's place."""
     minutes = prepared.study.budget.minutes
-    limit = float("inf") if minutes is None else SHARE * 60 * minutes
+    limit = float("inf") if minutes is None else share_of_clock(prepared.methods.values()) * 60 * minutes
     if not remote:
         processors = max(1, int(plan.total_cpus))
         return embedded(shared, prepared.split.test, processors, limit, _silent if quiet else _say)

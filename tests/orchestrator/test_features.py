@@ -28,7 +28,7 @@ from methods.world import World
 from orchestrator.engine.records import Assignment, Segment, SlotSetup, TrialSpec
 from orchestrator.engine.trial import SegmentRun, examine
 from orchestrator.feature_cache import FeatureCache
-from orchestrator.features import INDEX, digest_of, embedded, open_values, remember_features, showing_within
+from orchestrator.features import INDEX, digest_of, embedded, open_values, remember_features, share_of_clock, showing_within
 
 METHODS = ("linear_probe", "knn_classifier", "supervised")
 CPU = torch.device("cpu")
@@ -229,6 +229,14 @@ def test_views_go_before_size(limit: float, expected: tuple[int, int]) -> None:
 
 def test_nothing_is_measured_without_a_limit() -> None:
     assert showing_within(1000, 1, (0,), never, float("inf")) == (1, 0)
+
+
+def test_where_nothing_else_trains_embedding_may_take_longer() -> None:
+    alone, beside = (
+        share_of_clock([CATALOGUE[name] for name in names])
+        for names in (["linear_probe", "label_propagation"], ["linear_probe", "supervised"])
+    )
+    assert beside < alone < 0.5
 
 
 def test_a_tight_limit_drops_the_mirrored_view_and_says_so(made: tuple[SlotSetup, LabelledSubset]) -> None:
