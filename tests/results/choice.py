@@ -23,7 +23,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from methods.parts.modes import threads
 from methods.protocols.contract import Trained, difference_of
 from methods.world import World
 from orchestrator import Study, run
-from orchestrator.engine.finalists import finalists
+from orchestrator.engine.finalists import Units, finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import read_journal
 from orchestrator.engine.records import Purpose, SlotSetup, Trial, TrialSpec
@@ -84,6 +84,7 @@ class Candidate:
         validation: the search's own score.
         half_labels: what the rule of earlier versions looks at.
         right: of each test image whether the refitted model names it, bits in base64.
+        judged: by fold, of each label that judged a finalist whether it was named, a row of 0 and 1; empty of others.
     """
 
     trial: int
@@ -91,6 +92,7 @@ class Candidate:
     validation: float
     half_labels: float
     right: str
+    judged: Mapping[str, str] = field(default_factory=dict)
 
     def bits(self, n: int) -> NDArray[np.bool_]:
         return np.unpackbits(np.frombuffer(base64.b64decode(self.right), np.uint8), count=n).astype(bool)
@@ -107,6 +109,7 @@ class Row:
         candidates: the winner's configuration and every method's best by the search.
         predicted: value, low and high of the study's prediction, and the score that its own test gave.
         seconds: of the search's and of the selection's trainings, scoring included.
+        plan: finalists, folds, and how many of the folds judged.
         versions: of what computed.
     """
 
@@ -118,6 +121,7 @@ class Row:
     candidates: tuple[Candidate, ...]
     predicted: Mapping[str, float]
     seconds: Mapping[str, float]
+    plan: tuple[int, int, int] = (0, 0, 0)
     versions: str = field(default_factory=lambda: f"labelwise {version('labelwise')}, torch {torch.__version__}")
 
     @property
@@ -131,7 +135,16 @@ def read_rows() -> list[Row]:
         return []
     lines = ROWS.read_text(encoding="utf-8").split("\n")[:-1]
     raw = [json.loads(line) for line in lines]
-    return [Row(**{**each, "candidates": tuple(Candidate(**c) for c in each["candidates"])}) for each in raw]
+    return [
+        Row(
+            **{
+                **each,
+                "candidates": tuple(Candidate(**c) for c in each["candidates"]),
+                "plan": tuple(each.get("plan", (0, 0, 0))),
+            }
+        )
+        for each in raw
+    ]
 
 
 def append(row: Row) -> None:
@@ -175,13 +188,23 @@ def measure(name: str, labels: int, seed: int, folder: Path) -> Row:
             of_it = ranked([t for t in history.search() if t.status == "finished" and t.spec.method == method])
             wanted |= {t.spec.trial: t for t in of_it[:1]}
         assert prepared.split.test is not None
-        found = [_candidate(t, setup, prepared.split.test) for t in wanted.values()]
+        judged = {f.trial.spec.trial: _row_of(f.units) for f in board}
+        tested = [_candidate(t, setup, prepared.split.test) for t in wanted.values()]
+        found = [replace(each, judged=judged.get(each.trial, {})) for each in tested]
+        finals = history.finals
+        assert finals is not None
         said = history.predicted
         assert said is not None
         predicted = {"value": said.value, "low": said.low, "high": said.high, "test": float(np.mean(board[0].test_values()))}
         search = history.search()
         spent = {"search": busy(search), "selection": busy([t for t in history.trials.values() if t not in search])}
-        return Row(name, labels, seed, len(prepared.split.test), board[0].trial.spec.trial, tuple(found), predicted, spent)
+        plan = len(finals.trials), finals.folds, finals.rounds
+        winner = board[0].trial.spec.trial
+        return Row(name, labels, seed, len(prepared.split.test), winner, tuple(found), predicted, spent, plan)
+
+
+def _row_of(units: Units) -> dict[str, str]:
+    return {str(fold): "".join(f"{each:.0f}" for each in values) for fold, values in units.items()}
 
 
 def _nodes() -> Any:

@@ -20,7 +20,7 @@ def candidate(trial: int, method: str, bits: np.ndarray, half: float = 0.5) -> c
 
 def row(winner: int, *candidates: choice.Candidate, tests: int = 1000) -> choice.Row:
     said = {"value": 0.8, "low": 0.7, "high": 0.9, "test": 0.82}
-    return choice.Row("digits", 40, 0, tests, winner, candidates, said, {"search": 100.0, "selection": 50.0}, "now")
+    return choice.Row("digits", 40, 0, tests, winner, candidates, said, {"search": 100.0, "selection": 50.0}, (2, 2, 2), "now")
 
 
 def answers(right: int, seed: int, tests: int = 1000) -> np.ndarray:
