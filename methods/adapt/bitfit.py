@@ -1,7 +1,7 @@
 """BitFit: of a pretrained encoder only the biases are tuned, and the scales and shifts of its normalisation layers.
 
 Ben Zaken, Goldberg & Ravfogel 2022, "BitFit: simple parameter-efficient fine-tuning for transformer-based masked
-language-models", arXiv:2106.10199; how much a convolutional network's batch normalisation alone can do: Frankle, Schwab & Morcos
+language-models", arXiv:2106.10199. What a convolutional network's batch normalisation can do alone: Frankle, Schwab & Morcos
 2021, arXiv:2003.00152.
 
 Deviations: scales are tuned too, since most convolutional networks have no biases outside of batch normalisation.
