@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from methods.adapt import (
     bitfit,
+    continued_pretraining,
     distill,
     fine_tune,
     frozen_entropy_minimization,
@@ -82,7 +83,8 @@ _MODULES = (
     supervised, mixup, cutout,
     # Pretrained and adapted
     linear_probe, knn_classifier, prototype_classifier, label_propagation, frozen_pseudo_label, frozen_entropy_minimization,
-    frozen_mixmatch, fine_tune, staged_unfreezing, lora, bitfit, partial_freeze, distill,
+    frozen_mixmatch, fine_tune, staged_unfreezing, lora, bitfit, partial_freeze,
+    continued_pretraining, distill,
     # Self-supervised
     autoencoder, denoising_autoencoder, inpainting, colorization, split_brain, rotation, relative_patch, jigsaw, exemplar,
     instance_discrimination, cpc, deep_infomax, cmc, pirl, simclr, simclr_v2, moco, byol, dino, barlow_twins, vicreg, mae,

@@ -72,13 +72,18 @@ class TuneConfig(SharedConfig):
         return Optimizer("adamw", self.lr * self.batch_size / 256, self.weight_decay, warmup=0.1)
 
 
-def tuned_classifier(config: TuneConfig, context: Context, method: str) -> TunedClassifier:
-    """The study's encoder under a head that ``warm_start`` fills.
+def tuned_classifier(config: TuneConfig, context: Context, method: str, encoder: Encoder | None = None) -> TunedClassifier:
+    """An encoder under a head that ``warm_start`` fills.
 
+    Args:
+        config: the method's knobs.
+        context: the data, and the study's encoder.
+        method: its name, for errors.
+        encoder: another than the study's.
     Raises:
         TrainingError: the encoder has no parameters.
     """
-    encoder = context.new_encoder()
+    encoder = encoder or context.new_encoder()
     if not any(True for _ in encoder.parameters()):
         raise TrainingError(
             f"{method} needs an encoder that can be trained, got {encoder.name or 'one without parameters'};"

@@ -46,6 +46,7 @@ CASES: dict[str, Case] = {
     "label_propagation, rounds": case_of(CATALOGUE["label_propagation"], {"rounds": 3}),
     "fine_tune, statistics": case_of(CATALOGUE["fine_tune"], {"batch_norm": "trained", "views": "one"}),
     "lora, statistics": case_of(CATALOGUE["lora"], {"batch_norm": "trained"}),
+    "continued_pretraining, byol": case_of(CATALOGUE["continued_pretraining"], {"objective": "byol"}),
     "distill, two": case_of(CATALOGUE["distill"], {"teachers": 2}),
     "clip, class names": case_of(CATALOGUE["clip"], captions=False),
 }

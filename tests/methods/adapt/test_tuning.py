@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from methods.adapt import bitfit, fine_tune, lora, partial_freeze, staged_unfreezing
+from methods.adapt import bitfit, continued_pretraining, fine_tune, lora, partial_freeze, staged_unfreezing
 from methods.adapt.staged_unfreezing import held_at
 from methods.adapt.tuning import warm_start
 from methods.contracts import Method, TrainingError
@@ -425,3 +425,31 @@ def test_an_encoder_that_cannot_be_tuned_so_is_refused_in_a_line(method: Method,
     with pytest.raises(TrainingError, match=words) as error:
         Training(method, build(method.config, {}), tiny_data(), settings)
     assert "\n" not in str(error.value)
+
+
+# After more pretraining
+
+
+@pytest.mark.parametrize("objective", continued_pretraining.OBJECTIVES)
+def test_tuning_goes_on_from_the_encoder_that_was_pretrained(objective: str) -> None:
+    values = {"pretrain_batch_size": 16, "objective": objective, "views": "one"}
+    training = start(continued_pretraining, **values)
+    before = state_of(training.learner.encoder())
+    training.one_step()
+    pretrained = state_of(training.learner.encoder())
+    assert type(training.learner) is continued_pretraining.OBJECTIVES[objective].learner
+    kernels = {name for name, value in before.items() if value.dim() == 4 and not name.startswith("normalise")}
+    assert kernels <= moved(before, training.learner.encoder())
+    training.enter(1)
+    assert not moved(pretrained, training.learner.encoder())
+    training.one_step()
+    assert kernels <= moved(pretrained, training.learner.encoder())
+
+
+def test_no_label_is_read_before_the_tuning() -> None:
+    for stage, labelled in ((0, 0), (1, 16)):
+        training = start(continued_pretraining, pretrain_batch_size=32)
+        if stage:
+            training.enter(stage)
+        spec = training.learner.batch_spec()
+        assert (spec.pool, spec.labelled) == (0 if stage else 32, labelled)
