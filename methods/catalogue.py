@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from methods.adapt import (
+    bitfit,
+    continued_pretraining,
+    distill,
+    fine_tune,
     frozen_co_training,
     frozen_entropy_minimization,
     frozen_mixmatch,
@@ -10,7 +14,10 @@ from methods.adapt import (
     knn_classifier,
     label_propagation,
     linear_probe,
+    lora,
+    partial_freeze,
     prototype_classifier,
+    staged_unfreezing,
 )
 from methods.baselines import cutout, mixup, supervised
 from methods.contracts import Method
@@ -77,7 +84,8 @@ _MODULES = (
     supervised, mixup, cutout,
     # Pretrained and adapted
     linear_probe, knn_classifier, prototype_classifier, label_propagation, frozen_pseudo_label, frozen_entropy_minimization,
-    frozen_mixmatch, frozen_co_training,
+    frozen_mixmatch, frozen_co_training, fine_tune, staged_unfreezing, lora, bitfit, partial_freeze, continued_pretraining,
+    distill,
     # Self-supervised
     autoencoder, denoising_autoencoder, inpainting, colorization, split_brain, rotation, relative_patch, jigsaw, exemplar,
     instance_discrimination, cpc, deep_infomax, cmc, pirl, simclr, simclr_v2, moco, byol, dino, barlow_twins, vicreg, mae,

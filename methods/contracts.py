@@ -89,6 +89,19 @@ class Optimizer:
     momentum: float = 0.9
 
 
+@dataclass(frozen=True, eq=False)
+class RateGroup:
+    """Parameters that share a learning rate.
+
+    Attributes:
+        factor: of the optimizer's rate, at every step.
+        parameters: of the learner; those that take no gradient are passed over.
+    """
+
+    factor: float
+    parameters: tuple[nn.Parameter, ...]
+
+
 @dataclass(frozen=True)
 class PseudoLabels:
     """Labels that a method gave to images of the pool in a step. A method reports them; the loop counts and checks them.
@@ -188,6 +201,13 @@ class Learner(nn.Module, ABC):
     @abstractmethod
     def optimizer(self) -> Optimizer:
         """How to optimise this learner's parameters."""
+
+    def rate_groups(self) -> tuple[RateGroup, ...]:
+        """Rates by layer: groups that hold each trained parameter once; none where all have the optimizer's rate.
+
+        Their number and members depend on the network alone, so that a fork may go on with other factors.
+        """
+        return ()
 
     def predictor(self) -> nn.Module | None:
         """The method's own classifier, images [B, C, H, W] -> logits [B, K]; None where it has none."""

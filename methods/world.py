@@ -81,9 +81,13 @@ class World:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Replaces every gradient by its mean over the workers; a parameter that got none counts as zero."""
+        """Replaces every gradient by its mean over the workers; a parameter that got none counts as zero.
+
+        A parameter that takes none at present, on any worker, is passed over.
+        """
         if self.size == 1:
             return
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

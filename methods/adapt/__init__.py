@@ -1,1 +1,1 @@
-"""Methods that adapt a pretrained encoder; those here leave it frozen and are fitted on its features."""
+"""Methods that adapt a pretrained encoder: some leave it frozen and are fitted on its features, others tune it."""

@@ -22,7 +22,8 @@ from search_spaces.domains import build
 CLASSES, EACH, SHOWN, SIDE = 4, 16, 8, 16
 
 TINY: dict[str, object] = {
-    "batch_size": 16, "mu": 1, "tasks": 2, "ways": 3, "shots": 1, "queries": 2, "queue": 32, "negatives": 8, "generations": 1,
+    "batch_size": 16, "pretrain_batch_size": 16, "mu": 1, "tasks": 2, "ways": 3, "shots": 1, "queries": 2, "queue": 32,
+    "negatives": 8, "generations": 1,
 }  # fmt: skip
 """Values that make a method fit 64 images, for whichever of these knobs it has."""
 

@@ -318,7 +318,9 @@ class Training:
                 self.enter(number)
             self.one_step()
             middle = clock.now(device)
-            for _ in range(steps):
+            for k in range(steps):
+                # Over the whole stage: what a step costs may grow, as where one layer after another is unfrozen.
+                self.steps_done = max(self.steps_done, int((k + 0.5) / steps * self.stage_steps()))
                 self.one_step()
             each = (clock.now(device) - middle) / steps
             if number:  # The very first step warms the process up, which is no work of the method's.

@@ -44,6 +44,10 @@ CASES: dict[str, Case] = {
         CATALOGUE["prototype_classifier"], {"distance": "euclidean", "standardise": "centre"}
     ),
     "label_propagation, rounds": case_of(CATALOGUE["label_propagation"], {"rounds": 3}),
+    "fine_tune, statistics": case_of(CATALOGUE["fine_tune"], {"batch_norm": "trained", "views": "one"}),
+    "lora, statistics": case_of(CATALOGUE["lora"], {"batch_norm": "trained"}),
+    "continued_pretraining, byol": case_of(CATALOGUE["continued_pretraining"], {"objective": "byol"}),
+    "distill, two": case_of(CATALOGUE["distill"], {"teachers": 2}),
     "clip, class names": case_of(CATALOGUE["clip"], captions=False),
 }
 """Every method at its defaults, and forms whose stages, states or losses are others."""

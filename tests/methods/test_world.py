@@ -68,7 +68,9 @@ def cases(world: World) -> dict[str, Tensor]:
     if world.rank == 0:
         value = value + 5.0 * some.sum()
     value.backward()
-    world.average_gradients([some, all_])
+    still = nn.Parameter(torch.ones(2), requires_grad=False)
+    world.average_gradients([some, all_, still])
+    assert still.grad is None
     assert some.grad is not None
     assert all_.grad is not None
     found["unused"] = torch.cat([some.grad * world.size, all_.grad])

@@ -201,7 +201,7 @@ def test_a_file_by_the_published_names_is_a_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["supervised", "simclr", "byol", "cmc", "jigsaw", "fixmatch", "vat", "ladder", "maml", "prototypical"]
+    "name", ["supervised", "simclr", "byol", "cmc", "jigsaw", "fixmatch", "vat", "ladder", "maml", "prototypical", "fine_tune"]
 )
 def test_methods_of_every_kind_begin_from_it(name: str) -> None:
     case = case_of(CATALOGUE[name])

@@ -257,3 +257,24 @@ def test_the_estimate_of_an_epochs_seconds_weighs_every_stage(
     monkeypatch.setattr(clock, "now", lambda device=None: seconds)
     steps = 160 / training.learner.batch_spec().images
     assert training.seconds_per_epoch() == pytest.approx(steps * (0.25 * 1 + 0.75 * 10), rel=1e-9)
+
+
+def test_the_estimate_looks_at_the_whole_of_a_stage(
+    toys: SimpleNamespace, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that costs more the later it is: as where one layer after another is unfrozen."""
+    training = toys.start(split, epochs=2, epoch_images=160)
+    length = training.stage_steps()
+    assert length >= 6
+    seconds = 0.0
+
+    def costs_as_much_as_it_is_late() -> Mapping[str, Tensor]:
+        nonlocal seconds
+        seconds += training.steps_done
+        training.steps_done += 1
+        return {}
+
+    monkeypatch.setattr(training, "one_step", costs_as_much_as_it_is_late)
+    monkeypatch.setattr(clock, "now", lambda device=None: seconds)
+    places = [int((k + 0.5) / 3 * length) for k in range(3)]
+    assert training.seconds_per_epoch() == pytest.approx(length / 2 * sum(places) / 3)
