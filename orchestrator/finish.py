@@ -51,7 +51,7 @@ def finish(
     if board and history.chosen is None:
         exported = board[0].exported or board[0].trial
         controller.tell(Chosen(board[0].trial.spec.trial, exported.spec.key))
-    if board and history.calibrated is None and (found := calibrate(board[0], shared)) is not None:
+    if board and history.calibrated is None and not history.tests and (found := calibrate(board[0], shared)) is not None:
         controller.tell(found)
     if split.test is not None and history.predicted is None and not history.tests and prepared.facts.labels:
         said = predict_test(history, prepared.facts.labels, len(split.test), shared.seed, prepared.label_free)

@@ -42,7 +42,7 @@ def predict(
     best = Result.open(target).winner()
     if not best.classifies and (abstain is not None or confidence is not None or probabilities):
         raise UserError(
-            "abstain, confidence and probabilities need fixed classes, got a few-shot study, which gives embeddings; leave them out"
+            "abstain, confidence and probabilities need fixed classes, got a few-shot study, which has none; leave them out"
         )
     encoder = best.load_encoder()
     found, _ = load_pictures(images, encoder.shape)
