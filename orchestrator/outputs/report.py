@@ -19,6 +19,7 @@ from orchestrator.folder import RunFolder
 from orchestrator.outputs.leaderboard import ranked
 from orchestrator.outputs.plots import (
     central_figure,
+    coverage_figure,
     curves_figure,
     health_figure,
     knob_figure,
@@ -26,7 +27,7 @@ from orchestrator.outputs.plots import (
     methods_figure,
     told_signals,
 )
-from orchestrator.outputs.verdict import Verdict, judges
+from orchestrator.outputs.verdict import Verdict, abstaining, judges, reliability_of
 from orchestrator.prepare import Prepared
 
 
@@ -54,6 +55,7 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
     environment.filters["span"] = span
     central = central_figure(history, space.knobs)
     health = health_figure(history, names, study.stop)
+    sure = reliability_of(board)
     html = environment.get_template("report.html").render(
         study=study,
         split=split,
@@ -67,6 +69,10 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
         failed=[t for t in history.search() if t.status == "failed"],
         seconds=sum(t.seconds for t in history.trials.values()),
         methods_figure=Markup(methods_figure(history, board, names)),
+        sure=sure,
+        abstaining=abstaining(sure) if sure is not None else None,
+        scaling=history.calibrated.scaling if history.calibrated is not None else None,
+        coverage_figure=Markup(coverage_figure(sure)) if sure is not None else None,
         learning_figure=_learning(board, history, facts.labels),
         curves_figure=Markup(curves_figure(history, names)),
         health_figure=Markup(health) if health else None,
