@@ -153,6 +153,20 @@ def predict(
         typer.echo(out)
 
 
+@app.command(epilog="Example: labelwise export runs/demo --format onnx --out winner.onnx")
+def export(
+    directory: DIRECTORY,
+    format: Annotated[str, typer.Option(help="onnx, torch (a torch.export program) or safetensors (weights).")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="The file; by default model.SUFFIX in the run folder.")] = None,
+    imports: IMPORTS = None,
+) -> None:
+    """Writes the winner to one file that runs without labelwise: uint8 images in, probabilities and embedding out."""
+    from orchestrator.export import export as export_winner
+
+    made = export_winner(directory, format, out, imports or ())
+    typer.echo(f"{made.path}\n{made.checked}")
+
+
 @app.command(epilog="Example: labelwise oneshot runs/omniglot path/to/all_runs --out answers.csv")
 def oneshot(
     directory: DIRECTORY,

@@ -95,7 +95,7 @@ class NeighbourHead(nn.Module):
         similarity, neighbour = (F.normalize(x.float(), dim=1) @ self.bank.T).topk(self.k, dim=1)
         # Relative to the nearest neighbour, so that a small temperature does not overflow.
         weight = ((similarity - similarity[:, :1]) / self.temperature).exp()
-        votes = torch.zeros(len(x), self.classes, device=x.device).scatter_add_(1, self.label[neighbour], weight)
+        votes = torch.zeros(x.shape[0], self.classes, device=x.device).scatter_add_(1, self.label[neighbour], weight)
         return (votes / votes.sum(1, keepdim=True)).log().clamp_min(NEVER)
 
 
