@@ -119,16 +119,31 @@ def predict(
     directory: DIRECTORY,
     images: Annotated[Path, typer.Argument(help="A folder or zip of images.")],
     out: Annotated[Path | None, typer.Option(help="CSV file; standard output by default.")] = None,
+    abstain: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Leaves blank the share of images it is least sure of, such as 0.1."),
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(metavar="LEAST", help="Leaves blank the images below this confidence, such as 0.9.")
+    ] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="A further column for each class, p:CLASS.")] = False,
     imports: IMPORTS = None,
 ) -> None:
-    """Classifies images by the winner: file, class, confidence. After a few-shot study: file and embedding."""
+    """Classifies images by the winner: file, class, calibrated confidence. After a few-shot study: file and embedding.
+
+    A class that is left blank is for a person to say.
+    """
     from orchestrator.folder import RunFolder
     from orchestrator.predict import predict as predict_images
+    from orchestrator.predict import told
 
     if imports:
         # The winner may be of a class of one's own, which must be there before its model is read.
         RunFolder.open(directory).load_study(imports)
-    text = predict_images(directory, images).to_csv(index=False)
+    found = predict_images(directory, images, abstain=abstain, confidence=confidence, probabilities=probabilities)
+    if abstain is not None or confidence is not None:
+        typer.echo(told(found), err=True)
+    text = found.to_csv(index=False)
     if out is None:
         typer.echo(text, nl=False)
     else:
@@ -136,6 +151,20 @@ def predict(
 
         write_text(out, text)
         typer.echo(out)
+
+
+@app.command(epilog="Example: labelwise export runs/demo --format onnx --out winner.onnx")
+def export(
+    directory: DIRECTORY,
+    format: Annotated[str, typer.Option(help="onnx, torch (a torch.export program) or safetensors (weights).")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="The file; by default model.SUFFIX in the run folder.")] = None,
+    imports: IMPORTS = None,
+) -> None:
+    """Writes the winner to one file that runs without labelwise: uint8 images in, probabilities and embedding out."""
+    from orchestrator.export import export as export_winner
+
+    made = export_winner(directory, format, out, imports or ())
+    typer.echo(f"{made.path}\n{made.checked}")
 
 
 @app.command(epilog="Example: labelwise oneshot runs/omniglot path/to/all_runs --out answers.csv")

@@ -11,13 +11,16 @@ import torch
 from cluster.plan import ResourcePlan
 from methods.data.records import LabelledSubset, Split
 from methods.parts.modes import threads
+from methods.protocols.confidence import Scaling
+from orchestrator.engine.calibration import calibrate
 from orchestrator.engine.controller import Controller
 from orchestrator.engine.events import Chosen, Forgotten, Tested
+from orchestrator.engine.examination import examine
 from orchestrator.engine.finalists import Finalist, finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.prediction import predict_test
 from orchestrator.engine.records import SlotSetup, TestScore, TrialSpec
-from orchestrator.engine.trial import examine, load_training
+from orchestrator.engine.trial import load_training
 from orchestrator.features import remember_features
 from orchestrator.folder import RunFolder, file_name
 from orchestrator.outputs.export import export_best
@@ -48,6 +51,8 @@ def finish(
     if board and history.chosen is None:
         exported = board[0].exported or board[0].trial
         controller.tell(Chosen(board[0].trial.spec.trial, exported.spec.key))
+    if board and history.calibrated is None and not history.tests and (found := calibrate(board[0], shared)) is not None:
+        controller.tell(found)
     if split.test is not None and history.predicted is None and not history.tests and prepared.facts.labels:
         said = predict_test(history, prepared.facts.labels, len(split.test), shared.seed, prepared.label_free)
         if said is not None:
@@ -57,7 +62,8 @@ def finish(
     board = finalists(history)
     if board and board[0].exported is not None:
         with threads(shared.threads):
-            export_best(board[0], shared, folder, prepared.study.selection.join)
+            scaling = history.calibrated.scaling if history.calibrated is not None else None
+            export_best(board[0], shared, folder, prepared.study.selection.join, scaling)
     _tidy(folder, controller)
     # Last, so that no result waits for a picture.
     with threads(shared.threads):
@@ -87,26 +93,30 @@ def test_finalists(
         return
     known = {score.key for score in controller.history.tests}
     wanted = [t for f in board for t in f.tested if t.spec.key not in known and t.checkpoint is not None]
+    # Of the winner's models alone: others are not handed back.
+    calibrated = controller.history.calibrated
+    own = {} if calibrated is None else dict.fromkeys((t.spec.key for t in board[0].tested), calibrated.scaling)
     if not wanted:
         return
     if not remote:
         # The slots are done, so the machine is free, and this process is warm: a new one would cost seconds.
         for trial in wanted:
             assert trial.checkpoint is not None
-            controller.tell(Tested(_test(shared, split.test, trial.spec, trial.checkpoint)))
+            score = _test(shared, split.test, trial.spec, trial.checkpoint, own.get(trial.spec.key))
+            controller.tell(Tested(score))
         return
     # A model is tested by one process, whatever number of workers trained it.
     request = plan.worker_resources
     task = ray.remote(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0))(_test)
     setup, test = ray.put(shared), ray.put(split.test)
-    for score in ray.get([task.remote(setup, test, t.spec, t.checkpoint) for t in wanted]):
+    for score in ray.get([task.remote(setup, test, t.spec, t.checkpoint, own.get(t.spec.key)) for t in wanted]):
         controller.tell(Tested(score))
 
 
-def _test(setup: SlotSetup, test: LabelledSubset, spec: TrialSpec, checkpoint: str) -> TestScore:
+def _test(setup: SlotSetup, test: LabelledSubset, spec: TrialSpec, checkpoint: str, scaling: Scaling | None) -> TestScore:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     remember_features(setup, spec, device, test)
-    return examine(setup, spec, checkpoint, test, device)
+    return examine(setup, spec, checkpoint, test, device, scaling)
 
 
 def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: History) -> bool:

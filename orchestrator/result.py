@@ -17,6 +17,7 @@ from torch import nn
 from cluster.storage import Storage
 from methods.parts.encoders import Encoder, load_encoder
 from methods.parts.heads import load_predictor
+from methods.protocols.confidence import Scaling
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import read_journal
 from orchestrator.folder import RunFolder
@@ -49,6 +50,7 @@ class Best:
         encoder: its ``name``, and source and licence of the ``weights`` it began from; the ``size`` (height and width) at which
             it is shown images, where it resizes them; of frozen features the ``views`` that were embedded; where the study
             compared encoders its ``label``.
+        calibration: what calibrates the predictor's confidences; None where nothing does.
     """
 
     run: RunFolder
@@ -58,6 +60,7 @@ class Best:
     test: TestResult
     classes: tuple[str, ...]
     encoder: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Scaling | None = None
 
     @property
     def choice(self) -> str:
@@ -85,7 +88,10 @@ class Best:
         return load_encoder(self._file("encoder.pt"))
 
     def load_predictor(self) -> nn.Module:
-        """Images [B, C, H, W] -> logits [B, K]. Raises StudyError after a few-shot study, which has no fixed classes."""
+        """Images [B, C, H, W] -> logits [B, K], whose softmax is calibrated where ``calibration`` says so.
+
+        Raises StudyError after a few-shot study, which has no fixed classes.
+        """
         if not self.classifies:
             raise StudyError("a few-shot study has no predictor, since its classes come with each task; use load_encoder()")
         return load_predictor(self._file("predictor.pt"))
@@ -138,11 +144,20 @@ def read_best(folder: RunFolder) -> Best | None:
         return None
     scores: dict[str, Any] = json.loads(folder.read_text(folder.SCORES))
     config: dict[str, Any] = yaml.safe_load(folder.read_text(f"{folder.BEST}config.yaml"))
-    method, encoder = str(config.pop("method")), config.pop("encoder", {})
+    method, encoder, scaling = str(config.pop("method")), config.pop("encoder", {}), config.pop("calibration", None)
     values = tuple(float(s["value"]) for s in scores["test"])
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
     test = TestResult(float(np.mean(values)) if values else float("nan"), sd, len(values), values)
-    return Best(folder, method, config, float(scores["validation"]), test, tuple(scores["classes"]), encoder)
+    return Best(
+        folder,
+        method,
+        config,
+        float(scores["validation"]),
+        test,
+        tuple(scores["classes"]),
+        encoder,
+        scaling and Scaling(**scaling),
+    )
 
 
 def knob_columns(study: Study) -> list[str]:

@@ -325,10 +325,10 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 def _box_weights(box: Tensor, mirrored: Tensor, size: tuple[int, int], full: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Rows [B, h, H] and columns [B, w, W] of the interpolation."""
     top, left, height, width = box.unbind(dim=1)
-    return _weights(top, height, size[0], full[0]), _weights(left, width, size[1], full[1], mirrored)
+    return weights_along(top, height, size[0], full[0]), weights_along(left, width, size[1], full[1], mirrored)
 
 
-def _weights(start: Tensor, length: Tensor, n: int, full: int, mirrored: Tensor | None = None) -> Tensor:
+def weights_along(start: Tensor, length: Tensor, n: int, full: int, mirrored: Tensor | None = None) -> Tensor:
     """[B, n, full]: output pixel i as a triangle-weighted mean of the input pixels around it in [start, start + length)."""
     start, length = start[:, None], length[:, None]
     position = (torch.arange(n, device=start.device) + 0.5) / n  # [n]

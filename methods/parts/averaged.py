@@ -60,7 +60,7 @@ class AveragedEncoder(EncoderWrapper):
         if self.views > 1:
             x = to_float(images)
             for matrix in self.matrices[1:]:
-                total = total + self.inside(warped(x, matrix.expand(len(x), 2, 3)))
+                total = total + self.inside(warped(x, matrix.expand(x.shape[0], 2, 3)))
         return total / self.views
 
     def options(self) -> Options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,8 +95,31 @@ class NeighbourHead(nn.Module):
         similarity, neighbour = (F.normalize(x.float(), dim=1) @ self.bank.T).topk(self.k, dim=1)
         # Relative to the nearest neighbour, so that a small temperature does not overflow.
         weight = ((similarity - similarity[:, :1]) / self.temperature).exp()
-        votes = torch.zeros(len(x), self.classes, device=x.device).scatter_add_(1, self.label[neighbour], weight)
+        votes = torch.zeros(x.shape[0], self.classes, device=x.device).scatter_add_(1, self.label[neighbour], weight)
         return (votes / votes.sum(1, keepdim=True)).log().clamp_min(NEVER)
+
+
+class Tempered(nn.Module):
+    """Logits divided by a temperature (Guo et al. 2017, arXiv:1706.04599), after classes that were ruled out got a share.
+
+    A class is ruled out where its logit is ``NEVER`` or minus infinity: no neighbour voted for it. No temperature could make
+    such a certainty a probability, so the ruled-out classes get ``share`` / K each of what the others give up.
+
+    Args:
+        temperature: above 0; below 1 it makes confidences larger.
+        share: of probability, that all K classes would have together if all were ruled out.
+    """
+
+    def __init__(self, temperature: float, share: float) -> None:
+        super().__init__()
+        self.temperature, self.share = temperature, share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, K] -> [B, K], of the precision given."""
+        out = x <= x.amax(1, keepdim=True) + NEVER / 2
+        each = self.share / x.shape[1]
+        log_p = x.masked_fill(out, NEVER).log_softmax(1) + torch.log1p(-each * out.sum(1, keepdim=True))
+        return torch.where(out, math.log(each), log_p) / self.temperature
 
 
 class DinoHead(nn.Module):
@@ -130,13 +154,16 @@ class Classifier(nn.Module):
         return self.head(self.encoder(images)).float()
 
 
-def save_predictor(file: WeightsFile, predictor: nn.Module, classes: tuple[str, ...] = ()) -> None:
+def save_predictor(
+    file: WeightsFile, predictor: nn.Module, classes: tuple[str, ...] = (), tempered: Tempered | None = None
+) -> None:
     """Writes encoder and head to a file that ``load_predictor`` can rebuild them from, without any other knowledge.
 
     Args:
         file: a path or a file object.
         predictor: applies ``predictor.head`` to ``predictor.encoder``; the head is made of the layers of this file.
         classes: class names in the order of the logits; by default those the predictor carries.
+        tempered: the head's last layer in the file, which calibrates it.
     Raises:
         UserError: the predictor is of another kind.
     """
@@ -144,6 +171,7 @@ def save_predictor(file: WeightsFile, predictor: nn.Module, classes: tuple[str, 
     if not isinstance(encoder, Encoder) or not isinstance(head, nn.Module):
         raise UserError(f"a predictor is saved as encoder and head, got {type(predictor).__name__}; use heads.Classifier")
     names = classes or tuple(getattr(predictor, "classes", ()))
+    head = head if tempered is None else nn.Sequential(head, tempered)
     write_weights(file, {"predictor": encoder_record(encoder), **head_record(head), "classes": list(names)})
 
 
@@ -184,6 +212,8 @@ def _describe(head: nn.Module) -> list[Any]:
         return ["cosine", inputs, classes, head.temperature]
     if isinstance(head, NeighbourHead):
         return ["neighbours", *head.bank.shape, head.classes, head.k, head.temperature]
+    if isinstance(head, Tempered):
+        return ["tempered", head.temperature, head.share]
     if isinstance(head, UnitLength):
         return ["unit"]
     if isinstance(head, nn.BatchNorm1d):
@@ -195,7 +225,7 @@ def _describe(head: nn.Module) -> list[Any]:
     if isinstance(head, nn.Identity):
         return ["identity"]
     raise UserError(
-        "a saved head is made of linear, cosine, neighbours, unit, batchnorm, relu, dropout and identity layers, got "
+        "a saved head is made of linear, cosine, neighbours, tempered, unit, batchnorm, relu, dropout and identity layers, got "
         f"{type(head).__name__}; compose the head of those"
     )
 
@@ -211,6 +241,8 @@ def _rebuild(description: list[Any]) -> nn.Module:
     if kind == "neighbours":
         n, dim, classes, k, temperature = values
         return NeighbourHead(torch.zeros(n, dim), torch.zeros(n, dtype=torch.int64), classes, k, temperature)
+    if kind == "tempered":
+        return Tempered(*values)
     if kind == "batchnorm":
         return nn.BatchNorm1d(values[0], affine=values[1])
     if kind == "dropout":

@@ -121,7 +121,7 @@ class TokenEncoder(Encoder):
         return dict(zip(self.layers, [(self.project, nn.ParameterList([self.cls])), *blocks], strict=True))
 
     def _with_cls(self, tokens: Tensor) -> Tensor:
-        return torch.cat([self.cls.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        return torch.cat([self.cls.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         if height % self.patch or width % self.patch or min(height, width) < self.patch:

@@ -100,12 +100,14 @@ class Protocol(ABC):
         maximise: whether larger values of its scores are better.
         elsewhere: whether it asks images of another data set, whatever it is given to ask.
         answers: whether its scores keep what was said of each image, so that any metric can be made of them.
+        asks_exported: whether it asks just the classifier that is exported: the method's own, else a linear probe.
     """
 
     name: ClassVar[str]
     maximise: ClassVar[bool] = True
     elsewhere: ClassVar[bool] = False
     answers: ClassVar[bool] = False
+    asks_exported: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:

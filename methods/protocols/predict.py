@@ -47,6 +47,7 @@ class Predict(Protocol):
 
     name: ClassVar[str] = "predict"
     answers: ClassVar[bool] = True
+    asks_exported: ClassVar[bool] = True
 
     def score(self, trained: Trained, fit: LabelledSubset, ask: LabelledSubset | None, seed: int) -> Score:
         if trained.predictor is None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from methods.protocols.confidence import Reliability, Scaling
 from methods.training.clock import Fidelity
 from orchestrator.engine.records import Rung, Segment, Status, TestScore, TrialSpec
 
@@ -148,6 +149,14 @@ class Chosen(Timed):
 
 
 @dataclass(frozen=True)
+class Calibrated(Timed):
+    """How the winner's confidences are calibrated, found from its out-of-fold answers before the test is opened."""
+
+    event: ClassVar[str] = "calibrated"
+    scaling: Scaling
+
+
+@dataclass(frozen=True)
 class Predicted(Timed):
     """What the winner's test score will be, said before the test is opened.
 
@@ -172,7 +181,7 @@ class Tested(Timed):
 
 Event = (
     Started | Opened | Extended | TrialStarted | SegmentStarted | Trained | Scored | Reached | Ended | Forgotten | SearchEnded
-    | Selected | Chosen | Predicted | Tested
+    | Selected | Chosen | Calibrated | Predicted | Tested
 )  # fmt: skip
 _EVENTS: dict[str, type] = {e.event: e for e in Event.__args__}
 
@@ -192,8 +201,8 @@ def decode(line: bytes) -> Event:
     """The event of a line. Raises ValueError, KeyError, TypeError or AttributeError where it is none."""
     body: dict[str, Any] = json.loads(line)
     kind = _EVENTS[body.pop("event")]
-    for name, make in (("spec", TrialSpec), ("segment", segment_of), ("rung", _rung), ("score", TestScore), ("at", Fidelity),
-                       ("done", Fidelity)):  # fmt: skip
+    for name, make in (("spec", TrialSpec), ("segment", segment_of), ("rung", _rung), ("score", _test_score), ("at", Fidelity),
+                       ("done", Fidelity), ("scaling", Scaling)):  # fmt: skip
         if name in body:
             body[name] = make(**body[name])
     return kind(**body)
@@ -202,6 +211,13 @@ def decode(line: bytes) -> Event:
 def segment_of(key: str, to: dict[str, Any], start: str | None, onward: list[dict[str, Any]]) -> Segment:
     """A segment from its plain values."""
     return Segment(key, Fidelity(**to), start, tuple(Fidelity(**each) for each in onward))
+
+
+def _test_score(reliability: dict[str, Any] | None = None, **fields: Any) -> TestScore:
+    if reliability is None:
+        return TestScore(**fields)
+    known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in reliability.items()}
+    return TestScore(reliability=Reliability(**known), **fields)
 
 
 def _rung(units: dict[str, Any] | None, **fields: Any) -> Rung:

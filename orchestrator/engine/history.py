@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from methods.training.clock import Fidelity
 from orchestrator.engine.events import (
+    Calibrated,
     Chosen,
     Ended,
     Event,
@@ -38,8 +39,8 @@ class History:
         trials_wanted: trials that the search is to start, or None where no budget counts trials.
         trials: by key, in the order started.
         search_ended: why and when the search ended, or None.
-        finals, chosen, predicted, tests: the finalists and how they are judged, the winner, its predicted test score, the test
-            scores.
+        finals, chosen, calibrated, predicted, tests: the finalists and how they are judged, the winner, how its confidences are
+            calibrated, its predicted test score, the test scores.
         now: time of the newest event, the only clock that a decision may read.
         elapsed: seconds that the study has run, without the time that it lay killed.
     """
@@ -53,6 +54,7 @@ class History:
         self.search_ended: SearchEnded | None = None
         self.finals: Selected | None = None
         self.chosen: Chosen | None = None
+        self.calibrated: Calibrated | None = None
         self.predicted: Predicted | None = None
         self.tests: list[TestScore] = []
         self.now = 0.0
@@ -81,7 +83,7 @@ class History:
             case Extended():
                 # More trials reopen the selection; what was tested stays on record until it is tested anew.
                 self.trials_wanted, self.search_ended = event.trials, None
-                self.finals, self.chosen, self.predicted, self.tests = None, None, None, []
+                self.finals, self.chosen, self.calibrated, self.predicted, self.tests = None, None, None, None, []
             case TrialStarted():
                 trial = self.trials[event.spec.key] = self._running[event.spec.key] = Trial(event.spec)
                 if event.spec.parent is not None:
@@ -122,6 +124,8 @@ class History:
                 self.finals = event
             case Chosen():
                 self.chosen = event
+            case Calibrated():
+                self.calibrated = event
             case Predicted():
                 self.predicted = event
             case Tested():

@@ -12,6 +12,7 @@ from cluster.storage import Storage
 from methods.contracts import Method
 from methods.data.records import Split
 from methods.parts.encoders import EncoderSpec
+from methods.protocols.confidence import Reliability
 from methods.protocols.contract import Protocol
 from methods.tasks.contract import Task
 from methods.training import Precision
@@ -310,6 +311,7 @@ class TestScore:
         value, n, low, high: the score, over how many, and its 95% interval by their number alone.
         parameters: of the model, trained or not.
         ms: milliseconds an image, in batches, where it was tested.
+        reliability: of its confidences, where these are calibrated.
     """
 
     key: str
@@ -320,3 +322,4 @@ class TestScore:
     high: float
     parameters: int = 0
     ms: float = 0.0
+    reliability: Reliability | None = None

@@ -25,14 +25,14 @@ from cluster.errors import ClusterError
 from methods.batch import Batch, RandomStream, seed_of
 from methods.contracts import Learner
 from methods.data.folding import thinned
-from methods.data.records import LabelledSubset, Split
+from methods.data.records import Split
 from methods.parts.encoders import parameter_count
-from methods.parts.modes import device_of, evaluating, threads
+from methods.parts.modes import device_of, evaluating
 from methods.protocols.contract import Answers, Score, Trained
 from methods.training import EpochReport, FeatureTraining, Training, TrainSettings
 from methods.training.clock import Fidelity
 from methods.world import World
-from orchestrator.engine.records import Assignment, Report, Rung, Segment, SlotSetup, TestScore, TrialSpec
+from orchestrator.engine.records import Assignment, Report, Rung, Segment, SlotSetup, TrialSpec
 from orchestrator.features import remember_features
 from orchestrator.folder import RunFolder, file_name, load_tensors, save_tensors
 from search_spaces.domains import UserError, build
@@ -310,15 +310,6 @@ class SegmentRun:
         if self.world.rank == 0:
             save_tensors(self.setup.storage, key, {"training": self._trainings.state(), "seconds": self._seconds})
         return key
-
-
-def examine(setup: SlotSetup, spec: TrialSpec, checkpoint: str, test: LabelledSubset, device: torch.device) -> TestScore:
-    """The test score of the model in ``checkpoint``, and what the model costs."""
-    with threads(setup.threads):
-        model = trained(load_training(setup, spec, checkpoint, device))
-        score = setup.task.test(setup.protocol, model, division_of(setup, spec), test, spec.purpose == "refit", setup.seed)
-        parameters, ms = cost_of(model, setup.split)
-        return TestScore(spec.key, spec.trial, score.value, score.n, score.low, score.high, parameters, ms)
 
 
 def cost_of(model: Trained, split: Split) -> tuple[int, float]:

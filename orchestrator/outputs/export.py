@@ -14,6 +14,7 @@ from cluster.storage import Storage
 from methods.parts.encoders import can_be_saved, origin_of, save_encoder, shown_at
 from methods.parts.heads import save_predictor
 from methods.parts.joined import JoinedEncoder
+from methods.protocols.confidence import Scaling
 from methods.protocols.contract import Trained
 from orchestrator.engine.finalists import Finalist
 from orchestrator.engine.records import SlotSetup, TrialSpec
@@ -25,10 +26,11 @@ VIEWS = ("image", "mirrored")
 """Of each image, in the order in which they are embedded."""
 
 
-def export(model: Trained, shared: SlotSetup, storage: Storage, prefix: str = "") -> None:
+def export(model: Trained, shared: SlotSetup, storage: Storage, prefix: str = "", scaling: Scaling | None = None) -> None:
     """Writes ``encoder.pt`` and, where the task has fixed classes, ``predictor.pt`` under the prefix.
 
-    An encoder class of the user's own cannot be rebuilt from a file; its weights are in the checkpoint.
+    An encoder class of the user's own cannot be rebuilt from a file; its weights are in the checkpoint. ``scaling`` calibrates
+    the predictor.
     """
     if not can_be_saved(model.encoder):
         return
@@ -38,7 +40,8 @@ def export(model: Trained, shared: SlotSetup, storage: Storage, prefix: str = ""
     predictor = shared.task.classifier(model, shared.split, shared.seed)
     if predictor is not None:
         file = io.BytesIO()
-        save_predictor(file, predictor, shared.split.labelled.data.classes)
+        tempered = None if scaling is None else scaling.layer()
+        save_predictor(file, predictor, shared.split.labelled.data.classes, tempered)
         storage.put(f"{prefix}predictor.pt", file.getbuffer())
 
 
@@ -52,7 +55,14 @@ def joined(best: Finalist, shared: SlotSetup) -> Trained:
     return Trained(JoinedEncoder([model.encoder for model in models], unit))
 
 
-def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool = False) -> None:
+def _calibration(scaling: Scaling | None) -> dict[str, dict[str, float]]:
+    """What the predictor's last layer does, for people."""
+    return {} if scaling is None else {"calibration": asdict(scaling)}
+
+
+def export_best(
+    best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool = False, scaling: Scaling | None = None
+) -> None:
     """``best/``, key by key and its scores last, which make it whole; ``join`` as in ``Selection``."""
     source, storage = best.exported, folder.storage
     assert source is not None
@@ -63,10 +73,15 @@ def export_best(best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool
     # The scores first: without them nobody takes an earlier winner's files for this one's.
     for key in (folder.SCORES, *storage.list(folder.BEST)):
         storage.delete(key)
-    export(model, shared, storage, folder.BEST)
+    export(model, shared, storage, folder.BEST, scaling)
     storage.put(f"{folder.BEST}checkpoint.pt", storage.get(source.checkpoint))
     spec = source.spec
-    config = {"method": spec.method, "encoder": encoder_facts(model, spec, shared), **dict(spec.values)}
+    config = {
+        "method": spec.method,
+        "encoder": encoder_facts(model, spec, shared),
+        **_calibration(scaling),
+        **dict(spec.values),
+    }
     folder.write_text(f"{folder.BEST}config.yaml", yaml.safe_dump(config, sort_keys=False))
     scores = {
         "trial": spec.trial,

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from methods.health import SIGNALS
+from methods.protocols.confidence import Reliability
 from orchestrator.engine.events import Predicted
 from orchestrator.engine.finalists import Finalist
 from orchestrator.engine.history import History
@@ -112,6 +113,18 @@ def learning_figure(curve: LearningCurve, labels: int, predicted: Predicted | No
         ticks = sorted({*(round(n) for n in curve.labels), labels, 2 * labels})
         axes.set_xticks(ticks, [str(n) for n in ticks])
         axes.minorticks_off()
+        _tidy(axes)
+
+    return svg(draw, 6.0, 3.0)
+
+
+def coverage_figure(sure: Reliability) -> str:
+    """Accuracy on the share of the test images that the model is surest of, against that share."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot(sure.coverage, sure.accuracy, ".-", color="#2563b0", linewidth=1)
+        axes.set(xlabel="share of the test images that are named, the surest first", ylabel="accuracy on them", xlim=(0, 1.02))
         _tidy(axes)
 
     return svg(draw, 6.0, 3.0)

@@ -21,6 +21,7 @@ from orchestrator.outputs.encoders import encoder_rows
 from orchestrator.outputs.leaderboard import ranked
 from orchestrator.outputs.plots import (
     central_figure,
+    coverage_figure,
     curves_figure,
     encoders_figure,
     health_figure,
@@ -29,7 +30,7 @@ from orchestrator.outputs.plots import (
     methods_figure,
     told_signals,
 )
-from orchestrator.outputs.verdict import Verdict, judges
+from orchestrator.outputs.verdict import Verdict, abstaining, judges, reliability_of
 from orchestrator.prepare import Prepared
 
 
@@ -57,6 +58,7 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
     environment.filters["span"] = span
     central = central_figure(history, space.knobs)
     health = health_figure(history, names, study.stop)
+    sure = reliability_of(board)
     html = environment.get_template("report.html").render(
         study=study,
         split=split,
@@ -72,6 +74,10 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
         encoders=encoder_rows(prepared, read_index(folder.storage)),
         encoders_figure=Markup(encoders_figure(history, board, list(space.labels))) if space.labels else None,
         methods_figure=Markup(methods_figure(history, board, names)),
+        sure=sure,
+        abstaining=abstaining(sure) if sure is not None else None,
+        scaling=history.calibrated.scaling if history.calibrated is not None else None,
+        coverage_figure=Markup(coverage_figure(sure)) if sure is not None else None,
         learning_figure=_learning(board, history, facts.labels),
         curves_figure=Markup(curves_figure(history, names)),
         health_figure=Markup(health) if health else None,

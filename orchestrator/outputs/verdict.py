@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from methods.protocols.confidence import Reliability
 from methods.protocols.contract import Difference, difference_of
 from methods.tasks import Facts
 from orchestrator.engine.events import Scored
@@ -17,6 +18,9 @@ from orchestrator.engine.prediction import learning_curve
 
 WORTH = 0.01
 """A gain that is worth more labels or more time."""
+
+NAMED = 0.8
+"""Share of the images whose accuracy is told where the others are left to a person."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ def verdict(history: History, facts: Facts) -> Verdict:
         f"Winner: {spec.title} (trial {spec.trial}), chosen by validation: {best.val:.1%} over {judges(best)}{facts.folds}.",
         _predicted(history),
         _of_test(best, facts),
+        _of_confidence(best),
         _against_runner_up(board, facts),
         _against_defaults(history, best, facts),
         _by_encoder(history),
@@ -121,6 +126,28 @@ def _of_test(best: Finalist, facts: Facts) -> str:
     return (
         f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} {models}, {first.n} {asked} ({facts.taken}); "
         f"95% interval of one model by the test set's size alone: {first.low:.1%} to {first.high:.1%}."
+    )
+
+
+def reliability_of(board: Sequence[Finalist]) -> Reliability | None:
+    """What the exported model's confidences are worth on the test; None where nothing calibrates them or no test was made."""
+    return board[0].tests[0].reliability if board and board[0].tests else None
+
+
+def abstaining(sure: Reliability) -> str:
+    """What leaving the doubtful to a person brings."""
+    return (
+        f"Of the {NAMED:.0%} of the test images that it is surest of {sure.at(NAMED):.1%} are right, of all {sure.at(1):.1%}."
+    )
+
+
+def _of_confidence(best: Finalist) -> str:
+    sure = reliability_of([best])
+    if sure is None:
+        return ""
+    return (
+        f"{abstaining(sure)} Its confidences are calibrated: error {sure.after:.1%} on the test, {sure.before:.1%} before,"
+        f" {sure.perfect_after:.1%} if they were perfect."
     )
 
 

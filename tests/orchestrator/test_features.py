@@ -25,8 +25,9 @@ from methods.tasks.classification import Classification
 from methods.training.clock import Fidelity
 from methods.training.on_features import frozen_encoder
 from methods.world import World
+from orchestrator.engine.examination import examine
 from orchestrator.engine.records import Assignment, Segment, SlotSetup, TrialSpec
-from orchestrator.engine.trial import SegmentRun, examine
+from orchestrator.engine.trial import SegmentRun
 from orchestrator.feature_cache import FeatureCache
 from orchestrator.features import INDEX, digest_of, embedded, open_values, remember_features, share_of_clock, showing_within
 

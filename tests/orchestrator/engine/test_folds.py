@@ -20,8 +20,9 @@ from methods.tasks import FewShotTask
 from methods.training import Training, TrainSettings
 from methods.training.clock import Fidelity
 from methods.world import World
+from orchestrator.engine.examination import examine
 from orchestrator.engine.records import Assignment, Report, Segment, SlotSetup, TrialSpec
-from orchestrator.engine.trial import SegmentRun, examine, load_training, trained
+from orchestrator.engine.trial import SegmentRun, load_training, trained
 from orchestrator.folder import load_tensors
 from orchestrator.outputs.export import export
 from search_spaces.domains import build

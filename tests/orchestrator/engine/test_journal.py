@@ -18,12 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.storage import LocalStorage, StorageError
+from methods.protocols.confidence import Reliability, Scaling
 from methods.training.clock import Fidelity
 from orchestrator.budgets import CpuHours, Epochs, Resources
 from orchestrator.engine import events, records
 from orchestrator.engine import journal as module
 from orchestrator.engine.events import (
     FORMAT,
+    Calibrated,
     Chosen,
     Ended,
     Event,
@@ -99,10 +101,14 @@ EVENTS: list[Event] = [
     SearchEnded("the budget of 8 trials is spent"),
     Selected([3, 1], 4, 3),
     Forgotten("0000"),
+    Calibrated(Scaling(1.5, 0.01, 100)),
     Predicted(0.91, 0.85, 0.95, 0.9, {"out_of_fold": 0.9}),
     Selected([]),
     Chosen(3, "0003-fold1-0"),
     events.Tested(records.TestScore("0003-refit-0", 3, 0.91, 1000, 0.89, 0.93)),
+    events.Tested(
+        records.TestScore("0003", 3, 0.9, 10, 0.8, 0.9, 7, 0.5, Reliability(0.2, 0.1, 0.1, 0.1, (0.5, 1), (1.0, 0.9)))
+    ),
     Extended(12),
 ]
 

@@ -26,8 +26,9 @@ from methods.protocols.contract import Protocol, Score, Trained, accuracy
 from methods.tasks import Classification
 from methods.training.clock import Fidelity
 from methods.world import World
+from orchestrator.engine.examination import examine
 from orchestrator.engine.records import Assignment, Report, Segment, SlotSetup, TrialSpec
-from orchestrator.engine.trial import SegmentRun, examine, load_training, training_of
+from orchestrator.engine.trial import SegmentRun, load_training, training_of
 from orchestrator.folder import load_tensors, save_tensors
 
 QUICK: dict[str, Any] = {"batch_size": 16}
