@@ -55,11 +55,11 @@ def export(
 ) -> Exported:
     """Writes a run folder's winner to one file.
 
-    ``onnx`` and ``torch`` (a torch.export program, which holds pickled code: it is written here and never read) take ``images``,
-    uint8 [N, 3, H, W] of any size, and give ``probabilities`` [N, K], calibrated (none after a few-shot study), and ``embedding``
-    [N, D]; resizing and normalisation are inside, and the class names are a JSON list in the metadata. What is written is
-    compared with the model on the study's test images. ``safetensors`` writes the weights, and beside them a JSON file that says
-    how the network is built.
+    ``onnx`` and ``torch`` (a torch.export program, which holds pickled code: it is written here and never read) take
+    ``images``, uint8 [N, 3, H, W] of any size, and give ``probabilities`` [N, K], calibrated (none after a few-shot study), and
+    ``embedding`` [N, D]. Resizing and normalisation are inside, and the class names are a JSON list in the metadata. What is
+    written is compared with the model on the study's test images. ``safetensors`` writes the weights, and beside them a JSON
+    file that says how the network is built.
 
     Args:
         target: the run folder.
@@ -91,7 +91,7 @@ def export(
         with _operation_named(best.method, format):
             answer = write(temporary, model, torch.zeros(2, 3, *_not_own(model), dtype=torch.uint8), about)
         most = _largest_difference(model, answer, images)
-    return Exported(path, f"{what}: the same answers, to {most:.0e}")
+    return Exported(path, f"{what}: the same answers, to {most:.1g}")
 
 
 def portable(best: Best) -> Portable:
@@ -115,10 +115,9 @@ def _images(result: Result, model: Portable, study: Any) -> tuple[list[Tensor], 
     except UserError:
         test = None
     if test is None:
-        random = torch.Generator().manual_seed(0)
-        return [
-            torch.randint(0, 256, (BATCH, 3, *_not_own(model)), generator=random, dtype=torch.uint8)
-        ], f"{BATCH} images of noise"
+        shape, random = (BATCH, 3, *_not_own(model)), torch.Generator().manual_seed(0)
+        noise = torch.randint(0, 256, shape, generator=random, dtype=torch.uint8)
+        return [noise], f"checked on {BATCH} images of noise, since the test images are not at hand"
     rows = np.unique(np.linspace(0, len(test) - 1, min(CHECKED, len(test))).round().astype(int))
     x = test.data.images.take(torch.from_numpy(test.index[rows]))
     x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
@@ -137,7 +136,8 @@ def _largest_difference(model: Portable, answer: Callable[[Tensor], Answers], im
             gap = float(np.abs(own - found).max()) / scale
             if not gap <= CLOSE:
                 raise UserError(
-                    f"the exported file's {name} differ from the model's by {gap:.1e}, more than {CLOSE:g}; try another format"
+                    f"the file must answer as the model does, to {CLOSE:g}, and its {name} differ by {gap:.1e};"
+                    " try another format"
                 )
             most = max(most, gap)
     return most
@@ -228,9 +228,7 @@ def _operation_named(method: str, format: str) -> Iterator[None]:
         raise
     except Exception as error:  # the exporters raise errors of many kinds, all of which say that something cannot be exported
         what = operation_of(error)
-        raise UserError(
-            f"the winner, of method {method}, cannot be exported as {format}: {what}; try another format"
-        ) from error
+        raise UserError(f"the winner ({method}) cannot be exported as {format}: {what}; try another format") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -138,9 +138,7 @@ def predict_test(
     rarest = 0.5 / (len(units) + 1)
     score = min(max(best.val - owed, rarest), 1 - rarest)
     curve = learning_curve(best, history, labels)
-    # A winner whose training reads no labels has its probe fitted on all of them; others only where they are refitted.
-    gains = bool(best.refits) or best.trial.spec.method in label_free
-    value, gain_sd = curve.at(labels, score) if gains else (score, 0.0)
+    value, gain_sd = curve.at(labels, score) if gains_labels(best, label_free) else (score, 0.0)
     # Where all was right the answers' own spread says nothing.
     answer = max(float(units.var(ddof=1)) if len(units) > 1 else 0.25, score * (1 - score))
     # Labels that judged, the final training's own luck, images of the test, and the labels' gain.
@@ -151,6 +149,13 @@ def predict_test(
     return Predicted(
         value, low, high, LEVEL, {"out_of_fold": best.val, "best_of_several": score - best.val, "labels": value - score}
     )
+
+
+def gains_labels(best: Finalist, label_free: frozenset[str]) -> bool:
+    """Whether the final fit has more labels than a fold's: a winner whose training reads none has its probe fitted on all of
+    them, others only where they are refitted.
+    """
+    return bool(best.refits) or best.trial.spec.method in label_free
 
 
 def _owed(board: Sequence[Finalist], history: History, seed: int) -> float:
