@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.connect import Connection
+from cluster.machine import Node
 from cluster.storage import LocalStorage, Storage
 from methods.batch import seed_of
 from methods.training.clock import Fidelity
+from methods.world import World
 from orchestrator.budgets import Ledger, Resources, Trials
 from orchestrator.engine.controller import Controller, Course
 from orchestrator.engine.events import FORMAT, Event, Opened, Started
 from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import Journal, read_journal
-from orchestrator.engine.records import Assignment, Report, Rung, TrialSpec
+from orchestrator.engine.records import Assignment, Report, Rung, SlotSetup, TrialSpec
 from orchestrator.engine.selection import Division, Finals
+from orchestrator.engine.trial import SegmentRun
 from orchestrator.strategies import AshaStopping, Problem, Strategy
 from orchestrator.strategies.sampler import Sampler
 from orchestrator.study import Selection
@@ -212,3 +217,21 @@ def configs() -> dict[str, type]:
 @pytest.fixture
 def killed() -> type[BaseException]:
     return Killed
+
+
+def _in_this_process(controller: Controller, shared: SlotSetup, plan: object) -> None:
+    slot = SegmentRun(shared, World())
+    while (given := controller.next_assignment()) is not None:
+        slot.begin(given)
+        while controller.receive(slot.advance()):
+            pass
+
+
+@pytest.fixture(scope="module")
+def without_ray() -> Iterator[None]:
+    """Studies of the module train in this process."""
+    connection = Connection("local", "found", (Node(1.0, 0.0, 2**30),))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["orchestrator.run"], "connect", lambda address: connection)
+        patch.setattr(sys.modules["orchestrator.run"], "run_slots", _in_this_process)
+        yield

@@ -13,22 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from cluster.connect import Connection
-from cluster.machine import Node
 from methods.data.records import LabelledSubset
 from methods.parts.heads import Tempered
 from methods.protocols.confidence import BINS, fit_scaling
 from methods.protocols.reliability import calibration_error
-from methods.world import World
 from orchestrator import Result, Study, resume, run
 from orchestrator import cli as cli_module
 from orchestrator.engine import events
-from orchestrator.engine.controller import Controller
 from orchestrator.engine.finalists import finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import read_journal
-from orchestrator.engine.records import SlotSetup
-from orchestrator.engine.trial import SegmentRun
+from orchestrator.engine.prediction import learning_curve
 from orchestrator.folder import load_tensors
 from orchestrator.predict import predict
 from orchestrator.prepare import prepare
@@ -40,24 +35,12 @@ STUDY = Study(
 )  # fmt: skip
 
 
-def in_this_process(controller: Controller, shared: SlotSetup, plan: object) -> None:
-    slot = SegmentRun(shared, World())
-    while (given := controller.next_assignment()) is not None:
-        slot.begin(given)
-        while controller.receive(slot.advance()):
-            pass
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    connection = Connection("local", "found", (Node(1.0, 0.0, 2**30),))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["orchestrator.run"], "connect", lambda address: connection)
-        patch.setattr(sys.modules["orchestrator.run"], "run_slots", in_this_process)
-        result = run(STUDY, tmp_path_factory.mktemp("sure") / "run")
-        before = (result.folder / "journal").stat().st_mtime_ns
-        resume(result.folder)
-        assert (result.folder / "journal").stat().st_mtime_ns == before, "a finished study is only looked at"
+def finished(without_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    result = run(STUDY, tmp_path_factory.mktemp("sure") / "run")
+    before = (result.folder / "journal").stat().st_mtime_ns
+    resume(result.folder)
+    assert (result.folder / "journal").stat().st_mtime_ns == before, "a finished study is only looked at"
     return result
 
 
@@ -86,7 +69,10 @@ def test_it_is_fitted_on_the_winners_folds_before_the_test_is_opened(finished: R
     logits, label = (torch.cat([each[name] for each in kept]).numpy() for name in ("logits", "label"))
     assert len(label) == 60
     assert history.calibrated is not None
-    assert history.calibrated.scaling.errors == pytest.approx((45 / 60) ** 0.4, abs=0.05), "three of four folds teach"
+    curve = learning_curve(finalists(history)[0], history, 60)
+    expected = (curve.labels[-1] / 60) ** curve.exponent
+    assert history.calibrated.scaling.errors == pytest.approx(expected), "all labels teach the final fit, not a fold's"
+    assert 0.3 < expected < 1
     assert history.calibrated.scaling == fit_scaling(logits.astype(np.float64), label, errors=history.calibrated.scaling.errors)
     assert finished.winner().calibration == history.calibrated.scaling
 
