@@ -7,14 +7,14 @@ log(1 - x)), ``m.log2(batch_size)`` (powers of two), ``m.temperature@normalise=F
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import Trial
 
 from search_spaces.domains import (
     Choice,
@@ -34,6 +34,16 @@ METHOD = "method"
 
 Override = Domain | Value
 """What a study may put in a knob's place: a range to search, or a value to fix."""
+
+
+class Asked(Protocol):
+    """What a configuration is asked of: an Optuna trial, or what answers like one."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -148,7 +158,24 @@ class Space:
             name = name.replace(f".{item.name}", f".log2({item.name})")
         return _Axis(name, domain)
 
-    def suggest(self, trial: Trial) -> Suggestion:
+    def only(self, method: str) -> Space:
+        """The space of one of the methods alone."""
+        made = copy.copy(self)
+        made.configs, made.knobs = {method: self.configs[method]}, {method: self.knobs[method]}
+        return made
+
+    def axes(self, method: str) -> tuple[str, ...]:
+        """The names of all parameters that a configuration of the method may have in Optuna, in order."""
+        found: dict[str, None] = {}
+        for item in self.knobs[method].values():
+            cases: list[dict[str, Value]] = [{}, *({v.when.knob: v.when.values[0]} for v in item.variants)]
+            for chosen in cases:
+                axis = self._axis(method, item, chosen)
+                if isinstance(axis, _Axis):
+                    found[axis.name] = None
+        return tuple(found)
+
+    def suggest(self, trial: Asked) -> Suggestion:
         """Asks Optuna for one configuration, define-by-run."""
         method = str(trial.suggest_categorical(METHOD, self.methods)) if len(self.methods) > 1 else self.methods[0]
         chosen: dict[str, Value] = {}
@@ -281,7 +308,7 @@ def _parse_range(raw: dict[str, Any], item: Knob | None, where: str) -> Domain:
         raise KnobError(f"{where}: {error}") from error
 
 
-def _ask(trial: Trial, axis: _Axis) -> Any:
+def _ask(trial: Asked, axis: _Axis) -> Any:
     d = axis.distribution()
     if isinstance(d, CategoricalDistribution):
         return trial.suggest_categorical(axis.name, d.choices)

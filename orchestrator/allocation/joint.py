@@ -1,9 +1,12 @@
-"""Suggests configurations: an Optuna study, conditional on the method, that learns from a study's history.
+"""One model over everything: Optuna's TPE over methods and their knobs together, conditional on the method.
 
 Semantics that Ray's own OptunaSearch does not have: every method's defaults come first; the supervised baseline is tuned with
 no fewer trials than the others get on average; a trial stopped early is told as pruned with its intermediate values, a
 diverged or failing one as failed; nothing is left running. Each suggestion is a fixed
 function of the seed and of what has been told, so a replayed journal searches on as if it had never stopped.
+
+It learns little of any method but the best: TPE takes its good trials from the whole search and then keeps of those the ones
+that have a method's knobs. And what a suggestion costs grows with the search. Both are why there are two levels.
 """
 
 from __future__ import annotations
@@ -11,15 +14,21 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
 
 import optuna
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
+from pydantic import Field as Number
 
 from methods.batch import seed_of
+from orchestrator.allocation.contract import Field
+from orchestrator.allocation.standings import BASELINE
 from orchestrator.engine.events import Ended, Event, Scored, TrialStarted
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Configuration, Trial
+from orchestrator.samplers.frozen import STATES, frozen
 from search_spaces.domains import Value
 from search_spaces.space import METHOD, Space, Suggestion
 
@@ -28,20 +37,29 @@ _ATTEMPTS, _MODELLED = 100, 10
 repeat itself in a small space, where chance finds what is left. After that a configuration is tried again.
 """
 
-BASELINE = "supervised"
-"""The method whose trials are kept up with the others': a yardstick tuned less than what it measures flatters everything
-(Oliver et al. 2018, arXiv:1804.09170)."""
 
-_STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+@dataclass(frozen=True)
+class JointTpe:
+    """``allocation: tpe``: the model that chooses the method chooses the knobs as well.
+
+    Attributes:
+        startup: random trials before anything is modelled, the defaults among them; None for twice the methods, 10 at least.
+    """
+
+    startup: Annotated[int, Number(ge=1)] | None = None
+
+    def why(self, field: Field) -> str:
+        """Why the methods have got the trials that they have, for people: a clause that ends a sentence."""
+        return "one model over all methods and knobs (TPE) went where the best scores of the whole search were"
 
 
-class Sampler:
+class Joint:
     """Suggests configurations and learns from their scores.
 
     Args:
         space: what may be tried.
         seed: of the suggestions.
-        startup: random trials before anything is modelled; the methods' defaults count among them.
+        startup: as in ``JointTpe``.
     """
 
     def __init__(self, space: Space, seed: int, startup: int | None = None) -> None:
@@ -135,7 +153,7 @@ class Sampler:
                     self._reported.add((event.key, step))
                     self._open[event.key].report(event.rung.value, step)
             case Ended() if event.key in self._open:
-                trial, state = self._open.pop(event.key), _STATES[event.status]
+                trial, state = self._open.pop(event.key), STATES[event.status]
                 value = history.trials[event.key].value if state == TrialState.COMPLETE else None
                 self.study.tell(trial, value, state=state)
 
@@ -157,20 +175,6 @@ class Sampler:
         for trial in useful:
             self.study.add_trial(frozen(self.space, trial))
         return len(useful)
-
-
-def frozen(space: Space, trial: Trial) -> FrozenTrial:
-    """An ended trial as Optuna stores it."""
-    parameters, distributions = space.parameters(Suggestion(trial.spec.method, trial.spec.values))
-    state = _STATES[trial.status]
-    return create_trial(
-        state=state,
-        value=trial.value if state == TrialState.COMPLETE else None,
-        params=parameters,
-        distributions=distributions,
-        intermediate_values={round(rung.epoch): rung.value for rung in trial.rungs},
-        user_attrs={"key": trial.spec.key, "reason": trial.reason, "seconds": trial.seconds},
-    )
 
 
 def _identity(suggestion: Suggestion) -> tuple[str, tuple[tuple[str, Value], ...]]:
