@@ -138,8 +138,8 @@ class Finals:
         if not line:
             return plans[0]
         bears = SHARE * history.search_effort()
-        fit = [plan for plan in plans if sum(t.effort * n for t, n in self._trainings(line, plan)) <= bears]
-        return fit[-1] if fit else plans[0]
+        fits = (plan for plan in reversed(plans) if sum(t.effort * n for t, n in self._trainings(line, plan)) <= bears)
+        return next(fits, plans[0])
 
     def _plans(self) -> list[Plan]:
         """Plans to choose from, each larger than the one before."""

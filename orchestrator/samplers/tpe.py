@@ -26,7 +26,7 @@ class Tpe(Sampler):
         together: whether knobs are modelled together, by groups that are active at once, or each for itself.
     """
 
-    startup: Annotated[int, Field(ge=1)] = 10
+    startup: Annotated[int, Field(ge=1)] = 5
     together: bool = True
 
     def optuna(self, draw: Draw) -> BaseSampler:
