@@ -3,8 +3,8 @@
     python tests/results/allocation.py [--seeds 30] [--only allocation strategy]
     python tests/results/allocation.py --page      # rebuilds the page from the rows alone
 
-Every search appends one line to ``tests/results/allocation.jsonl``; those that are there are skipped, so that the command goes on
-where it was stopped.
+Every search appends one line to ``tests/results/allocation.jsonl``; those that are there are skipped, so that the command goes
+on where it was stopped.
 
 **Synthetic scores.** Ten methods; at their best they reach .50 to .77 in steps of .03. A configuration's score is that, less .1
 for every decade that its learning rate lies from the method's own optimum, which is drawn from the 3.5 decades of its range;
@@ -14,8 +14,8 @@ noise of sd .01 on every training; four knobs do nothing. The defaults lie in th
 points: the mean over all ten methods, and over the three best. **Regret of the choice** is .77 less the noiseless score of the
 configuration that scored best of all.
 
-For strategies, trainings have nine epochs; on the way there a configuration is behind its last score by a method's own gap (0 to
-20 points, drawn) times the share of log-epochs that are left, so that early scores mislead between methods; budgets are epochs.
+For strategies, trainings have nine epochs; on the way there a configuration is behind its last score by a method's own gap
+(0 to 20 points, drawn) times the share of log-epochs that are left, so that early scores mislead between methods; budgets are epochs.
 """
 
 from __future__ import annotations
@@ -242,8 +242,8 @@ def page(rows: Sequence[Row]) -> str:
 def _lines(rows: Sequence[Row]) -> Iterator[str]:
     yield "# Which method next, with which knobs, and who goes on"
     yield ""
-    yield f"Written by `python tests/results/allocation.py --page` from {len(rows)} simulated searches; its first lines say what is"
-    yield "measured. Points of regret, mean and 95% interval over seeds."
+    yield f"Written by `python tests/results/allocation.py --page` from {len(rows)} simulated searches; its first lines say what"
+    yield "is measured. Points of regret, mean and 95% interval over seeds."
     for part in ("allocation", "strategy"):
         yield from _tables(part, [row for row in rows if row.part == part])
     yield from _bars([row for row in rows if row.part == "allocation"])
@@ -255,7 +255,10 @@ def _tables(part: str, rows: Sequence[Row]) -> Iterator[str]:
         yield ""
         yield f"## {'Allocation and sampler' if part == 'allocation' else 'Strategy'}: {budget} {unit}"
         yield ""
-        yield "| strategy | allocation | sampler | n | all ten | three best | choice | trials, worst method to best | ms a trial |"
+        yield (
+            "| strategy | allocation | sampler | n | all ten | three best | choice | trials, worst method to best |"
+            " ms a trial |"
+        )
         yield "|---|---|---|---|---|---|---|---|---|"
         for case in cases(part):
             of = [r for r in rows if r.budget == budget and (r.strategy, r.allocation, r.sampler) == case]

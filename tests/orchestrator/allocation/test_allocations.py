@@ -115,7 +115,9 @@ def test_each_says_why() -> None:
         made = kind()
         for started in (3, 40):
             said = made.why(field(dict.fromkeys("abcd", started), {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}))
-            assert said and "\n" not in said and not said.endswith("."), name
+            assert said, name
+            assert "\n" not in said
+            assert not said.endswith(".")
     assert isinstance(ALLOCATIONS["tpe"](), JointTpe)
 
 

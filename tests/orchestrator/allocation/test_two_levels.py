@@ -1,4 +1,4 @@
-"""Two levels: defaults first, the baseline's due, nothing twice, and a replayed search that goes on as if it had never stopped."""
+"""Two levels: defaults first, the baseline's due, nothing twice, and a replayed search that goes on like the live one."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -179,7 +180,7 @@ def test_hyperband_halves_each_bracket_by_itself() -> None:
         members[Hyperband().bracket(problem, trial.spec.trial)].append(trial)
     for bracket, trials in members.items():
         sampled = [t for t in trials if t.spec.origin != "defaults"]
-        for rung, above in zip(RUNGS, RUNGS[1:], strict=False):
+        for rung, above in pairwise(RUNGS):
             there = [t for t in sampled if t.spec.key in history.scores_at(rung)]
             on = [t for t in sampled if t.spec.key in history.scores_at(above)] if rung.amount >= bracket.first.amount else []
             if not there or rung.amount < bracket.first.amount:
