@@ -15,7 +15,8 @@ points: the mean over all ten methods, and over the three best. **Regret of the 
 configuration that scored best of all.
 
 For strategies, trainings have nine epochs; on the way there a configuration is behind its last score by a method's own gap
-(0 to 20 points, drawn) times the share of log-epochs that are left, so that early scores mislead between methods; budgets are epochs.
+(0 to 20 points, drawn) times the share of log-epochs that are left, so that early scores mislead between methods; budgets are
+epochs.
 """
 
 from __future__ import annotations
@@ -242,8 +243,8 @@ def page(rows: Sequence[Row]) -> str:
 def _lines(rows: Sequence[Row]) -> Iterator[str]:
     yield "# Which method next, with which knobs, and who goes on"
     yield ""
-    yield f"Written by `python tests/results/allocation.py --page` from {len(rows)} simulated searches; its first lines say what"
-    yield "is measured. Points of regret, mean and 95% interval over seeds."
+    yield f"Written by `python tests/results/allocation.py --page` from {len(rows)} simulated searches; its first lines say"
+    yield "what is measured. Points of regret, mean and 95% interval over seeds."
     for part in ("allocation", "strategy"):
         yield from _tables(part, [row for row in rows if row.part == part])
     yield from _bars([row for row in rows if row.part == "allocation"])
