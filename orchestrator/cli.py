@@ -237,10 +237,10 @@ def submit(
 @app.command(epilog="Example: labelwise schema > study.schema.json")
 def schema() -> None:
     """The study file's JSON Schema, for editors and programs."""
-    from orchestrator.strategies import STRATEGIES
+    from orchestrator.choices import NAMES
     from orchestrator.study.schema import study_schema
 
-    typer.echo(json.dumps(study_schema(list(STRATEGIES)), indent=2))
+    typer.echo(json.dumps(study_schema(NAMES), indent=2))
 
 
 @app.command(epilog="Example: labelwise journal runs/demo --json")

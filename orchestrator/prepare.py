@@ -11,7 +11,6 @@ from importlib.metadata import version
 from typing import Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from cluster.machine import Node
 from cluster.plan import ResourcePlan, plan_resources
@@ -26,7 +25,9 @@ from methods.protocols.contract import Protocol
 from methods.tasks import Facts, Task
 from methods.training.clock import Fidelity
 from methods.world import World
+from orchestrator.allocation import Joint, JointTpe, TwoLevels
 from orchestrator.budgets import BUDGETS, Budget, Epochs, Ledger, Resources, Trials
+from orchestrator.choices import allocation_of, sampler_of, strategy_of
 from orchestrator.engine.controller import Course
 from orchestrator.engine.events import Opened
 from orchestrator.engine.health import HealthLimits
@@ -36,10 +37,8 @@ from orchestrator.engine.records import SlotSetup, Trial, TrialSpec
 from orchestrator.engine.selection import Division, Finals
 from orchestrator.engine.trial import training_of
 from orchestrator.folder import RunFolder
-from orchestrator.strategies import STRATEGIES, Problem, Strategy
-from orchestrator.strategies.sampler import Sampler
+from orchestrator.strategies import Problem
 from orchestrator.study import Study, StudyError
-from search_spaces.domains import nearest
 from search_spaces.space import Space
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "learn2learn", "tensorboard", "numpy", "scikit-learn")
@@ -209,29 +208,6 @@ def budgets_of(study: Study, trials: int | None) -> tuple[Budget, ...]:
     return (*counted, *(BUDGETS[name](amount) for name, amount in amounts.items()), *study.budget.objects())
 
 
-def strategy_of(study: Study) -> Strategy:
-    """The study's strategy. Raises StudyError on an unknown name (the near ones shown) or setting."""
-    chosen = study.strategy_choice()
-    if not isinstance(chosen, tuple):
-        return chosen
-    name, settings = chosen
-    if name not in STRATEGIES:
-        raise StudyError(f"{name} is not a strategy{nearest(name, STRATEGIES)}")
-    kind = STRATEGIES[name]
-    known = {field.name for field in dataclasses.fields(kind)}
-    unknown = next((key for key in settings if key not in known), None)
-    if unknown is not None:
-        raise StudyError(f"strategy.{name}.{unknown} is not a setting{nearest(unknown, known)}")
-    # Files of before the strategy had a name give its reduction beside it.
-    inherited = {"reduction": study.reduction} if "reduction" in known else {}
-    try:
-        return TypeAdapter(kind).validate_python({**inherited, **settings})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in ("strategy", name, *first["loc"]))
-        raise StudyError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}") from None
-
-
 def plan_for(study: Study, nodes: Sequence[Node]) -> ResourcePlan:
     """How the machines are divided among the study's trials."""
     return plan_resources(nodes, workers_per_trial=study.workers, slots=study.slots, trials=study.trials)
@@ -241,6 +217,14 @@ def resources_of(plan: ResourcePlan) -> Resources:
     """What trains at a time, as budgets count it."""
     workers = plan.workers_per_trial
     return Resources(plan.slots, float(plan.threads_per_worker * workers), plan.gpus_per_worker * workers)
+
+
+def proposer_of(study: Study, space: Space) -> Joint | TwoLevels:
+    """What suggests the study's configurations."""
+    allocation = allocation_of(study)
+    if isinstance(allocation, JointTpe):
+        return Joint(space, study.seed, allocation.startup)
+    return TwoLevels(space, study.seed, allocation, sampler_of(study))
 
 
 def course_of(
@@ -262,10 +246,10 @@ def course_of(
     """
     first = {name: method.min_epochs for name, method in study.catalogue().items()}
     ledger = Ledger(budgets_of(study, trials), resources, finals.trainings_after)
-    sampler = Sampler(space, study.seed)
-    sampler.seed_from(earlier)
+    proposer = proposer_of(study, space)
+    proposer.seed_from(earlier)
     in_one_go = on_features(study.catalogue().values())
-    problem = Problem(study.seed, space.methods, rungs_of(study), first, sampler, ledger, in_one_go)
+    problem = Problem(study.seed, space.methods, rungs_of(study), first, proposer, ledger, in_one_go)
     return Course(problem, strategy_of(study), finals, ledger, HealthLimits(study.stop, first))
 
 

@@ -1,4 +1,4 @@
-"""For people who write their own strategies, budgets and tasks: a study's course without training, and what each owes.
+"""For people who write what a study's search is made of: a study's course without training, and what each part owes.
 
 ``simulate`` runs a study's strategy against a function that pretends to train; the ``check_`` functions raise AssertionError
 with a sentence where a contract is broken, and belong into one's own tests.
@@ -7,17 +7,20 @@ with a sentence where a contract is broken, and belong into one's own tests.
 from __future__ import annotations
 
 from methods.tasks.testing import check_task
+from orchestrator.allocation import Allocation, JointTpe
 from orchestrator.budgets import Budget, Resources
+from orchestrator.choices import strategy_of
 from orchestrator.engine.controller import Course
-from orchestrator.engine.events import Event, decode, encode
+from orchestrator.engine.events import Ended, Event, TrialStarted, decode, encode
 from orchestrator.engine.history import History
 from orchestrator.engine.selection import Division, Finals
 from orchestrator.engine.simulation import Pretend, play
 from orchestrator.prepare import course_of
+from orchestrator.samplers import Sampler
 from orchestrator.strategies import Problem, Strategy
 from orchestrator.study import Spending, Study
 
-__all__ = ["Pretend", "check_budget", "check_strategy", "check_task", "simulate"]
+__all__ = ["Pretend", "check_allocation", "check_budget", "check_sampler", "check_strategy", "check_task", "simulate"]
 
 
 def simulate(study: Study, score: Pretend, slots: int = 1) -> list[Event]:
@@ -43,7 +46,33 @@ def check_strategy(strategy: Strategy, study: Study, score: Pretend, slots: int 
     Returns:
         The study's history.
     """
-    study = study.model_copy(update={"strategy": strategy})
+    return _check_search(study.model_copy(update={"strategy": strategy}), score, slots)
+
+
+def check_allocation(allocation: Allocation | JointTpe, study: Study, score: Pretend, slots: int = 2) -> History:
+    """Holds an allocation to its contract, on a simulated study: as ``check_strategy``, and every method's defaults come first.
+
+    Returns:
+        The study's history.
+    """
+    history = _check_search(study.model_copy(update={"allocation": allocation}), score, slots)
+    first = [(t.spec.method, t.spec.origin) for t in history.search()[: len(study.method_names)]]
+    assert first == [(name, "defaults") for name in study.method_names], f"the defaults must come first, got {first}"
+    return history
+
+
+def check_sampler(sampler: Sampler, study: Study, score: Pretend, slots: int = 2) -> History:
+    """Holds a sampler to its contract, on a simulated study: as ``check_strategy``, so that it draws alike from a journal.
+
+    Returns:
+        The study's history.
+    """
+    return _check_search(study.model_copy(update={"sampler": sampler}), score, slots)
+
+
+def _check_search(study: Study, score: Pretend, slots: int) -> History:
+    """The history of a study that was held to what every search owes."""
+    strategy = strategy_of(study)
     events = simulate(study, score, slots)
     assert events == simulate(study, score, slots), "the same study twice must take the same course"
     history = History(events)
@@ -56,7 +85,10 @@ def check_strategy(strategy: Strategy, study: Study, score: Pretend, slots: int 
     grown, problem = History(events[:2]), _problem(study, slots)
     step = max(1, len(events) // 20)
     for cut in range(2, len(events)):
-        if grown.search_ended is None and cut % step == 0:
+        # A journal never holds half a turn: a trial without its first segment, or at the top without its end.
+        upcoming = events[cut]
+        torn = isinstance(events[cut - 1], TrialStarted) or (isinstance(upcoming, Ended) and upcoming.status == "finished")
+        if grown.search_ended is None and cut % step == 0 and not torn:
             read = History([decode(encode(event).encode()) for event in events[:cut]])
             live, replayed = strategy.next(problem, grown), strategy.next(_problem(study, slots), read)
             assert live == replayed, f"after {cut} events the strategy decides otherwise from the journal"

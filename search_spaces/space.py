@@ -8,14 +8,14 @@ transforms keep Optuna's scales honest and stand in the name: ``m.1-momentum`` (
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import Trial
 
 from search_spaces.domains import (
     Choice,
@@ -35,6 +35,16 @@ METHOD, ENCODER = "method", "encoder"
 
 Override = Domain | Value
 """What a study may put in a knob's place: a range to search, or a value to fix."""
+
+
+class Asked(Protocol):
+    """What a configuration is asked of: an Optuna trial, or what answers like one."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -172,6 +182,25 @@ class Space:
             name = name.replace(f".{item.name}", f".log2({item.name})")
         return _Axis(name, domain)
 
+    def only(self, method: str) -> Space:
+        """The space of one of the methods alone."""
+        made = copy.copy(self)
+        made.configs, made.knobs = {method: self.configs[method]}, {method: self.knobs[method]}
+        made.encoders = {method: self.encoders[method]} if method in self.encoders else {}
+        return made
+
+    def axes(self, method: str) -> tuple[str, ...]:
+        """The names of all parameters that a configuration of the method may have in Optuna, in order."""
+        which = self._encoder_axis(method)
+        found: dict[str, None] = {which.name: None} if isinstance(which, _Axis) else {}
+        for item in self.knobs[method].values():
+            cases: list[dict[str, Value]] = [{}, *({v.when.knob: v.when.values[0]} for v in item.variants)]
+            for chosen in cases:
+                axis = self._axis(method, item, chosen)
+                if isinstance(axis, _Axis):
+                    found[axis.name] = None
+        return tuple(found)
+
     def _encoder_axis(self, method: str) -> _Axis | str:
         """The axis of the encoder, which all methods with the same choice share, or the only label."""
         labels = self.encoders.get(method, ("",))
@@ -181,7 +210,7 @@ class Space:
         name = ENCODER if set(labels) == searched else f"{ENCODER}@{'|'.join(labels)}"
         return _Axis(name, Choice(labels))
 
-    def suggest(self, trial: Trial) -> Suggestion:
+    def suggest(self, trial: Asked) -> Suggestion:
         """Asks Optuna for one configuration, define-by-run."""
         method = str(trial.suggest_categorical(METHOD, self.methods)) if len(self.methods) > 1 else self.methods[0]
         which = self._encoder_axis(method)
@@ -323,7 +352,7 @@ def _parse_range(raw: dict[str, Any], item: Knob | None, where: str) -> Domain:
         raise KnobError(f"{where}: {error}") from error
 
 
-def _ask(trial: Trial, axis: _Axis) -> Any:
+def _ask(trial: Asked, axis: _Axis) -> Any:
     d = axis.distribution()
     if isinstance(d, CategoricalDistribution):
         return trial.suggest_categorical(axis.name, d.choices)

@@ -85,26 +85,32 @@ class Ledger:
     resources: Resources = Resources()
     afterwards: Trainings = no_trainings
 
-    def spent_out(self, history: History) -> Budget | None:
+    def spent_out(self, history: History, to_come: Sequence[tuple[Trial, float]] = ()) -> Budget | None:
         """The first budget that the search has used up, the selection's share kept; None while all hold."""
-        return next((b for b in self.budgets if not self._holds(b, history)), None)
+        return self._exceeded(self.budgets, history, to_come)
 
-    def may_start(self, history: History) -> bool:
-        """Whether another trial may start."""
-        return self.spent_out(history) is None
+    def may_start(self, history: History, to_come: Sequence[tuple[Trial, float]] = ()) -> bool:
+        """Whether another trial may start, with what is ``to_come`` in any case: trainings like these, how many of each."""
+        return self.spent_out(history, to_come) is None
 
     def must_stop(self, history: History) -> Budget | None:
         """The budget because of which trials under way end now, or None."""
-        return next((b for b in self.budgets if b.stops_running and not self._holds(b, history)), None)
+        return self._exceeded([budget for budget in self.budgets if budget.stops_running], history)
 
     def allows(self, history: History, trainings: Sequence[tuple[Trial, float]]) -> bool:
         """Whether these trainings still fit after the search, the closing included."""
         return all(self._left(b, history) >= self._cost(b, trainings) for b in self.budgets if b.stops_running)
 
-    def _holds(self, budget: Budget, history: History) -> bool:
-        # The selection's trainings cost no trials and no labels.
-        kept = self._cost(budget, self.afterwards(history)) if budget.stops_running else 0.0
-        return self._left(budget, history) > kept
+    def _exceeded(
+        self, budgets: Sequence[Budget], history: History, to_come: Sequence[tuple[Trial, float]] = ()
+    ) -> Budget | None:
+        """The first of these that leaves too little for what comes after the search; for trials and labels that is nothing."""
+        keeps = any(budget.stops_running for budget in budgets)
+        kept = [*self.afterwards(history), *to_come] if keeps else []
+        for budget in budgets:
+            if self._left(budget, history) <= (self._cost(budget, kept) if budget.stops_running else 0.0):
+                return budget
+        return None
 
     def _left(self, budget: Budget, history: History) -> float:
         return budget.amount - budget.spent(history, self.resources) - budget.closing(history)

@@ -18,7 +18,7 @@ class Epochs(Budget):
     amount: float
 
     def spent(self, history: History, resources: Resources) -> float:
-        return sum(trial.epochs - trial.inherited for trial in history.trials.values())
+        return history.epochs_trained()
 
     def cost(self, trial: Trial, share: float, resources: Resources) -> float:
         return trial.epochs * share

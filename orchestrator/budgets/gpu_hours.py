@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from methods.training.clock import Fidelity
 from orchestrator.budgets.contract import Budget, Resources
-from orchestrator.budgets.cpu_hours import again, busy
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 from search_spaces.domains import UserError
@@ -22,10 +21,10 @@ class GpuHours(Budget):
     amount: float
 
     def spent(self, history: History, resources: Resources) -> float:
-        return sum(busy(trial) for trial in history.trials.values()) * resources.gpus / 3600
+        return history.busy_seconds() * resources.gpus / 3600
 
     def cost(self, trial: Trial, share: float, resources: Resources) -> float:
-        return share * again(trial) * resources.gpus / 3600
+        return share * trial.busy_again * resources.gpus / 3600
 
     def check(self, resources: Resources, top: Fidelity) -> None:
         if not resources.gpus:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from orchestrator.budgets.contract import Budget, Resources
-from orchestrator.budgets.cpu_hours import again
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 
@@ -35,8 +34,7 @@ class Minutes(Budget):
         return history.elapsed / 60
 
     def cost(self, trial: Trial, share: float, resources: Resources) -> float:
-        return share * (again(trial) + TURNAROUND) / resources.slots / 60
+        return share * (trial.busy_again + TURNAROUND) / resources.slots / 60
 
     def closing(self, history: History) -> float:
-        scoring = max((rung.seconds for trial in history.search() for rung in trial.rungs[-1:]), default=0.0)
-        return (REPORTING + EACH * len(history.search()) + TESTING * scoring) / 60
+        return (REPORTING + EACH * len(history.search()) + TESTING * history.longest_scoring()) / 60

@@ -215,8 +215,8 @@ class Controller:
 
     def _nothing_works(self) -> bool:
         """Whether every trial has failed so far, often enough that no more time should go into others."""
-        ended = [trial for trial in self.history.search() if trial.status != "running"]
-        return len(ended) >= FAILURES * len(self.course.problem.methods) and all(t.status == "failed" for t in ended)
+        totals = self.history.totals
+        return totals.failed == totals.ended >= FAILURES * len(self.course.problem.methods)
 
     def _carry_out(self, decision: Decision) -> bool:
         """Lets a decision of the search count; False where the controller must wait for a slot's word."""

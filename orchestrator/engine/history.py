@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ from orchestrator.engine.events import (
 )
 from orchestrator.engine.journal import JournalError
 from orchestrator.engine.records import TestScore, Trial
+from orchestrator.engine.totals import Totals
 
 
 class History:
@@ -43,6 +45,7 @@ class History:
             calibrated, its predicted test score, the test scores.
         now: time of the newest event, the only clock that a decision may read.
         elapsed: seconds that the study has run, without the time that it lay killed.
+        totals: of the trials that have ended.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
@@ -63,6 +66,9 @@ class History:
         self._search: list[Trial] = []
         self._running: dict[str, Trial] = {}
         self._scores: dict[Fidelity, dict[str, float]] = defaultdict(dict)
+        # At each rung the scores in order, best first, of equals the earlier trial.
+        self._order: dict[Fidelity, list[tuple[float, int]]] = defaultdict(list)
+        self.totals = Totals()
         for number, event in enumerate(events, start=1):
             try:
                 self.add(event)
@@ -107,7 +113,7 @@ class History:
                 trial = self.trials[event.key]
                 trial.rungs[:] = [r for r in trial.rungs if r.epoch < event.rung.epoch] + [event.rung]
                 if trial.spec.purpose == "search" and math.isfinite(event.rung.value):
-                    self._scores[event.at][event.key] = event.rung.value
+                    self._enter(event.at, trial, event.rung.value)
             case Reached():
                 trial = self.trials[event.key]
                 trial.done, trial.checkpoint, trial.segment = event.done, event.checkpoint, None
@@ -115,7 +121,8 @@ class History:
             case Ended():
                 trial = self.trials[event.key]
                 trial.status, trial.reason, trial.segment = event.status, event.reason, None
-                self._running.pop(event.key, None)
+                if self._running.pop(event.key, None) is not None:
+                    self.totals.add(trial)
             case Forgotten():
                 self.trials[event.key].checkpoint = None
             case SearchEnded():
@@ -130,6 +137,14 @@ class History:
                 self.predicted = event
             case Tested():
                 self.tests.append(event.score)
+
+    def _enter(self, at: Fidelity, trial: Trial, value: float) -> None:
+        """A trial's score at a rung, its first there or a newer one."""
+        scores, order = self._scores[at], self._order[at]
+        if trial.spec.key in scores:
+            order.remove((-scores[trial.spec.key], trial.spec.trial))
+        scores[trial.spec.key] = value
+        bisect.insort(order, (-value, trial.spec.trial))
 
     def _back_to_checkpoint(self, trial: Trial) -> None:
         """What was trained after the newest checkpoint is trained again: its epochs did not happen."""
@@ -162,6 +177,27 @@ class History:
     def scores_at(self, at: Fidelity) -> dict[str, float]:
         """Finite scores of the search at a rung, by key, each trial's newest."""
         return self._scores[at]
+
+    def place_at(self, at: Fidelity, key: str) -> int:
+        """How many trials of the search have a better score at a rung than this one, which has one there."""
+        return bisect.bisect_left(self._order[at], (-self._scores[at][key], self.trials[key].spec.trial))
+
+    def epochs_trained(self) -> float:
+        """Epochs that all trials, of the search and after it, have trained."""
+        return self.totals.epochs.total(trial.own_epochs for trial in self._running.values())
+
+    def busy_seconds(self) -> float:
+        """Seconds in which all trials, of the search and after it, kept a slot busy."""
+        return self.totals.busy.total(trial.busy for trial in self._running.values())
+
+    def search_effort(self) -> float:
+        """What the search's trials have cost together, as ``Trial.effort``."""
+        return self.totals.effort.total(t.effort for t in self._running.values() if t.spec.purpose == "search")
+
+    def longest_scoring(self) -> float:
+        """Seconds of the longest newest scoring of a trial of the search."""
+        running = (trial.scoring for trial in self._running.values() if trial.spec.purpose == "search")
+        return max(self.totals.scoring, *running, 0.0)
 
     def curve(self, key: str) -> list[Trained]:
         """A trial's epochs in order; what was trained again after a resume stands once."""

@@ -292,6 +292,31 @@ class Trial:
         return self.seconds * self.epochs / own if self.inherited and own > 0 else self.seconds
 
     @property
+    def own_epochs(self) -> float:
+        """Epochs that it has trained itself."""
+        return self.epochs - self.inherited
+
+    @property
+    def scoring(self) -> float:
+        """Seconds that its newest scoring took."""
+        return self.rungs[-1].seconds if self.rungs else 0.0
+
+    @property
+    def busy(self) -> float:
+        """Seconds in which it kept its slot busy."""
+        return self.seconds + sum(rung.seconds for rung in self.rungs)
+
+    @property
+    def busy_again(self) -> float:
+        """Seconds in which another such training, from nothing, would keep a slot busy."""
+        return self.seconds_from_nothing + sum(rung.seconds for rung in self.rungs)
+
+    @property
+    def effort(self) -> float:
+        """What another such training costs: epochs, which are the same in every run of a study; by the clock seconds."""
+        return self.busy_again if self.done is not None and self.done.unit == "seconds" else float(self.epochs)
+
+    @property
     def value(self) -> float | None:
         """The newest score, or None."""
         return self.rungs[-1].value if self.rungs else None

@@ -9,7 +9,6 @@ import numpy as np
 
 from methods.batch import seed_of
 from orchestrator.budgets.contract import Ledger
-from orchestrator.budgets.cpu_hours import again as seconds_again
 from orchestrator.engine.events import Selected
 from orchestrator.engine.finalists import compare, finalists
 from orchestrator.engine.history import History
@@ -65,15 +64,9 @@ def ranked(finished: Sequence[Trial]) -> list[Trial]:
     return sorted(scored, key=lambda t: (-(t.value or 0.0), t.spec.trial))
 
 
-def again(trial: Trial) -> float:
-    """What another such training costs: epochs, which are the same in every run of a study; by the clock seconds."""
-    by_clock = trial.done is not None and trial.done.unit == "seconds"
-    return seconds_again(trial) if by_clock else float(trial.epochs)
-
-
 def _size(trial: Trial) -> tuple[float, float]:
     """What orders trainings by their cost: seconds alone would differ from run to run."""
-    return again(trial), trial.seconds_from_nothing
+    return trial.effort, trial.seconds_from_nothing
 
 
 def lineup(finished: Sequence[Trial], most: int) -> list[Trial]:
@@ -127,7 +120,7 @@ class Finals:
     def select(self, history: History) -> Selected:
         """The finalists, best first by the search's score, and how they are judged."""
         finished = [t for t in history.search() if t.status == "finished"]
-        plan = self._plan(finished, history)
+        plan = self._plan(lineup(finished, self.most), history)
         chosen = [t.spec.trial for t in contenders(finished, plan.top)]
         return Selected(chosen, plan.folds, plan.rounds, plan.folds in self.division.nested)
 
@@ -136,17 +129,22 @@ class Finals:
 
         While too few trials have finished, the longest one stands for those to come.
         """
-        finished = [t for t in history.search() if t.status == "finished"]
-        return self._trainings(lineup(finished, self.most), self._plan(finished, history)) if finished else []
+        # Asked again and again: of all that finished those few who may come in.
+        line = lineup(history.totals.leaders(self.most), self.most)
+        return self._trainings(line, self._plan(line, history)) if line else []
 
-    def _plan(self, finished: Sequence[Trial], history: History) -> Plan:
-        """The largest plan that costs at most ``SHARE`` of what the search has; the smallest where none does."""
-        plans, line = self._plans(), lineup(finished, self.most)
+    def _plan(self, line: Sequence[Trial], history: History) -> Plan:
+        """The largest plan that costs at most ``SHARE`` of what the search has; the smallest where none does.
+
+        Args:
+            line: who comes in, in this order.
+        """
+        plans = self._plans()
         if not line:
             return plans[0]
-        bears = SHARE * sum(again(t) for t in history.search())
-        fit = [plan for plan in plans if sum(again(t) * n for t, n in self._trainings(line, plan)) <= bears]
-        return fit[-1] if fit else plans[0]
+        bears = SHARE * history.search_effort()
+        fits = (plan for plan in reversed(plans) if sum(t.effort * n for t, n in self._trainings(line, plan)) <= bears)
+        return next(fits, plans[0])
 
     def _plans(self) -> list[Plan]:
         """Plans to choose from, each larger than the one before."""
@@ -273,11 +271,11 @@ class Finals:
     def _curve_pays(self, origin: Trial, history: History, ledger: Ledger) -> bool:
         if not self._learns(origin):
             return origin.checkpoint is not None
-        searched = sum(again(t) for t in history.search())
+        searched = history.search_effort()
         # What is under way counts as the whole that it will be, so that the number of slots decides nothing.
         trained = [t for t in history.trials.values() if t.spec.purpose != "search" and t.spec.parent is None]
-        spent = sum(again(origin if t.status == "running" else t) for t in trained)
-        bears = spent + again(origin) <= SHARE * searched
+        spent = sum((origin if t.status == "running" else t).effort for t in trained)
+        bears = spent + origin.effort <= SHARE * searched
         return bears and self._affordable([origin], "curve", history, ledger)
 
     def _affordable(self, origins: Sequence[Trial], purpose: Purpose, history: History, ledger: Ledger) -> bool:

@@ -9,7 +9,7 @@ import optuna
 
 from orchestrator.engine.history import History
 from orchestrator.folder import RunFolder
-from orchestrator.strategies.sampler import frozen
+from orchestrator.samplers.frozen import frozen
 from search_spaces.space import Space
 
 

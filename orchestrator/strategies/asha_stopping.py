@@ -36,9 +36,7 @@ class AshaStopping(Strategy):
         return Wait() if history.open() else Done()
 
     def _judge(self, problem: Problem, history: History, trial: Trial) -> Decision:
-        assert trial.done is not None
-        ahead = problem.after(trial)
-        at = next(r for r in reversed(problem.rungs) if r.amount <= trial.done.amount)
+        ahead, at = problem.after(trial), problem.stands_at(trial)
         scores = history.scores_at(at)
         if trial.spec.origin != "defaults" and trial.spec.key in scores:
             cutoff = float(np.quantile(list(scores.values()), 1 - 1 / self.reduction))

@@ -8,7 +8,7 @@ learnt from the history is the sampler's cache, which ``orchestrator.testing`` h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol as Shape
 
@@ -80,8 +80,8 @@ class Proposes(Shape):
 class Limits(Shape):
     """What ends a search."""
 
-    def may_start(self, history: History) -> bool:
-        """Whether the budgets allow another trial."""
+    def may_start(self, history: History, to_come: Sequence[tuple[Trial, float]] = ()) -> bool:
+        """Whether the budgets allow another trial, with what is to come in any case: trainings like these, how many of each."""
         ...
 
 
@@ -124,9 +124,14 @@ class Problem:
         done = 0.0 if trial.done is None else trial.done.amount
         return tuple(r for r in self.rungs_of(trial.spec.method) if r.amount > done)
 
-    def may_start(self, history: History) -> bool:
-        """Whether the budgets allow another trial."""
-        return self.budgets.may_start(history)
+    def stands_at(self, trial: Trial) -> Fidelity:
+        """The rung that a trial, which has ended a segment, has reached."""
+        assert trial.done is not None
+        return next(at for at in reversed(self.rungs) if at.amount <= trial.done.amount)
+
+    def may_start(self, history: History, to_come: Sequence[tuple[Trial, float]] = ()) -> bool:
+        """Whether the budgets allow another trial, with what is ``to_come`` in any case, as in ``Limits``."""
+        return self.budgets.may_start(history, to_come)
 
     def start(self, history: History) -> Start:
         """The sampler's next configuration, to the first rung of its method."""

@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from optuna.samplers import BaseSampler
 
 from methods.contracts import Method
 from methods.protocols.contract import Protocol
 from methods.tasks.contract import Task
+from orchestrator.allocation import Allocation
 from orchestrator.budgets.contract import Budget
+from orchestrator.samplers import Sampler
 from orchestrator.strategies.contract import Strategy
 from orchestrator.study.fields import StudyError
 from orchestrator.study.shapes import NAME
@@ -77,8 +81,10 @@ def left_behind(what: str, value: object) -> bool:
     return isinstance(value, str) and value == in_python(what)
 
 
-CONTRACTS: dict[str, type] = {
+CONTRACTS: dict[str, Any] = {
     "strategy": Strategy,
+    "allocation": Allocation,
+    "sampler": Sampler | BaseSampler,
     "budget": Budget,
     "task": Task,
     "methods": Method,
@@ -92,7 +98,7 @@ def named(value: object) -> bool:
     return isinstance(value, str) and ":" in value and not value.startswith("(")
 
 
-def load(field: str, name: str, contract: type, allowed: Allowed) -> Any:
+def load(field: str, name: str, contract: Any, allowed: Allowed) -> Any:
     """What ``module:Name`` names.
 
     Args:
@@ -123,7 +129,7 @@ def load(field: str, name: str, contract: type, allowed: Allowed) -> Any:
 def replaced(raw: Mapping[str, Any], allowed: Allowed) -> dict[str, Any]:
     """A study's fields with every ``module:Name`` loaded, each as an ``Extension``. Raises StudyError as ``load`` does."""
     fields = dict(raw)
-    for field in ("strategy", "task", "protocol"):
+    for field in ("strategy", "allocation", "sampler", "task", "protocol"):
         if field in fields:
             fields[field] = _one(field, fields[field], allowed)
     methods = fields.get("methods")
@@ -175,14 +181,14 @@ def _imported(field: str, module: str) -> object:
         raise StudyError(f"{field}: {module} does not import: {type(error).__name__}: {_reason(error)}") from None
 
 
-def _missing(target: object, contract: type) -> list[str]:
+def _missing(target: object, contract: Any) -> list[str]:
     """The verbs that a target lacks: those it leaves abstract, and those of the contract that it has not."""
     left = set(getattr(target, "__abstractmethods__", ()))
     abstract: frozenset[str] = getattr(contract, "__abstractmethods__", frozenset())
     return sorted(left | {verb for verb in abstract if not hasattr(target, verb)})
 
 
-def _derives(target: object, contract: type) -> bool:
+def _derives(target: object, contract: Any) -> bool:
     # A method is described by an object; any other contract is met by a class or by an object of one.
     return isinstance(target, contract) or (contract is not Method and inspect.isclass(target) and issubclass(target, contract))
 
@@ -195,8 +201,8 @@ def _words(target: object) -> str:
     return f"the class {target.__name__}" if inspect.isclass(target) else f"an object of {type(target).__name__}"
 
 
-def _origin(contract: type) -> str:
-    return f"{contract.__module__}.{contract.__qualname__}"
+def _origin(contract: Any) -> str:
+    return " or ".join(f"{each.__module__}.{each.__qualname__}" for each in get_args(contract) or (contract,))
 
 
 def _reason(error: Exception) -> str:

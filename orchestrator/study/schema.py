@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -41,17 +41,18 @@ def attributes(kind: type) -> dict[str, str]:
     return found
 
 
-def study_schema(strategies: Sequence[str]) -> dict[str, Any]:
+def study_schema(names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The schema (draft 2020-12) of a study file.
 
     Args:
-        strategies: the names that the field ``strategy`` takes.
+        names: those that the fields ``strategy``, ``allocation`` and ``sampler`` take.
     """
     made = Study.model_json_schema(schema_generator=_Plain)
     properties = made["properties"]
     # Nothing given is not the same as every budget at its default, since then trials count.
     del properties["budget"]["default"]
-    properties["strategy"] |= choice_schema(strategies)
+    for field, known in names.items():
+        properties[field] |= choice_schema(known)
     properties["earlier"] = {"anyOf": [{"type": "string"}, properties["earlier"]]}
     for name in (*BLANK, FewShotTask.name, "budget", "epochs"):
         properties[name] = _or_nothing(properties[name])

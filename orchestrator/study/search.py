@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, WithJsonSchema, field_validator, model_validator
+from optuna.samplers import BaseSampler
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from methods.catalogue import CATALOGUE, method
 from methods.contracts import Method
+from orchestrator.allocation import Allocation, JointTpe
+from orchestrator.samplers import Sampler
 from orchestrator.strategies.contract import Strategy
 from orchestrator.study.encoders import EncoderFields
 from orchestrator.study.extensions import Extension, in_python
@@ -21,6 +24,10 @@ SPAN = 27
 """The highest rung over the lowest one, at the most, where rungs are in seconds."""
 
 
+CHOICES: dict[str, tuple[type, ...]] = {"strategy": (Strategy,), "allocation": (Allocation, JointTpe), "sampler": (Sampler,)}
+"""Fields that choose by name, and what an object in their place derives from."""
+
+
 class SearchFields(EncoderFields):
     """What is tried, how long it trains, and which knobs move.
 
@@ -30,7 +37,10 @@ class SearchFields(EncoderFields):
         seconds: the highest rung in seconds of training, instead of ``epochs``.
         epoch_images: training images in an epoch; None for max(pool size, 10,240).
         reduction: of every so many trials at a rung, one goes on (ASHA); 1 trains every trial to the end.
-        strategy: what is tried next and how far it trains: a name, or a name with its settings; in Python also an object.
+        strategy: who trains on, and how far: a name, or a name with its settings; in Python also an object.
+        allocation: which method gets the next trial: a name, or a name with its settings; in Python also an object.
+        sampler: which knobs it gets: a name, or a name with its settings; in Python also an object, the class of an Optuna
+            sampler, or a function from ``seed`` to one.
         search: ``method.knob`` or ``*.knob`` -> a range, choices or a value.
     """
 
@@ -47,6 +57,8 @@ class SearchFields(EncoderFields):
     epoch_images: int | None = Field(None, ge=1)
     reduction: int = Field(3, ge=1)
     strategy: Any = "asha_stopping"
+    allocation: Any = "tpe"
+    sampler: Any = "tpe"
     search: Annotated[Mapping[str, Any], WithJsonSchema(OVERRIDES)] = Field(default_factory=dict)
 
     _several_methods = field_validator("methods", mode="before")(one_or_more)
@@ -62,13 +74,19 @@ class SearchFields(EncoderFields):
             )
         return {key: value for key, value in raw.items() if key != "epochs" or value is not None}
 
-    @field_validator("strategy")
+    @field_validator(*CHOICES)
     @classmethod
-    def _one_strategy(cls, value: object) -> object:
+    def _one_choice(cls, value: object, info: ValidationInfo) -> object:
+        field = str(info.field_name)
         if isinstance(value, Mapping):
-            single("strategy", value)
-        elif not isinstance(value, str | Extension | Strategy):
-            raise ValueError("must be a name, one name with its settings or, in Python, a Strategy of your own")
+            single(field, value)
+        elif isinstance(value, BaseSampler):
+            raise ValueError(
+                f"must be the sampler's class, since it is made anew for every draw, with a seed; give {type(value).__name__},"
+                f" or functools.partial({type(value).__name__}, ...) with its settings"
+            )
+        elif not isinstance(value, (str, Extension, *CHOICES[field])) and not (field == "sampler" and callable(value)):
+            raise ValueError(f"must be a name, one name with its settings or, in Python, {_kind(field)} of your own")
         return value
 
     @property
@@ -94,25 +112,31 @@ class SearchFields(EncoderFields):
             overrides[str(pattern)] = parse_override(raw, item, f"search.{pattern}")
         return Space({name: m.config for name, m in catalogue.items()}, overrides, images, self.offered(catalogue))
 
-    def strategy_choice(self) -> Any:
-        """A name of ours with its settings (str, dict), or the object of one's own.
+    def choice(self, field: str) -> Any:
+        """Of strategy, allocation or sampler: a name of ours with its settings (str, dict), or the object of one's own.
 
         Raises:
             StudyError: code of one's own does not take its settings, or an object stayed behind in a script.
         """
-        if self.strategy == in_python("strategy"):
-            raise StudyError(lost("strategy"))
-        if isinstance(self.strategy, Extension):
-            return self.strategy.made()
-        if isinstance(self.strategy, Mapping):
-            return single("strategy", self.strategy)
-        return (self.strategy, {}) if isinstance(self.strategy, str) else self.strategy
+        value = getattr(self, field)
+        if value == in_python(field):
+            raise StudyError(lost(field))
+        if isinstance(value, Extension):
+            return value.made()
+        if isinstance(value, Mapping):
+            return single(field, value)
+        return (value, {}) if isinstance(value, str) else value
 
-    def plain_strategy(self) -> Any:
-        """``strategy`` for a run folder."""
-        if isinstance(self.strategy, Extension):
-            return self.strategy.plain()
-        return self.strategy if isinstance(self.strategy, str | Mapping) else in_python("strategy")
+    def strategy_choice(self) -> Any:
+        """``choice`` of the strategy."""
+        return self.choice("strategy")
+
+    def plain_choice(self, field: str) -> Any:
+        """Strategy, allocation or sampler for a run folder."""
+        value = getattr(self, field)
+        if isinstance(value, Extension):
+            return value.plain()
+        return value if isinstance(value, str | Mapping) else in_python(field)
 
     def rungs(self, reduction: int | None = None) -> tuple[Any, ...]:
         """Epochs (int) or seconds (float) at which trials are scored, ascending; the last is the highest.
@@ -152,6 +176,10 @@ class SearchFields(EncoderFields):
     def plain_search(self) -> dict[str, Any]:
         """``search`` with domains of Python written as YAML has them."""
         return {key: _plain_override(value) for key, value in self.search.items()}
+
+
+def _kind(field: str) -> str:
+    return f"{'an' if field[0] in 'aeiou' else 'a'} {field.capitalize()}"
 
 
 def _own(entry: Method | Extension) -> Method:

@@ -13,7 +13,7 @@ from orchestrator.study.extensions import Allowed, left_behind, replaced
 from orchestrator.study.fields import StudyError, one_line, plain
 from orchestrator.study.health import HealthFields
 from orchestrator.study.machine import MachineFields
-from orchestrator.study.search import SearchFields
+from orchestrator.study.search import CHOICES, SearchFields
 from orchestrator.study.selection import IN_PYTHON, SelectionFields
 from orchestrator.study.task import ORDER as TASK_ORDER
 from orchestrator.study.task import TaskFields
@@ -33,6 +33,8 @@ ORDER = (
         "epoch_images",
         "strategy",
         "reduction",
+        "allocation",
+        "sampler",
     ),
     *("selection", "limit", "stop", "search", "protocol", "objective", "seed", "size", "on_bad_image"),
     *("workers", "slots", "address", "precision", "out", "name", "earlier"),
@@ -88,7 +90,8 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
 
         Not part of the study's own checks: a run folder holds no objects, and its study must still be read from there.
         """
-        self.strategy_choice()
+        for field in CHOICES:
+            self.choice(field)
         self.encoders()
         self.budget.objects()
         self.task_object()
@@ -108,14 +111,14 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
         """The study with every default written out, as plain values for YAML."""
         dump = {
             **self.model_dump(
-                exclude={"objective", "methods", "search", "data", "encoder", "strategy", "budget", "task", "protocol"}
+                exclude={"objective", "methods", "search", "data", "encoder", "budget", "task", "protocol", *CHOICES}
             ),
             "objective": None if self.objective is None else IN_PYTHON,
             "methods": self.plain_methods(),
             "encoder": self.plain_encoder(),
             "search": self.plain_search(),
             "data": self.plain_data(),
-            "strategy": self.plain_strategy(),
+            **{field: self.plain_choice(field) for field in CHOICES},
             "budget": self.budget.plain(),
             "task": self.plain_task(),
             "protocol": self.plain_protocol(),

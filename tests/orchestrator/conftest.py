@@ -18,6 +18,7 @@ from cluster.storage import LocalStorage, Storage
 from methods.batch import seed_of
 from methods.training.clock import Fidelity
 from methods.world import World
+from orchestrator.allocation import Joint
 from orchestrator.budgets import Ledger, Resources, Trials
 from orchestrator.engine.controller import Controller, Course
 from orchestrator.engine.events import FORMAT, Event, Opened, Started
@@ -28,7 +29,6 @@ from orchestrator.engine.records import Assignment, Report, Rung, SlotSetup, Tri
 from orchestrator.engine.selection import Division, Finals
 from orchestrator.engine.trial import SegmentRun
 from orchestrator.strategies import AshaStopping, Problem, Strategy
-from orchestrator.strategies.sampler import Sampler
 from orchestrator.study import Selection
 from search_spaces.domains import Choice, Float, Int, When, knob
 from search_spaces.space import Space
@@ -151,7 +151,7 @@ class Pretence:
         budgets = () if trials is None else (Trials(trials),)
         finals = Finals(self.selection, self.division, self.refits, self.label_free, self.seed)
         ledger = Ledger(budgets, Resources(self.slots), finals.trainings_after)
-        sampler = Sampler(space, self.seed, self.startup)
+        sampler = Joint(space, self.seed, self.startup)
         rungs = tuple(Fidelity("epochs", epoch) for epoch in self.epochs)
         problem = Problem(self.seed, space.methods, rungs, {}, sampler, ledger)
         return Course(problem, self.strategy, finals, ledger, self.health)

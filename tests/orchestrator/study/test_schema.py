@@ -13,11 +13,12 @@ from methods.catalogue import CATALOGUE
 from methods.health import SIGNALS
 from methods.parts.encoders import ENCODERS
 from methods.protocols import PROTOCOLS
+from orchestrator.choices import NAMES
 from orchestrator.study import PRESETS, FewShotTask, Limit, ModelCost, Selection, Spending, Study
 from orchestrator.study.schema import attributes, study_schema
 from orchestrator.study.study import ORDER
 
-SCHEMA = study_schema(["asha_stopping"])
+SCHEMA = study_schema(NAMES)
 CHECK = Draft202012Validator(SCHEMA)
 
 

@@ -13,10 +13,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from methods.batch import seed_of
 from methods.training.clock import Fidelity
+from orchestrator.allocation import Joint
 from orchestrator.engine.events import Ended, Scored, TrialStarted, decode, encode
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Rung, Status, Trial, TrialSpec
-from orchestrator.strategies.sampler import Sampler, frozen
+from orchestrator.samplers.frozen import frozen
 from search_spaces.domains import Choice, Float
 from search_spaces.space import Space, Suggestion
 
@@ -25,7 +26,7 @@ class Search:
     """A sampler with the history that it learns from, told event by event."""
 
     def __init__(self, space: Space, seed: int, startup: int | None) -> None:
-        self.space, self.sampler, self.history = space, Sampler(space, seed, startup), History()
+        self.space, self.sampler, self.history = space, Joint(space, seed, startup), History()
 
     def ask(self, key: str, method: str | None = None) -> Suggestion:
         found = self.sampler.propose(self.history, method)
@@ -330,7 +331,7 @@ def test_a_comparison_of_encoders_is_replayed_to_the_same_suggestions(configs: d
     for number in range(20):
         end(live, str(number), live.ask(str(number)))
     read = History([decode(encode(event).encode()) for event in live.history.events])
-    fresh = Sampler(Space(configs, encoders=ENCODERS), 0)
+    fresh = Joint(Space(configs, encoders=ENCODERS), 0)
     assert fresh.propose(read) == live.sampler.propose(live.history)
 
 

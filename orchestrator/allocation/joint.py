@@ -1,10 +1,13 @@
-"""Suggests configurations: an Optuna study, conditional on the method, that learns from a study's history.
+"""One model over everything: Optuna's TPE over methods and their knobs together, conditional on the method.
 
 Semantics that Ray's own OptunaSearch does not have: every method's defaults come first, with the method's first encoder; then
 each further encoder once, with the defaults of the method that has scored best so far; the supervised baseline is tuned with
 no fewer trials than the others get on average; a trial stopped early is told as pruned with its intermediate values, a
 diverged or failing one as failed; nothing is left running. Each suggestion is a fixed
 function of the seed and of what has been told, so a replayed journal searches on as if it had never stopped.
+
+It learns little of any method but the best: TPE takes its good trials from the whole search and then keeps of those the ones
+that have a method's knobs. And what a suggestion costs grows with the search. Both are why there are two levels.
 """
 
 from __future__ import annotations
@@ -12,16 +15,22 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
 
 import optuna
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
+from pydantic import Field as Number
 
 from methods.batch import seed_of
+from orchestrator.allocation.contract import Field
+from orchestrator.allocation.encoders import EncoderTrials
+from orchestrator.allocation.standings import BASELINE
 from orchestrator.engine.events import Ended, Event, Scored, TrialStarted
 from orchestrator.engine.history import History
-from orchestrator.engine.records import Configuration, Trial, TrialSpec
-from orchestrator.strategies.encoders import EncoderTrials
+from orchestrator.engine.records import Configuration, Trial
+from orchestrator.samplers.frozen import STATES, first_trial, frozen, identity, suggestion_of
 from search_spaces.space import METHOD, Space, Suggestion
 
 _ATTEMPTS, _MODELLED = 100, 10
@@ -29,20 +38,29 @@ _ATTEMPTS, _MODELLED = 100, 10
 repeat itself in a small space, where chance finds what is left. After that a configuration is tried again.
 """
 
-BASELINE = "supervised"
-"""The method whose trials are kept up with the others': a yardstick tuned less than what it measures flatters everything
-(Oliver et al. 2018, arXiv:1804.09170)."""
 
-_STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+@dataclass(frozen=True)
+class JointTpe:
+    """``allocation: tpe``: the model that chooses the method chooses the knobs as well.
+
+    Attributes:
+        startup: random trials before anything is modelled, the defaults among them; None for twice the methods, 10 at least.
+    """
+
+    startup: Annotated[int, Number(ge=1)] | None = None
+
+    def why(self, field: Field) -> str:
+        """Why the methods have got the trials that they have, for people: a clause that ends a sentence."""
+        return "one model over all methods and knobs (TPE) went where the best scores of the whole search were"
 
 
-class Sampler:
+class Joint:
     """Suggests configurations and learns from their scores.
 
     Args:
         space: what may be tried.
         seed: of the suggestions.
-        startup: random trials before anything is modelled; the first trials of methods and encoders count among them.
+        startup: as in ``JointTpe``; the first trials of methods and encoders count among them.
     """
 
     def __init__(self, space: Space, seed: int, startup: int | None = None) -> None:
@@ -103,9 +121,9 @@ class Sampler:
         if method is not None and not self._tried[method]:
             untried = method
         if untried is not None:
-            return _first_trial(self.space.defaults(untried))
+            return first_trial(self.space.defaults(untried))
         if method is None and (unmet := self._encoders.first(history)) is not None:
-            return _first_trial(unmet)
+            return first_trial(unmet)
         for attempt in range(_ATTEMPTS):
             number = self._asked * _ATTEMPTS + attempt
             sampler = self._sampler(number) if attempt < _MODELLED else self._chance(number)
@@ -118,7 +136,7 @@ class Sampler:
             suggestion = self.space.suggest(trial)
             # Only a draft: Optuna keeps what it drew for every method in it, which a journal does not know.
             self.study.tell(trial, state=TrialState.FAIL)
-            if _identity(suggestion) not in self._seen and not self._encoders.hopeless(suggestion):
+            if identity(suggestion) not in self._seen and not self._encoders.hopeless(suggestion):
                 break
         return Configuration(suggestion.method, suggestion.values, "sampled", suggestion.encoder)
 
@@ -140,7 +158,7 @@ class Sampler:
                     self._reported.add((event.key, step))
                     self._open[event.key].report(event.rung.value, step)
             case Ended() if event.key in self._open:
-                trial, state = self._open.pop(event.key), _STATES[event.status]
+                trial, state = self._open.pop(event.key), STATES[event.status]
                 value = history.trials[event.key].value if state == TrialState.COMPLETE else None
                 self.study.tell(trial, value, state=state)
 
@@ -153,7 +171,7 @@ class Sampler:
         self.space.suggest(trial)
         trial.set_user_attr("key", key)
         self._open[key] = trial
-        self._seen.add(_identity(suggestion))
+        self._seen.add(identity(suggestion))
         self._tried[suggestion.method] += 1
 
     def seed_from(self, trials: Iterable[Trial]) -> int:
@@ -162,30 +180,3 @@ class Sampler:
         for trial in useful:
             self.study.add_trial(frozen(self.space, trial))
         return len(useful)
-
-
-def frozen(space: Space, trial: Trial) -> FrozenTrial:
-    """An ended trial as Optuna stores it."""
-    parameters, distributions = space.parameters(suggestion_of(trial.spec))
-    state = _STATES[trial.status]
-    return create_trial(
-        state=state,
-        value=trial.value if state == TrialState.COMPLETE else None,
-        params=parameters,
-        distributions=distributions,
-        intermediate_values={round(rung.epoch): rung.value for rung in trial.rungs},
-        user_attrs={"key": trial.spec.key, "reason": trial.reason, "seconds": trial.seconds},
-    )
-
-
-def suggestion_of(spec: TrialSpec) -> Suggestion:
-    """A trial's configuration as the space knows it."""
-    return Suggestion(spec.method, spec.values, spec.encoder)
-
-
-def _first_trial(default: Suggestion) -> Configuration:
-    return Configuration(default.method, default.values, "defaults", default.encoder)
-
-
-def _identity(suggestion: Suggestion) -> tuple[object, ...]:
-    return suggestion.method, suggestion.encoder, tuple(sorted(suggestion.values.items()))
