@@ -302,7 +302,7 @@ def _bars(rows: Sequence[Row]) -> Iterator[str]:
 
 
 DEFAULT: tuple[Any, Any] = ("halving", TPE)
-"""Allocation and sampler of a study that names none."""
+"""What the bars are held for. A study that names none still gets the first of ``ALLOCATIONS``."""
 
 RIVALS: tuple[tuple[Any, Any], ...] = (("tpe", TPE), ("round_robin", TPE))
 """What the bars compare it with: joint TPE, and round robin."""
