@@ -196,7 +196,13 @@ def test_what_cannot_be_built_is_refused_before_a_run_folder_is_made(
 def test_a_method_that_cannot_use_an_encoder_fails_that_trial_in_one_line(tmp_path: Path) -> None:
     study = study_of(
         ["conv4", "torchvision/mobilenet_v3_small"],
-        **{"init": "none", "methods": ["noisy_student"], "trials": 2, "search": {"*.batch_size": 16, "*.student_width": 0.5}},
+        **{
+            "init": "none",
+            "methods": ["noisy_student"],
+            "trials": 2,
+            "epochs": 1,
+            "search": {"*.batch_size": 16, "*.student_width": 0.5},
+        },
     )
     frame = run(study, tmp_path / "run").leaderboard().set_index("encoder")
     failed = frame.loc["torchvision/mobilenet_v3_small from none"]
