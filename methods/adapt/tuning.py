@@ -49,11 +49,14 @@ class TuneConfig(SharedConfig):
         source="Kornblith 2019: 256 from thousands of labels",
     )  # fmt: skip
     augmentation: str = knob(
-        "crop_flip", Choice(("weak", "strong", "simclr", "crop_flip")), doc="augmentation recipe", source="Kornblith 2019"
+        "crop_flip",
+        Choice(("weak", "strong", "simclr", "crop_flip")),
+        doc="augmentation recipe",
+        source="cross-validation on CIFAR-10: +3 points over weak",
     )
     head_rate: float = knob(
         1.0, Float(0.1, 10.0, log=True), legal=Float(0.0, 1e4), unit="of the last block's", doc="learning rate of the head",
-        source="cross-validation on CIFAR-10",
+        source="Kornblith 2019: one rate for all",
     )  # fmt: skip
     batch_norm: str = knob(
         "frozen", Choice(("frozen", "trained")),
@@ -83,7 +86,7 @@ def tuned_classifier(config: TuneConfig, context: Context, method: str, encoder:
     Raises:
         TrainingError: the encoder has no parameters.
     """
-    encoder = encoder or context.new_encoder()
+    encoder = context.new_encoder() if encoder is None else encoder
     if not any(True for _ in encoder.parameters()):
         raise TrainingError(
             f"{method} needs an encoder that can be trained, got {encoder.name or 'one without parameters'};"
