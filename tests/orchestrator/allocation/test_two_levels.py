@@ -83,7 +83,7 @@ def test_defaults_come_first_in_the_order_of_the_methods(configs: dict[str, type
 
 
 def test_each_further_encoder_is_met_once_and_then_drawn(configs: dict[str, type]) -> None:
-    search = Search(Space(configs, encoders=ENCODERS), Halving(trials=2, keep=1))
+    search = Search(Space(configs, encoders=ENCODERS))
     found = []
     for number in range(24):
         found.append(search.ask(str(number)))

@@ -19,7 +19,7 @@ from orchestrator.samplers import OwnOptuna, QuasiRandom, Random, Sampler, Tpe
 from orchestrator.samplers.model import Model, in_order
 from orchestrator.samplers.quasi_random import within
 from search_spaces.domains import Float
-from search_spaces.space import Space
+from search_spaces.space import Space, Suggestion
 
 LOW, MIDDLE, HIGH = (Fidelity("epochs", epoch) for epoch in (1, 3, 9))
 
@@ -50,7 +50,7 @@ def model(sampler: Sampler, configs: dict[str, type], seed: int = 0) -> Model:
 
 def told(found: Model, scores: list[dict[Fidelity, float]]) -> None:
     for number, of in enumerate(scores):
-        found.enter(str(number), {"ratio": 0.3 + number / 100, "batch": 64})
+        found.enter(str(number), Suggestion("two", {"ratio": 0.3 + number / 100, "batch": 64}))
         for at, value in of.items():
             found.score(str(number), at, value)
 
@@ -81,7 +81,7 @@ def test_a_model_draws_near_the_best(configs: dict[str, type]) -> None:
     found = model(Tpe(startup=3), configs)
     for number in range(40):
         ratio = 0.25 + 0.65 * number / 39
-        found.enter(str(number), {"ratio": ratio, "batch": 64})
+        found.enter(str(number), Suggestion("two", {"ratio": ratio, "batch": 64}))
         found.score(str(number), HIGH, -abs(ratio - 0.4))
     drawn = [float(found.draw(40, attempt)[0].values["ratio"]) for attempt in range(20)]
     assert np.mean(np.abs(np.array(drawn) - 0.4)) < 0.05
