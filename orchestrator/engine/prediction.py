@@ -63,7 +63,7 @@ class LearningCurve:
 
 
 def learning_curve(best: Finalist, history: History, labels: int) -> LearningCurve:
-    """Read off the winner's trainings on a share of the first fold's labels.
+    """Read off the winner's trainings on a share of one fold's labels.
 
     Args:
         labels: of the whole budget.
@@ -72,10 +72,10 @@ def learning_curve(best: Finalist, history: History, labels: int) -> LearningCur
     taught = labels - sum(size * size for size in sizes) / sum(sizes)
     thinner = [t for t in history.trials.values() if t.spec.purpose == "curve" and t.spec.trial == best.trial.spec.trial]
     thinner = sorted((t for t in thinner if t.status == "finished" and t.rungs), key=lambda t: t.spec.share)
-    whole = best.units.get(0)
     precision, weighted = EXPONENT_SD**-2, EXPONENT * EXPONENT_SD**-2
     for trial in thinner:
-        found = _exponent(units_of([trial]).get(trial.spec.fold), whole, trial.spec.share)
+        fold = trial.spec.fold
+        found = _exponent(units_of([trial]).get(fold), best.units.get(fold), trial.spec.share)
         if found is not None:
             # Trainings on shares of the same labels, judged by the same images, are one piece of evidence, not several.
             weight = found[1] ** -2 / len(thinner)

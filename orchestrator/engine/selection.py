@@ -244,8 +244,10 @@ class Finals:
         """The winner's learning curve, where it can be paid for, and its refit."""
         finals, spec = history.finals, origin.spec
         assert finals is not None
+        # On a fold that did not choose it: where it was lucky, fewer labels would seem to cost more than they do.
+        of = 1 if finals.rounds > 1 else 0
         for purpose, repeat, share in self._last(origin, finals):
-            key = f"{spec.key}-{purpose}-{repeat}" if purpose == "refit" else f"{spec.key}-0of{finals.folds}-curve{repeat}"
+            key = f"{spec.key}-{purpose}-{repeat}" if purpose == "refit" else f"{spec.key}-{of}of{finals.folds}-curve{repeat}"
             if key in history.trials:
                 continue
             if purpose == "curve" and not self._curve_pays(origin, history, ledger):
@@ -254,10 +256,10 @@ class Finals:
                 continue
             shared = purpose == "curve" and not self._learns(origin) and origin.checkpoint is not None
             seed = spec.seed if shared else seed_of(self.seed, "refit", repeat)
-            folds = finals.folds if purpose == "curve" else 1
+            fold, folds = (of, finals.folds) if purpose == "curve" else (0, 1)
             made = TrialSpec(
                 key, spec.trial, spec.method, spec.values, seed, purpose, spec.origin, repeat,
-                parent=spec.key if shared else None, folds=folds, share=share, encoder=spec.encoder,
+                parent=spec.key if shared else None, fold=fold, folds=folds, share=share, encoder=spec.encoder,
             )  # fmt: skip
             return Start(made, origin.checkpoint if shared else None)
         return None

@@ -70,6 +70,16 @@ def test_the_whole_budget_may_be_trained_on_with_more_seeds(pretence: Callable[.
     assert len([t for t in history.trials.values() if t.spec.purpose == "refit"]) == 4
 
 
+def test_the_learning_curve_is_read_on_a_fold_that_chose_nothing(pretence: Callable[..., Any]) -> None:
+    """The search chose on the first fold: where the winner was lucky there, fewer labels would seem to cost too much."""
+    history = pretence(trials=20, selection=Selection(top=1, folds=2, seeds=1), failing=0.0).play()
+    assert history.finals is not None
+    assert history.finals.rounds == 2
+    curves = [t for t in history.trials.values() if t.spec.purpose == "curve"]
+    assert curves
+    assert {(t.spec.fold, t.spec.folds) for t in curves} == {(1, 2)}
+
+
 def test_a_study_takes_its_course(pretence: Callable[..., Any]) -> None:
     study = pretence(trials=12, selection=Selection(top=6, folds=2, seeds=2), failing=0.25, seed=1)
     history = study.play()
