@@ -10,10 +10,14 @@ import yaml
 from torch import nn
 
 from methods.encoder import EncoderSpec
+from orchestrator.allocation import Halving
+from orchestrator.choices import allocation_of, sampler_of
 from orchestrator.folder import dump_study
+from orchestrator.samplers import QuasiRandom
 from orchestrator.strategies import Strategy
 from orchestrator.study import Study, StudyError, load_study
 from orchestrator.study.encoders import line_of
+from search_spaces.domains import UserError
 
 BASE: dict[str, Any] = {"data": "digits", "methods": ["simclr"]}
 
@@ -174,3 +178,36 @@ def test_a_module_of_python_is_taken_and_asked_for_again() -> None:
     for ask in (kept.encoders, kept.check_objective):
         with pytest.raises(StudyError, match=r"this study's network was given in Python.* resume\(DIR, study=study\)"):
             ask()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"allocation": "halfing"}, "halfing is not an allocation; did you mean halving"),
+        ({"sampler": "quasi"}, "quasi is not a sampler"),
+        ({"allocation": {"halving": {"keeps": 2}}}, "allocation.halving.keeps is not a setting; did you mean keep"),
+        (
+            {"allocation": {"halving": {"keep": 0}}},
+            "allocation.halving.keep: input should be greater than or equal to 1, got 0",
+        ),
+        ({"sampler": "random"}, "allocation tpe models methods and knobs together and asks no sampler, got sampler 'random'"),
+    ],
+)
+def test_an_allocation_or_sampler_that_cannot_be_is_one_line(fields: dict[str, Any], words: str) -> None:
+    study = Study(data="digits", labels=40, methods=["supervised", "simclr"], **fields)
+    with pytest.raises(UserError) as caught:
+        (allocation_of(study), sampler_of(study))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_allocation_and_sampler_by_name_and_settings() -> None:
+    study = Study(
+        data="digits",
+        labels=40,
+        methods=["supervised", "simclr"],
+        allocation={"halving": {"trials": 4}},
+        sampler="quasi_random",
+    )
+    assert allocation_of(study) == Halving(trials=4)
+    assert sampler_of(study) == QuasiRandom()
