@@ -85,6 +85,7 @@ def leaderboard(
     from orchestrator.engine.history import History
     from orchestrator.engine.journal import read_journal
     from orchestrator.folder import RunFolder
+    from orchestrator.outputs.board import board
     from orchestrator.result import read_leaderboard
 
     frame = read_leaderboard(directory, RunFolder.open(directory).load_study(imports) if imports else None)
@@ -92,7 +93,7 @@ def leaderboard(
         typer.echo(frame.to_json(orient="records", indent=2))
     else:
         console = Console()
-        console.print(_board(frame))
+        console.print(board(frame))
         folder = RunFolder.open(directory)
         if History(read_journal(folder.storage)).chosen is not None:
             # More trials reopen the choice; until they end the file tells of the last one.
@@ -271,9 +272,11 @@ def doctor(address: ADDRESS = None) -> None:
 
 
 def _conclude(result: Any) -> None:
+    from orchestrator.outputs.board import board
+
     frame = result.leaderboard()
     console = Console()
-    console.print(_board(frame))
+    console.print(board(frame))
     _say_verdict(console, result.run)
     console.print(f"\nReport       {result.folder / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(f"TensorBoard  tensorboard --logdir {result.folder / 'tensorboard'}", highlight=False, soft_wrap=True)
@@ -287,41 +290,6 @@ def _say_verdict(console: Console, folder: Any) -> None:
         for sentence in folder.read_text(folder.VERDICT).splitlines():
             # Only a terminal has a width; in a file or pipe a sentence is a line.
             console.print(sentence, highlight=False, soft_wrap=not console.is_terminal)
-
-
-def _board(frame: Any, rows: int = 20) -> Table:
-    """The best trials, in 80 columns whatever the method is called; the whole table is ``leaderboard.csv``."""
-    view = Table(box=None, pad_edge=False)
-    for column in ("rank", "trial", "method", "epochs", "seconds", "val", "test ± sd (n)"):
-        view.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    for row in frame.head(rows).astype(object).where(frame.notna(), None).to_dict("records"):
-        ended = "" if row["status"] == "finished" else f" {row['status']}"
-        val = "" if row["val"] is None else f"{row['val']:.1%}"
-        view.add_row(
-            str(row["rank"]),
-            str(row["trial"]),
-            _which(row),
-            f"{row['epochs']}{ended}",
-            f"{row['seconds']:.0f}",
-            val,
-            _test(row),
-        )
-    return view
-
-
-def _which(row: Any, width: int = 21) -> str:
-    """The method, and in a line of its own the encoder where the study compares several; of a long path the end."""
-    label = row.get("encoder")
-    if not label:
-        return str(row["method"])
-    return f"{row['method']}\n  {label if len(label) <= width else '…' + label[1 - width :]}"
-
-
-def _test(row: Any) -> str:
-    if row["test_mean"] is None:
-        return ""
-    spread = "" if row["test_sd"] is None else f" ± {100 * row['test_sd']:.1f}"
-    return f"{row['test_mean']:.1%}{spread} ({row['test_n']})"
 
 
 def main() -> None:

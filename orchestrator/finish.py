@@ -14,7 +14,7 @@ from methods.parts.modes import threads
 from methods.protocols.confidence import Scaling
 from orchestrator.engine.calibration import calibrate
 from orchestrator.engine.controller import Controller
-from orchestrator.engine.events import Calibrated, Chosen, Forgotten, Tested
+from orchestrator.engine.events import Chosen, Forgotten, Tested
 from orchestrator.engine.examination import examine
 from orchestrator.engine.finalists import Finalist, finalists
 from orchestrator.engine.history import History
@@ -51,12 +51,7 @@ def finish(
     if board and history.chosen is None:
         exported = board[0].exported or board[0].trial
         controller.tell(Chosen(board[0].trial.spec.trial, exported.spec.key))
-    if (
-        board
-        and history.calibrated is None
-        and not history.tests
-        and (found := _calibration(board[0], prepared, shared, history)) is not None
-    ):
+    if board and history.calibrated is None and not history.tests and (found := calibrate(board[0], shared)) is not None:
         controller.tell(found)
     if split.test is not None and history.predicted is None and not history.tests and prepared.facts.labels:
         said = predict_test(history, prepared.facts.labels, len(split.test), shared.seed, prepared.label_free)
@@ -76,10 +71,6 @@ def finish(
     if drawn:
         write_report(folder, prepared, history, verdict(history, prepared.facts))
     return Result.open(folder.storage)
-
-
-def _calibration(best: Finalist, prepared: Prepared, shared: SlotSetup, history: History) -> Calibrated | None:
-    return calibrate(best, history, shared, prepared.facts.labels, prepared.label_free)
 
 
 def _tidy(folder: RunFolder, controller: Controller) -> None:

@@ -8,24 +8,15 @@ import torch
 from methods.protocols.confidence import fit_scaling
 from orchestrator.engine.events import Calibrated
 from orchestrator.engine.finalists import Finalist
-from orchestrator.engine.history import History
-from orchestrator.engine.prediction import gains_labels, learning_curve
 from orchestrator.engine.records import SlotSetup
 from orchestrator.folder import RunFolder, load_tensors
 
 
-def calibrate(
-    best: Finalist, history: History, shared: SlotSetup, labels: int, label_free: frozenset[str] = frozenset()
-) -> Calibrated | None:
+def calibrate(best: Finalist, shared: SlotSetup) -> Calibrated | None:
     """What calibrates the winner's exported model.
 
-    All its folds' logits are fitted together; an image that several trainings answered for counts once. The final fit's labels
-    are more than a fold's, so that its errors are fewer, as the winner's learning curve says. None where there are no answers
-    of just the classifier that is exported: protocols that ask another one, and tasks without fixed classes.
-
-    Args:
-        labels: of the whole budget; 0 where the task does not say.
-        label_free: names of the methods whose training reads no labels.
+    All its folds' logits are fitted together; an image that several trainings answered for counts once. None where there are
+    no answers of just the classifier that is exported: protocols that ask another one, and tasks without fixed classes.
     """
     folder = RunFolder(shared.storage)
     keys = [folder.trial(trial.spec.key, "answers.pt") for trial in best.judged]
@@ -34,8 +25,4 @@ def calibrate(
     kept = [load_tensors(shared.storage, key, "cpu") for key in keys]
     index, label, logits = (torch.cat([each[name] for each in kept]).numpy() for name in ("index", "label", "logits"))
     _, place, count = np.unique(index, return_inverse=True, return_counts=True)
-    errors = 1.0
-    if labels and best.units and gains_labels(best, label_free):
-        curve = learning_curve(best, history, labels)
-        errors = min((curve.labels[-1] / labels) ** curve.exponent, 1.0)
-    return Calibrated(fit_scaling(logits.astype(np.float64), label, 1 / count[place], errors))
+    return Calibrated(fit_scaling(logits.astype(np.float64), label, 1 / count[place]))

@@ -28,13 +28,14 @@ from orchestrator.engine.events import FORMAT, Chosen, Ended, Extended, Scored, 
 from orchestrator.engine.journal import Journal
 from orchestrator.engine.records import Rung, TrialSpec
 from orchestrator.folder import RunFolder
+from orchestrator.outputs.board import board
 from orchestrator.outputs.leaderboard import COLUMNS
 from orchestrator.study import Study
 from search_spaces.domains import SWITCH, Choice, Float, Int
 
 COMMANDS = (
     *("run", "resume", "leaderboard", "report", "predict", "oneshot", "methods", "train", "submit", "schema", "journal"),
-    "doctor",
+    *("doctor", "export"),
 )
 
 
@@ -338,7 +339,7 @@ def test_the_board_has_the_encoder_in_a_line_of_its_own_and_stays_within_80_colu
     long = "/a/very/long/path/to/a/file/of/pretrained/weights.pt"
     frame = pd.DataFrame([{**row, "encoder": "lite0 from none"}, {**row, "encoder": long}])
     console = Console(width=80, file=io.StringIO())
-    console.print(cli_module._board(frame))
+    console.print(board(frame))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80

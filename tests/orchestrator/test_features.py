@@ -92,7 +92,7 @@ def test_a_slot_trains_scores_and_tests_without_a_forward_pass(
     run = SegmentRun(setup, World())
     monkeypatch.setattr(type(encoder), "forward", never)
     # What a model costs is measured on pixels.
-    monkeypatch.setattr("orchestrator.engine.trial.cost_of", lambda model, split: (1, 1.0))
+    monkeypatch.setattr("orchestrator.engine.examination.cost_of", lambda model, split: (1, 1.0))
     for key, method in enumerate(METHODS[:2]):
         report = begin(run, method, str(key))
         assert (report.status, report.reason) == ("reached", "")

@@ -88,20 +88,6 @@ def test_an_image_that_was_asked_twice_counts_once() -> None:
     assert fit_scaling(np.tile(2 * logits, (2, 1)), np.tile(label, 2)).temperature > once.temperature
 
 
-def test_a_model_that_will_err_less_is_trusted_more() -> None:
-    """Answers of weaker models, on which every other error is thinned out, are as good as those of the stronger one."""
-    logits, label = calibrated(4000, np.random.default_rng(7), clear=1.5)
-    wrong = logits.argmax(1) != label
-    found = fit_scaling(logits, label, errors=0.5)
-    weight = np.where(wrong, 0.5, 1 + 0.5 * wrong.sum() / (~wrong).sum())
-    assert found == Scaling(pytest.approx(fit_scaling(logits, label, weight).temperature), found.share, 4000, 0.5)
-    p = found.layer()(torch.from_numpy(logits)).softmax(1).max(1).values
-    assert float(p.mean()) == pytest.approx(1 - 0.5 * wrong.mean(), abs=0.03)
-    assert (
-        fit_scaling(logits[wrong], label[wrong], errors=0.5).temperature == fit_scaling(logits[wrong], label[wrong]).temperature
-    )
-
-
 def test_votes_become_probabilities() -> None:
     """Neighbours that agree are right nine times in ten: so is what is said of them; half of the votes stays about half."""
     random = np.random.default_rng(3)
