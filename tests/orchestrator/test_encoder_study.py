@@ -163,6 +163,7 @@ def test_the_winner_is_trained_again_with_its_encoder(compared: Any, files: tupl
     assert str(files[1]) in load_encoder(out / "encoder.pt").origin
 
 
+@pytest.mark.long
 def test_pretrained_against_from_nothing(files: tuple[str, str], tmp_path: Path) -> None:
     study = study_of(["conv4_pyramid"], init=["none", files[1]], methods=["supervised"], trials=3)
     frame = run(study, tmp_path / "run").leaderboard()
@@ -193,6 +194,7 @@ def test_what_cannot_be_built_is_refused_before_a_run_folder_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_method_that_cannot_use_an_encoder_fails_that_trial_in_one_line(tmp_path: Path) -> None:
     study = study_of(
         ["conv4", "torchvision/mobilenet_v3_small"],

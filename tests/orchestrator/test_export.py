@@ -58,7 +58,7 @@ def asked(result: Result) -> Tensor:
     return test.data.images.take(torch.from_numpy(test.index)).expand(-1, 3, -1, -1).contiguous()
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("torch", marks=pytest.mark.long)])
 def test_a_file_answers_as_the_winner_without_this_package(finished: Result, format: str, tmp_path: Path) -> None:
     made = export(finished.folder, format, tmp_path / "winner")
     x = asked(finished)

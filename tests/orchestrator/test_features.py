@@ -300,6 +300,7 @@ def test_a_network_of_ones_own_is_told_apart_by_what_it_answers(made: tuple[Slot
     assert again.table_for(PROBE) == done[0].table_for(PROBE)
 
 
+@pytest.mark.long
 def test_what_takes_one_size_is_embedded_at_it_however_long_it_takes(made: tuple[SlotSetup, LabelledSubset]) -> None:
     setup, test = made
     setup = dataclasses.replace(setup, encoder=EncoderSpec("torchvision/vit_b_32", "none"))
