@@ -300,8 +300,8 @@ class Controller:
 
     def _promising(self) -> set[int]:
         """Numbers of the trials that would be finalists if the search ended now: their models may serve as their folds'."""
-        held = [trial for trial in self._held.values() if trial.status == "finished"]
-        return {trial.spec.trial for trial in contenders(held, self.course.finals.most)}
+        held, finals = [trial for trial in self._held.values() if trial.status == "finished"], self.course.finals
+        return {trial.spec.trial for trial in contenders(held, finals.most, finals.selection.baseline)}
 
     def _let_go(self, promising: set[int]) -> None:
         """Deletes the checkpoints of ended search trials but the ``promising``, and those that a fork still starts from."""

@@ -129,7 +129,8 @@ class SearchEnded(Timed):
 @dataclass(frozen=True)
 class Selected(Timed):
     """The finalists' trial numbers, best first by the search's score; into how many folds the labels are divided for them,
-    how many of these judge, and whether the first is what the search's trials were judged by.
+    how many of these judge, and whether the first is what the search's trials were judged by. ``baseline`` is the number of
+    the finalist that others must clearly beat; None where there is none.
     """
 
     event: ClassVar[str] = "selected"
@@ -137,6 +138,7 @@ class Selected(Timed):
     folds: int = 1
     rounds: int = 1
     nested: bool = False
+    baseline: int | None = None
 
 
 @dataclass(frozen=True)

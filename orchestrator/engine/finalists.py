@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from methods.protocols.contract import Difference, difference_of
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Rung, TestScore, Trial
+
+ONE_SD = 0.6827
+"""Level of an interval of one standard error to both sides."""
 
 Units = Mapping[int, NDArray[np.float64]]
 """By fold: what each judged image or episode contributes, the mean over repeats."""
@@ -91,7 +95,9 @@ def units_of(judged: Iterable[Trial]) -> Units:
 
 
 def finalists(history: History) -> list[Finalist]:
-    """The finalists, best first: by how many folds have judged them, then by validation (ties: the earlier trial)."""
+    """The finalists, best first: by how many folds have judged them, then by validation (ties: the earlier trial); but the
+    baseline, where there is one, is passed by those alone that are clearly better.
+    """
     if history.finals is None:
         return []
     by_number: dict[int, list[Trial]] = {number: [] for number in history.finals.trials}
@@ -110,7 +116,36 @@ def finalists(history: History) -> list[Finalist]:
         tests = tuple(s for s in history.tests if s.key in keys)
         found.append(Finalist(origin, judged, refits, tests, finals.folds))
     # A finalist that was dropped on the way, clearly behind, or that failed, never passes one that was judged to the end.
-    return sorted(found, key=lambda f: (-len(f.judged), -f.val, f.trial.spec.trial))
+    own = next((f for f in found if f.trial.spec.trial == finals.baseline), None)
+    passes = {f.trial.spec.trial for f in found if own is None or f is own or clearly_better(f, own)}
+    return sorted(found, key=lambda f: (-len(f.judged), f.trial.spec.trial not in passes, -f.val, f.trial.spec.trial))
+
+
+def clearly_better(a: Finalist, baseline: Finalist) -> bool:
+    """Whether a's validation score lies more than one standard error above the baseline's, over what both were asked.
+
+    The one-standard-error rule of Breiman et al. (1984, Classification and Regression Trees, section 3.4.3), with a known
+    baseline in the place of the smallest tree. The best of several noisy scores is too high, and what is unusual profits most.
+    """
+    both = [fold for fold in a.units.keys() & baseline.units.keys() if a.units[fold].shape == baseline.units[fold].shape]
+    if both:
+        return bool(leads(np.concatenate([a.units[fold] - baseline.units[fold] for fold in both])))
+    return compare(a, baseline, ONE_SD).low > 0
+
+
+def leads(each: NDArray[np.float64], weight: NDArray[Any] | None = None) -> NDArray[np.bool_]:
+    """Whether a mean of paired differences, over the last axis, is more than one standard error above nought.
+
+    One win more for either side, as Bonett & Price (2012) have it: where few labels tell two apart, all for the same side, the
+    plain standard error is far too small.
+
+    Args:
+        each: float64 [..., n], -1 to 1.
+        weight: [n], how often each of the n counts; None for once.
+    """
+    counts, n = np.ones(each.shape[-1]) if weight is None else weight, each.shape[-1] + 2
+    mean, square = each @ counts / n, (each**2 @ counts + 2) / n
+    return np.asarray(mean > np.sqrt((square - mean**2) / n))
 
 
 def compare(a: Finalist, b: Finalist, level: float = 0.95) -> Difference:

@@ -17,7 +17,7 @@ from scipy import stats
 
 from methods.batch import seed_of
 from orchestrator.engine.events import Predicted
-from orchestrator.engine.finalists import Finalist, finalists, units_of
+from orchestrator.engine.finalists import Finalist, finalists, leads, units_of
 from orchestrator.engine.history import History
 from orchestrator.engine.records import Trial
 
@@ -97,11 +97,12 @@ def _exponent(few: NDArray[np.float64] | None, many: NDArray[np.float64] | None,
     return math.log(a / b) / -math.log(share), max(sd, 0.05)
 
 
-def optimism(scores: Sequence[NDArray[np.float64]], seed: int) -> float:
+def optimism(scores: Sequence[NDArray[np.float64]], seed: int, baseline: int | None = None) -> float:
     """How much the best of several, chosen on these images, owes to them.
 
     Args:
         scores: of each candidate, float64 [n]: what the same n images contribute.
+        baseline: which of them only those pass that are clearly better; None where the best score wins.
     """
     if len(scores) < 2:
         return 0.0
@@ -112,6 +113,9 @@ def optimism(scores: Sequence[NDArray[np.float64]], seed: int) -> float:
         left = weight == 0
         if left.any():
             inside = each @ weight / n
+            if baseline is not None:
+                inside = np.where(leads(each - each[baseline], weight), inside, -np.inf)
+                inside[baseline] = each[baseline] @ weight / n
             best = int(inside.argmax())
             gains.append(inside[best] - each[best, left].mean())
     return float(np.mean(gains)) if gains else 0.0
@@ -164,10 +168,15 @@ def _owed(board: Sequence[Finalist], history: History, seed: int) -> float:
     """
     best, finals = board[0], history.finals
     rivals = [f for f in board if f.units.keys() == best.units.keys()]
-    among = optimism([np.concatenate([f.units[k] for k in sorted(f.units)]) for f in rivals], seed)
+    numbers = [f.trial.spec.trial for f in rivals]
+    own = numbers.index(finals.baseline) if finals is not None and finals.baseline in numbers else None
+    among = optimism([np.concatenate([f.units[k] for k in sorted(f.units)]) for f in rivals], seed, own)
     if finals is None or not finals.nested or 0 not in best.units:
         return among
-    searched = [units for t in history.search() if (units := _at_the_top(t)) is not None]
+    # The baseline did not win by its score, but its configuration is the best of its method's.
+    spec = best.trial.spec
+    trials = [t for t in history.search() if spec.trial != finals.baseline or t.spec.method == spec.method]
+    searched = [units for t in trials if (units := _at_the_top(t)) is not None]
     searched = [units for units in searched if len(units) == len(best.units[0])]
     share = len(best.units[0]) / sum(map(len, best.units.values()))
     return share * max(optimism(searched, seed), among) + (1 - share) * among

@@ -69,9 +69,9 @@ def _size(trial: Trial) -> tuple[float, float]:
     return trial.effort, trial.seconds_from_nothing
 
 
-def lineup(finished: Sequence[Trial], most: int) -> list[Trial]:
-    """Who comes in, in this order: the best of each method, the better ones first; the best with each encoder that is not yet
-    among them; then the next best, where these are few.
+def lineup(finished: Sequence[Trial], most: int, baseline: str | None = None) -> list[Trial]:
+    """Who comes in, in this order: the best of each method, the better ones first, but the method ``baseline`` second at the
+    latest; the best with each encoder that is not yet among them; then the next best, where these are few.
 
     One configuration a method first: scores of a search are so noisy that the best few are often one method's, and methods
     (and encoders) differ by more than the configurations of one that score alike.
@@ -80,6 +80,9 @@ def lineup(finished: Sequence[Trial], most: int) -> list[Trial]:
     methods: dict[str, Trial] = {}
     for trial in order:
         methods.setdefault(trial.spec.method, trial)
+    if baseline in methods:
+        leader = next(iter(methods))
+        methods = {leader: methods[leader], baseline: methods[baseline]} | methods
     encoders = {trial.spec.encoder: trial for trial in methods.values()}
     for trial in order:
         encoders.setdefault(trial.spec.encoder, trial)
@@ -87,9 +90,9 @@ def lineup(finished: Sequence[Trial], most: int) -> list[Trial]:
     return [*first.values(), *(trial for trial in order if trial.spec.key not in first)][:most]
 
 
-def contenders(finished: Sequence[Trial], top: int) -> list[Trial]:
+def contenders(finished: Sequence[Trial], top: int, baseline: str | None = None) -> list[Trial]:
     """The finalists among finished trials, best first."""
-    return ranked(lineup(finished, top))
+    return ranked(lineup(finished, top, baseline))
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,11 @@ class Finals:
     def select(self, history: History) -> Selected:
         """The finalists, best first by the search's score, and how they are judged."""
         finished = [t for t in history.search() if t.status == "finished"]
-        plan = self._plan(lineup(finished, self.most), history)
-        chosen = [t.spec.trial for t in contenders(finished, plan.top)]
-        return Selected(chosen, plan.folds, plan.rounds, plan.folds in self.division.nested)
+        baseline = self.selection.baseline
+        plan = self._plan(lineup(finished, self.most, baseline), history)
+        chosen = contenders(finished, plan.top, baseline)
+        own = next((t.spec.trial for t in chosen if t.spec.method == baseline), None)
+        return Selected([t.spec.trial for t in chosen], plan.folds, plan.rounds, plan.folds in self.division.nested, own)
 
     def trainings_after(self, history: History) -> list[tuple[Trial, float]]:
         """What the selection would train if the search ended now: trials like these, and how many of each.
@@ -130,7 +135,7 @@ class Finals:
         While too few trials have finished, the longest one stands for those to come.
         """
         # Asked again and again: of all that finished those few who may come in.
-        line = lineup(history.totals.leaders(self.most), self.most)
+        line = lineup(history.totals.leaders(self.most), self.most, self.selection.baseline)
         return self._trainings(line, self._plan(line, history)) if line else []
 
     def _plan(self, line: Sequence[Trial], history: History) -> Plan:

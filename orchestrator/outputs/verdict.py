@@ -47,6 +47,7 @@ def verdict(history: History, facts: Facts) -> Verdict:
         _predicted(history),
         _of_test(best, facts),
         _of_confidence(best),
+        _against_baseline(board, history, facts),
         _against_runner_up(board, facts),
         _against_defaults(history, best, facts),
         _by_encoder(history),
@@ -148,6 +149,21 @@ def _of_confidence(best: Finalist) -> str:
     return (
         f"{abstaining(sure)} Its confidences are calibrated: error {sure.after:.1%} on the test, {sure.before:.1%} before,"
         f" {sure.perfect_after:.1%} if they were perfect."
+    )
+
+
+def _against_baseline(board: Sequence[Finalist], history: History, facts: Facts) -> str:
+    """How the choice came about where a score alone would have chosen otherwise."""
+    best, finals = board[0], history.finals
+    level = [f for f in board if len(f.judged) == len(best.judged)]
+    highest = max(level, key=lambda f: f.val)
+    if finals is None or best.trial.spec.trial != finals.baseline or highest.val <= best.val:
+        return ""
+    spec = highest.trial.spec
+    return (
+        f"{spec.title} (trial {spec.trial}) scored higher, but by no more than one standard error:"
+        f" {told(compare(highest, best), pairing(highest, facts))}. So small a lead is too often luck, and the"
+        f" baseline {best.trial.spec.method} wins (selection.baseline)."
     )
 
 

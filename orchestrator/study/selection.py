@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator
@@ -10,6 +10,7 @@ from pydantic import Field, WithJsonSchema, field_validator
 from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Protocol
 from methods.tasks import Task
+from orchestrator.allocation.standings import BASELINE
 from orchestrator.engine.records import Purpose
 from orchestrator.study.extensions import Extension, in_python, left_behind
 from orchestrator.study.fields import Strict, StudyError, lost
@@ -29,6 +30,8 @@ class Selection(Strict):
         top: how many configurations are judged by folds; ``auto``: 2 to 5, by what the search has cost.
         folds: into how many parts the labels are divided, each of which judges in turn while the others teach; ``auto`` by
             the number of labels and what the search has cost. Few-shot studies are judged on their own division.
+        baseline: name of a method that the winner must clearly beat: by more than one standard error of the difference over
+            what the folds judged; else the baseline wins. None chooses by score alone.
         seeds: with how many seeds each.
         refit: whether the winner, where it learns from labels, is trained on the whole label budget, validation labels
             included, for the test score and the exported model. Few-shot studies refit after a cross-validation only.
@@ -39,6 +42,7 @@ class Selection(Strict):
 
     top: Auto | Annotated[int, Field(ge=1)] = "auto"
     folds: Auto | Annotated[int, Field(ge=2)] = "auto"
+    baseline: str | None = BASELINE
     seeds: int = Field(1, ge=1)
     refit: bool = True
     refit_seeds: int | None = Field(None, ge=1)
@@ -86,6 +90,13 @@ class SelectionFields(Strict):
         if not (value is None or value == IN_PYTHON or callable(value)):
             raise ValueError("must be a function in Python, from a Score to a number")
         return value
+
+    def check_baseline(self, methods: Sequence[str]) -> None:
+        """Raises StudyError on a baseline that is given and not among the study's methods."""
+        given = self.selection.baseline
+        if "baseline" in self.selection.model_fields_set and given not in (None, BASELINE, *methods):
+            known = ", ".join(methods)
+            raise StudyError(f"selection.baseline must be one of the study's methods ({known}) or null, got {given}")
 
     def scoring_of(self, task: Callable[[], Task]) -> Protocol:
         """The protocol of a study, with its settings; the task has one of its own, and shapes what it knows."""

@@ -77,6 +77,7 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
             if not left_behind("protocol", self.protocol):
                 task.check(self.scoring(), self.test)
             task.check_selection(chosen.refit, chosen.refit_seeds, chosen.join)
+        self.check_baseline(self.method_names)
         self.check_stop()
         self.check_first_trials(self.space().first_trials)
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +53,25 @@ def test_the_page_is_made_of_the_rows_and_shows_the_worst_first() -> None:
     pair = candidate(0, "simclr", good, 0.6), candidate(1, "supervised", bad, 0.7)
     text = choice.page([row(0, *pair), row(1, *pair)])
     table = text[text.index("| data |") :].splitlines()[2:]
-    assert "| supervised | 82.0 | 10.0 | 10.0 | 0.0 |" in table[0]
-    assert "| simclr | 82.0 | 0.0 | 10.0 | 0.0 |" in table[1]
-    assert "| 90% prediction covers the test | 2 of 2 |" in text
+    assert "| supervised | 10.0 | 10.0 | 10.0 | 0.0 | supervised | 80.0 [70.0, 90.0] | 82.0 |" in table[0]
+    assert "| simclr | 0.0 | 0.0 | 10.0 | 0.0 | simclr | 80.0 [70.0, 90.0] | 82.0 |" in table[1]
+    assert "| 90% prediction covers the test, where the same winner is chosen today | 2 of 2 |" in text
     assert "| share of selection and refit in the trainings' seconds | 0.33" in text
 
 
 def test_the_page_in_the_repository_is_that_of_its_rows() -> None:
     assert choice.PAGE.read_text(encoding="utf-8") == choice.page(choice.read_rows())
+
+
+def test_the_rule_of_today_is_applied_to_what_the_folds_answered() -> None:
+    """A lead within one standard error leaves the baseline in place; by score alone it wins."""
+    good, bad = answers(900, 0), answers(800, 1)
+    ahead = replace(candidate(0, "simclr", bad), judged={"0": "1" * 20, "1": "1" * 14 + "0" * 6})
+    own = replace(candidate(1, "supervised", good), judged={"0": "0" + "1" * 19, "1": "1" * 14 + "0" * 6})
+    once = replace(candidate(2, "mae", good), judged={"0": "1" * 20})
+    study = row(0, ahead, own, once)
+    assert choice.chosen(study) == 1
+    assert choice.chosen(study, None) == 0
+    clear = replace(ahead, judged={"0": "1" * 20, "1": "1" * 20})
+    assert choice.chosen(row(1, clear, own, once)) == 0
+    assert choice.below_supervised(row(1, clear, own, once)).points == pytest.approx(10)

@@ -290,6 +290,11 @@ def test_the_best_with_each_encoder_is_a_finalist_after_the_best_of_each_method(
                 if of(trial) not in map(of, expected):
                     expected.append(trial)
         assert [t.spec.key for t in lineup(finished, 4)] == [t.spec.key for t in expected[:4]]
+        for name in {t.spec.method for t in finished}:
+            own = next(t for t in order if t.spec.method == name)
+            two = lineup(finished, 2, name)
+            assert own in two, "the baseline is a finalist wherever there are two"
+            assert two[0] is order[0]
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -56,6 +56,20 @@ def test_optimism_is_what_the_best_of_equals_owes_to_chance() -> None:
     assert optimism(better, 0) == 0, "a choice that is clear owes nothing"
 
 
+def test_a_baseline_that_is_preferred_owes_less_to_chance() -> None:
+    random = np.random.default_rng(1)
+    owed, told, best = [], [], []
+    for seed in range(40):
+        scores = [(random.random(100) < 0.8).astype(float) for _ in range(4)]
+        gaps = [np.array([*(s - scores[0]), 1, -1]) for s in scores]
+        passing = [s for s, gap in zip(scores, gaps, strict=True) if gap.mean() > gap.std() / math.sqrt(102)]
+        owed.append(max((s.mean() for s in passing), default=scores[0].mean()) - 0.8)
+        told.append(optimism(scores, seed, baseline=0))
+        best.append(optimism(scores, seed))
+    assert 0 < np.mean(owed) < 1.5 * np.mean(told) < 3.5 * np.mean(owed)
+    assert np.mean(told) < np.mean(best)
+
+
 def test_the_curve_of_the_winner_and_the_prior() -> None:
     known = learning_curve(finalists(study(0.8, 4000, 0, curve=0.7))[0], study(0.8, 4000, 0, curve=0.7), 4000)
     assert known.labels == (1000, 2000)

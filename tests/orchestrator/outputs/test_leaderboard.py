@@ -408,3 +408,46 @@ def test_the_verdict_names_encoders_and_compares_them() -> None:
         " lite0 from none: 90.0% (1 trial)." in text
     )
     assert "by encoder" not in said_of(whole_study())
+
+
+def by_folds(baseline: int | None, ours: list[bool], theirs: list[bool]) -> History:
+    """Two finalists, ``supervised`` the second, each judged by two folds of half of the labels."""
+    some: list[Any] = [*trial(0, "one", scores=(rung(0.5),)), *trial(1, "supervised", scores=(rung(0.5),))]
+    some.append(Selected([0, 1], 2, 2, False, baseline))
+    for number, (name, answers) in enumerate((("one", ours), ("supervised", theirs))):
+        half = len(answers) // 2
+        for fold, part in enumerate((answers[:half], answers[half:])):
+            score = rung(sum(part) / half, correct=part)
+            some += trial(number, name, scores=(score,), purpose="fold", fold=fold, folds=2)
+    return history(*some)
+
+
+def said_of_forty(some: History) -> str:
+    return " ".join(verdict(some, dataclasses.replace(FACTS, labels=40)).sentences)
+
+
+def test_the_baseline_is_passed_by_what_is_clearly_better_alone() -> None:
+    """One standard error of the paired difference, with a win more for either side, as a plain loop has it."""
+    right = [True] * 20 + [False] * 20
+    for more, less in ((1, 0), (2, 0), (4, 0), (4, 3), (9, 4)):
+        ours = [*right]
+        for i in range(more):
+            ours[20 + i] = True
+        for i in range(less):
+            ours[i] = False
+        each = [1.0, -1.0, *(float(a) - float(b) for a, b in zip(ours, right, strict=True))]
+        mean = sum(each) / 42
+        error = math.sqrt(sum((e - mean) ** 2 for e in each) / 42 / 42)
+        winner = finalists(by_folds(1, ours, right))[0].trial.spec.method
+        assert winner == ("one" if mean > error else "supervised"), (more, less)
+        assert finalists(by_folds(None, ours, right))[0].trial.spec.method == "one"
+    few_more = by_folds(1, [*right[:17], *[False] * 3, *[True] * 4, *[False] * 16], right)
+    assert finalists(few_more)[0].trial.spec.method == "supervised"
+    assert "one (trial 0) scored higher, but by no more than one standard error: +2.5%" in said_of_forty(few_more)
+    assert finalists(by_folds(1, [not each for each in right], right))[0].trial.spec.method == "supervised"
+
+
+def test_a_baseline_that_a_race_dropped_passes_nobody() -> None:
+    some = by_folds(1, [True] * 40, [False] * 40)
+    assert [f.trial.spec.method for f in finalists(some)] == ["one", "supervised"]
+    assert "standard error" not in said_of_forty(some)

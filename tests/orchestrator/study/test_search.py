@@ -211,3 +211,12 @@ def test_allocation_and_sampler_by_name_and_settings() -> None:
     )
     assert allocation_of(study) == Halving(trials=4)
     assert sampler_of(study) == QuasiRandom()
+
+
+def test_a_baseline_that_the_study_does_not_have_is_one_line() -> None:
+    given = {"data": "digits", "labels": 40, "methods": ["mixup", "simclr"]}
+    assert Study(**given).selection.baseline == "supervised"
+    assert Study(**given, selection={"baseline": None}).selection.baseline is None
+    assert Study(**given, selection={"baseline": "mixup"}).selection.baseline == "mixup"
+    with pytest.raises(StudyError, match=r"selection.baseline must be one of the study's methods \(mixup, simclr\) or null"):
+        Study(**given, selection={"baseline": "mae"})
