@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.encoder import Encoder, Options, Shape, Statistics
+from methods.parts.depthwise import quick_depthwise
 from methods.parts.encoder_base import Normalise, check_size
 from methods.parts.modes import device_of, evaluating
 from methods.parts.shown import Shown, shown_size
@@ -103,6 +104,7 @@ class BackboneEncoder(Encoder):
         else:
             self.shown = Shown(shape, seeing.mean, seeing.std, _size(shape, seeing, size, label), seeing.square)
             _still(net)
+        quick_depthwise(net)
         self.net = net.to(memory_format=torch.channels_last)
         self.dim, self._trunk, self._parts = _looked_at(self.net, len(self.shown.normalise.mean[0]), self.shown.size)
         self.layers = tuple(layer.name for layer in self._trunk) or ("embedding",)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.encoder import Encoder, Options, Shape, Statistics
+from methods.parts.depthwise import DepthwiseConv2d
 from methods.parts.encoder_base import Normalise, check_size, initialise, scaled
 from methods.parts.shown import Shown, shown_size
 from methods.parts.weights import read_weights
@@ -114,7 +115,8 @@ class _ConvBn(nn.Module):
     def __init__(self, inputs: int, out: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True) -> None:
         super().__init__()
         self.kernel, self.stride, self.relu = kernel, stride, relu
-        self.conv = nn.Conv2d(inputs, out, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups, bias=False)
+        kind = nn.Conv2d if groups == 1 else DepthwiseConv2d
+        self.conv = kind(inputs, out, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:

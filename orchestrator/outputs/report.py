@@ -30,6 +30,7 @@ from orchestrator.outputs.plots import (
     methods_figure,
     told_signals,
 )
+from orchestrator.outputs.shares import shares_of
 from orchestrator.outputs.verdict import Verdict, abstaining, judges, reliability_of
 from orchestrator.prepare import Prepared
 
@@ -74,6 +75,7 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
         encoders=encoder_rows(prepared, read_index(folder.storage)),
         encoders_figure=Markup(encoders_figure(history, board, list(space.labels))) if space.labels else None,
         methods_figure=Markup(methods_figure(history, board, names)),
+        shares=str(shares_of(study, history)),
         sure=sure,
         abstaining=abstaining(sure) if sure is not None else None,
         scaling=history.calibrated.scaling if history.calibrated is not None else None,
