@@ -30,7 +30,7 @@ class DepthwiseConv2d(nn.Conv2d):
             return super().forward(x)
         low = torch.bfloat16
         stride, padding = (self.stride[0], self.stride[1]), (int(self.padding[0]), int(self.padding[1]))
-        y: Tensor = _Depthwise.apply(x.to(low), self.weight.to(low), stride, padding)  # type: ignore[no-untyped-call]
+        y: Tensor = _Depthwise.apply(x.to(low), self.weight.to(low), stride, padding)
         return y if self.bias is None else y + self.bias.to(low)[:, None, None]
 
     def _slow(self, x: Tensor) -> bool:
@@ -98,10 +98,15 @@ def quick_depthwise(net: nn.Module) -> None:
     for module in net.modules():
         for name, child in module.named_children():
             if type(child) is nn.Conv2d and _depthwise(child):
+                shape: Any = child.kernel_size, child.stride, child.padding
                 made = DepthwiseConv2d(
-                    child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding,
-                    groups=child.groups, bias=child.bias is not None, device="meta",
-                )  # type: ignore[arg-type]  # fmt: skip
+                    child.in_channels,
+                    child.out_channels,
+                    *shape,
+                    groups=child.groups,
+                    bias=child.bias is not None,
+                    device="meta",
+                )
                 made.weight, made.bias = child.weight, child.bias
                 made.train(child.training)
                 setattr(module, name, made)
@@ -110,4 +115,4 @@ def quick_depthwise(net: nn.Module) -> None:
 def _depthwise(conv: nn.Conv2d) -> bool:
     alone = conv.groups == conv.in_channels == conv.out_channels > 1
     plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and set(conv.dilation) == {1}
-    return alone and plain and all(int(p) < k for p, k in zip(conv.padding, conv.kernel_size, strict=True))
+    return alone and plain and all(int(p) < k for p, k in zip(tuple[Any, ...](conv.padding), conv.kernel_size, strict=True))
