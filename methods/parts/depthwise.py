@@ -9,7 +9,7 @@ B batch, C channels, H W image, h w output, k kernel, s stride, p padding.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,11 +98,13 @@ def quick_depthwise(net: nn.Module) -> None:
     for module in net.modules():
         for name, child in module.named_children():
             if type(child) is nn.Conv2d and _depthwise(child):
-                shape: Any = child.kernel_size, child.stride, child.padding
+                kernel, stride, padding = (cast(Pair, of) for of in (child.kernel_size, child.stride, child.padding))
                 made = DepthwiseConv2d(
                     child.in_channels,
                     child.out_channels,
-                    *shape,
+                    kernel,
+                    stride,
+                    padding,
                     groups=child.groups,
                     bias=child.bias is not None,
                     device="meta",
@@ -115,4 +117,4 @@ def quick_depthwise(net: nn.Module) -> None:
 def _depthwise(conv: nn.Conv2d) -> bool:
     alone = conv.groups == conv.in_channels == conv.out_channels > 1
     plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and set(conv.dilation) == {1}
-    return alone and plain and all(int(p) < k for p, k in zip(tuple[Any, ...](conv.padding), conv.kernel_size, strict=True))
+    return alone and plain and all(int(p) < k for p, k in zip(cast(Pair, conv.padding), conv.kernel_size, strict=True))
