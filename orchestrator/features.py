@@ -47,7 +47,7 @@ SHARE, SHARE_ALONE = 0.25, 0.4
 SIZES = (160, 128, 96)
 """Pixels a side that are tried in turn where larger images would take too long."""
 
-PROBED = 2 * FORWARD_BATCH
+PROBED = 4 * FORWARD_BATCH
 """Images a thread from which the rate is measured: each thread embeds batches of its own."""
 
 EVERY = 5.0

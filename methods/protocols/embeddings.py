@@ -26,8 +26,8 @@ from search_spaces.domains import UserError
 
 EMBED_BATCH = 256
 
-FORWARD_BATCH = 64
-"""Images that pass an encoder at a time on a CPU where many are embedded: more do not fit its caches."""
+FORWARD_BATCH = 32
+"""Images that pass a network at a time on a CPU: more do not fit its caches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,19 +117,32 @@ def batches(images: Images, index: IntArray, batch: int, device: torch.device) -
 
 
 def run_over(
-    call: Callable[[Tensor], Tensor], images: Images, index: IntArray, device: torch.device, batch: int = EMBED_BATCH
+    call: Callable[[Tensor], Tensor],
+    images: Images,
+    index: IntArray,
+    device: torch.device,
+    batch: int = EMBED_BATCH,
+    parallel: bool = False,
 ) -> Tensor:
-    """float32 [n, ...]: ``call`` on the images at ``index``, a batch at a time, without gradient."""
+    """float32 [n, ...]: ``call`` on the images at ``index``, a batch at a time, without gradient.
+
+    Args:
+        batch: images at a time, at the most; on a CPU as many as fit its caches.
+        parallel: whether ``call`` may run in several threads at once, as ``embed_views`` does on a CPU.
+    """
     assert len(index), "nothing to compute on"
-    out: Tensor | None = None
-    with torch.no_grad():
-        for rows, x in batches(images, index, batch, device):
-            y = call(x).float()
-            if out is None:
-                out = torch.empty(len(index), *y.shape[1:], device=y.device)
-            out[rows] = y
-    assert out is not None
-    return out
+    cpu, cores = device.type == "cpu", torch.get_num_threads()
+    positions = torch.from_numpy(np.ascontiguousarray(index)).split(min(batch, FORWARD_BATCH) if cpu else batch)
+
+    def one(rows: Tensor) -> Tensor:
+        # Whether gradients are kept belongs to a thread.
+        with torch.no_grad():
+            return call(images.take(rows).to(device)).float()
+
+    if not (cpu and parallel and min(cores, len(positions)) > 1):
+        return torch.cat([one(rows) for rows in positions])
+    with threads(1), ThreadPoolExecutor(cores) as pool:
+        return torch.cat(list(pool.map(one, positions)))
 
 
 def embed(encoder: Encoder, images: Images, index: IntArray, batch: int = EMBED_BATCH, layer: str | None = None) -> Tensor:
@@ -143,7 +156,9 @@ def embed(encoder: Encoder, images: Images, index: IntArray, batch: int = EMBED_
     if known is not None:
         return known
     with evaluating(encoder):
-        return run_over(lambda x: features_of(encoder, x, layer), images, index, device_of(encoder), batch)
+        return run_over(
+            lambda x: features_of(encoder, x, layer), images, index, device_of(encoder), batch, parallel=layer is None
+        )
 
 
 def logits_of(predictor: nn.Module, images: Images, index: IntArray, batch: int = EMBED_BATCH) -> Tensor:
@@ -151,7 +166,9 @@ def logits_of(predictor: nn.Module, images: Images, index: IntArray, batch: int 
     head, known = _head_on_known(predictor, images, index)
     with evaluating(predictor):
         if known is None:
-            return run_over(predictor, images, index, device_of(predictor), batch)
+            # Maps of layers are caught by hooks, which all threads would share.
+            alone = any(getattr(module, "layer", None) is not None for module in predictor.modules())
+            return run_over(predictor, images, index, device_of(predictor), batch, parallel=not alone)
         with torch.no_grad():
             return torch.cat([head(x).float() for x in known.split(4 * batch)])
 
