@@ -24,7 +24,7 @@ UNTIMED = 60.0
 FIT = 3.0
 """Seconds of a fit on frozen features and its scoring, at the most."""
 
-FEW, MANY = 20, 1000
+FEW, MANY = 30, 1000
 """Labels a class up to which a class mean is a match for a regression, and labels from which tuning the whole encoder leads."""
 
 

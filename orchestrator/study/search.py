@@ -162,8 +162,8 @@ class SearchFields(EncoderFields):
         proposed.
         """
         if self.methods is None:
-            for name in self.searched():
-                method(name)
+            for searched in self.searched():
+                method(searched)
             return
         names = self.method_names
         if not names:
