@@ -14,15 +14,17 @@ from itertools import zip_longest
 FIRST = 1 / 3
 """Share of a budget that the first trials of all methods may take; search, selection and refit have the rest."""
 
-RUNG, TEN_MINUTES = 75.0, 600.0
+RUNG, TEN_MINUTES = 60.0, 600.0
 """Seconds that a trial trains at the most in a study of ten minutes. In longer studies it grows as the square root of their
 length, so that they train both longer and more."""
 
 UNTIMED = 60.0
 """The same where no clock ends the study."""
 
-FIT = 3.0
-"""Seconds of a fit on frozen features and its scoring, at the most."""
+FIT, TUNING = 3.0, 1.5
+"""Seconds of a fit on frozen features and its scoring, at the most; and what tuning takes over its training, since a large encoder
+is slow to score too.
+"""
 
 FEW, MANY = 30, 1000
 """Labels a class up to which a class mean is a match for a regression, and labels from which tuning the whole encoder leads."""
@@ -185,14 +187,15 @@ def propose(s: Situation) -> Proposals:
     baseline = [BASELINE_EPISODES if s.new_classes else BASELINE] if s.fresh or s.tunable else []
     named = [_Row(name, "the study's search names its knobs") for name in s.named]
     chosen = list({row.method: row for row in (*baseline, *named)}.values())
+    costs = {row.method: cost for group, cost in zip(groups, (FIT, TUNING * s.top, s.top), strict=True) for row in group}
     purse = _Purse.of(s)
     for row in chosen:
-        purse.pay(row, groups[0])
+        purse.pay(costs.get(row.method, s.top))
     left_out = []
     for row in _in_turn(*groups):
         if row.method in {each.method for each in chosen}:
             continue
-        if purse.pay(row, groups[0]) or not chosen:
+        if purse.pay(costs[row.method]) or not chosen:
             chosen.append(row)
         else:
             left_out.append(row.method)
@@ -208,16 +211,14 @@ class _Purse:
 
     seconds: float
     trials: float
-    rung: float
 
     @classmethod
     def of(cls, s: Situation) -> _Purse:
         seconds = math.inf if s.seconds is None else FIRST * s.seconds * s.slots
-        return cls(seconds, math.inf if s.trials is None else max(1, s.trials // 2), s.top)
+        return cls(seconds, math.inf if s.trials is None else max(1, s.trials // 2))
 
-    def pay(self, row: _Row, frozen: Sequence[_Row]) -> bool:
-        """Takes a method's first trial out where it is there; False where it is not."""
-        cost = FIT if row in frozen else self.rung
+    def pay(self, cost: float) -> bool:
+        """Takes the seconds of a method's first trial out where they are there; False where they are not."""
         if cost > self.seconds or self.trials < 1:
             return False
         self.seconds, self.trials = self.seconds - cost, self.trials - 1

@@ -57,7 +57,7 @@ def test_the_encoder_with_weights_is_compared_where_it_is_installed(images: Path
     with_weights, told = module.completed(study, split, installed=True)
     assert told is not None
     assert with_weights.encoder == ("resnet_small", "lite0")
-    assert with_weights.seconds == 75
+    assert with_weights.seconds == 60
     offered = with_weights.offered(with_weights.catalogue())
     assert offered["linear_probe"] == offered["bitfit"] == ("lite0",)
     assert offered["supervised"] == ("resnet_small", "lite0")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from methods.catalogue import CATALOGUE
-from orchestrator.proposal import EPISODES, FIRST, FIT, FROZEN, FROZEN_EPISODES, TRAINED, TUNED, Situation, propose
+from orchestrator.proposal import EPISODES, FIRST, FIT, FROZEN, FROZEN_EPISODES, TRAINED, TUNED, TUNING, Situation, propose
 
 PHOTOS = Situation(images=20_000, labels=250, classes=10, pretrained=("lite0",), tunable=True, seconds=600, slots=2)
 """Colour images, few labels, an encoder with weights at hand, ten minutes on two cores."""
@@ -24,12 +24,15 @@ FROZEN_ROWS = [
     [
         ({}, [*FROZEN_ROWS, "bitfit", "fine_tune", "supervised", "mixmatch", "fixmatch"]),
         # The encoder that is given is all there is: nothing is trained from nothing, and tuning has its time.
-        ({"fresh": False}, [*FROZEN_ROWS, "bitfit", "fine_tune", "lora", "partial_freeze", "supervised"]),
+        ({"fresh": False}, [*FROZEN_ROWS, "bitfit", "fine_tune", "lora", "supervised"]),
         # Without weights.
-        ({"pretrained": (), "tunable": False}, ["supervised", "mixmatch", "fixmatch", "simclr", "pseudo_label"]),
+        (
+            {"pretrained": (), "tunable": False},
+            ["supervised", "mixmatch", "fixmatch", "simclr", "pseudo_label", "mean_teacher"],
+        ),
         (
             {"pretrained": (), "tunable": False, "channels": 1},
-            ["supervised", "fixmatch", "simclr", "pseudo_label", "mean_teacher"],
+            ["supervised", "fixmatch", "simclr", "pseudo_label", "mean_teacher", "rotation"],
         ),
         # Every image has a label, so that there is no pool to learn from.
         (
@@ -58,7 +61,7 @@ FROZEN_ROWS = [
         ),
         (
             {"new_classes": True, "pretrained": (), "tunable": False},
-            ["supervised", "cosine_classifier", "prototypical", "matching", "finetune_baseline"],
+            ["supervised", "cosine_classifier", "prototypical", "matching", "finetune_baseline", "maml"],
         ),
         # What the study's own settings name is tried in any case.
         ({"seconds": None, "trials": 2, "named": ("vicreg",)}, ["supervised", "vicreg"]),
@@ -76,16 +79,16 @@ def test_the_table_of_situations(changes: dict[str, Any], expected: list[str]) -
 def test_first_trials_stay_within_their_share_of_the_budget(minutes: float, slots: int) -> None:
     s = replace(PHOTOS, seconds=60 * minutes, slots=slots)
     found = propose(s)
-    frozen = [name for name in found.names if CATALOGUE[name].on_features]
-    cost = len(frozen) * FIT + (len(found.names) - len(frozen)) * found.seconds
+    factor = {name: TUNING if CATALOGUE[name].family == "adapt" else 1.0 for name in found.names}
+    cost = sum(FIT if CATALOGUE[name].on_features else factor[name] * found.seconds for name in found.names)
     assert "supervised" in found.names
     assert cost <= FIRST * s.seconds * slots or found.names == ["supervised"]  # type: ignore[operator]
 
 
 def test_a_longer_study_trains_longer_and_more_methods() -> None:
     ten, hour = propose(PHOTOS), propose(replace(PHOTOS, seconds=3600))
-    assert ten.seconds == 75
-    assert hour.seconds == pytest.approx(75 * 6**0.5, abs=1)
+    assert ten.seconds == 60
+    assert hour.seconds == pytest.approx(60 * 6**0.5, abs=1)
     assert set(ten.names) < set(hour.names)
     assert propose(replace(PHOTOS, rung=20.0)).seconds == 20
     (note,) = ten.notes
