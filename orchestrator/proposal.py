@@ -22,8 +22,8 @@ UNTIMED = 60.0
 """The same where no clock ends the study."""
 
 FIT, TUNING = 3.0, 1.5
-"""Seconds of a fit on frozen features and its scoring, at the most; and what tuning takes over its training, since a large encoder
-is slow to score too.
+"""Seconds of a fit on frozen features and its scoring, at the most; and what a tuned method takes over its training, since a
+large encoder is slow to score too.
 """
 
 FEW, MANY = 30, 1000
@@ -83,10 +83,12 @@ class Situation:
 
     @property
     def top(self) -> float:
-        """Seconds of the highest rung."""
+        """Seconds of the highest rung: the baseline's first trial takes no more than half of what all first trials may."""
         if self.rung is not None:
             return self.rung
-        return UNTIMED if self.seconds is None else max(1.0, round(RUNG * math.sqrt(self.seconds / TEN_MINUTES)))
+        if self.seconds is None:
+            return UNTIMED
+        return max(1.0, round(min(RUNG * math.sqrt(self.seconds / TEN_MINUTES), FIRST * self.seconds * self.slots / 2)))
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,8 @@ def propose(s: Situation) -> Proposals:
     costs = {row.method: cost for group, cost in zip(groups, (FIT, TUNING * s.top, s.top), strict=True) for row in group}
     purse = _Purse.of(s)
     for row in chosen:
-        purse.pay(costs.get(row.method, s.top))
+        # In any case, whatever is left for others.
+        purse.take(costs.get(row.method, s.top))
     left_out = []
     for row in _in_turn(*groups):
         if row.method in {each.method for each in chosen}:
@@ -219,10 +222,13 @@ class _Purse:
 
     def pay(self, cost: float) -> bool:
         """Takes the seconds of a method's first trial out where they are there; False where they are not."""
-        if cost > self.seconds or self.trials < 1:
-            return False
+        fits = cost <= self.seconds and self.trials >= 1
+        if fits:
+            self.take(cost)
+        return fits
+
+    def take(self, cost: float) -> None:
         self.seconds, self.trials = self.seconds - cost, self.trials - 1
-        return True
 
 
 def _in_turn(frozen: Sequence[_Row], tuned: Sequence[_Row], trained: Sequence[_Row]) -> list[_Row]:
