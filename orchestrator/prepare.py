@@ -131,7 +131,12 @@ class Prepared:
         """What decides the study's course; ``trials`` as the history wants them."""
         in_one_go = on_features(self.methods.values())
         finals = Finals(self.study.selection, self.division, self.refits, self.label_free, self.study.seed, in_one_go)
-        return course_of(self.study, self.space, finals, resources_of(plan), trials, self.earlier)
+        return course_of(self.study, self.space, finals, resources_of(plan), trials, self.earlier, self.scorings(plan))
+
+    def scorings(self, plan: ResourcePlan) -> float:
+        """Scorings of a search trial that the test of a model costs: it has more images, and the whole machine."""
+        test, asked = self.split.test, len(self.split.validation)
+        return 0.0 if test is None else len(test) / max(asked, 1) * plan.threads_per_worker / max(plan.total_cpus, 1.0)
 
 
 def prepare(study: Study, began: float | None = None, weights: bool = True) -> Prepared:
@@ -237,6 +242,7 @@ def course_of(
     resources: Resources,
     trials: int | None,
     earlier: Iterable[Trial] = (),
+    scorings: float = 0.0,
 ) -> Course:
     """What decides the course of a study, from its settings alone.
 
@@ -246,9 +252,11 @@ def course_of(
         resources: what trains at a time.
         trials: that the search starts; None where other budgets end it.
         earlier: trials of other studies, from which this one's sampler learns before its own.
+        scorings: of a search trial that the test of a model costs.
     """
     first = {name: method.min_epochs for name, method in study.catalogue().items()}
-    ledger = Ledger(budgets_of(study, trials), resources, finals.trainings_after)
+    budgets = tuple(budget.testing(scorings) for budget in budgets_of(study, trials))
+    ledger = Ledger(budgets, resources, finals.trainings_after)
     proposer = proposer_of(study, space)
     proposer.seed_from(earlier)
     in_one_go = on_features(study.catalogue().values())

@@ -99,7 +99,7 @@ def test_the_budget_as_time_and_as_trials(
 ) -> None:
     found = module.situation_of(Study(data="digits", **fields), split)
     assert (found.seconds, found.trials, found.slots) == (seconds, trials, 2)
-    assert (found.images, found.labels, found.channels) == (len(split.train), 2 * 4 * split.train.classes, 3)
+    assert (found.images, found.labels, found.channels) == (len(split.train), len(split.labelled) + len(split.validation), 3)
 
 
 def set_of(classes: int, each: int, group: Any = None, first: int = 0) -> ImageSet:

@@ -205,7 +205,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_such_study_names_the_ready_made_ones(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.yaml", tmp_path, "demoo"):
+    for path in (tmp_path / "none.yaml", "demoo"):
         with pytest.raises(StudyError, match=r"there is no study .*demo.*or images"):
             load_study(path)
 
