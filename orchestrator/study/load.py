@@ -94,7 +94,8 @@ def _is_data(path: str | Path) -> bool:
 
 def _name_of(path: str | Path) -> str:
     """What a study on these images is called, and its run folder with it."""
-    return Path(path).expanduser().resolve().stem or "study"
+    place = Path(path).expanduser().resolve()
+    return (place.name if place.is_dir() else place.stem) or "study"
 
 
 def _apply(raw: dict[str, Any], setting: str) -> None:

@@ -13,11 +13,13 @@ import yaml
 from PIL import Image
 
 import orchestrator.default_study as module
+import orchestrator.dry as dry_module
 from cluster.connect import Connection, connect
 from cluster.machine import Node
 from cluster.storage import LocalStorage
 from methods.catalogue import CATALOGUE
 from methods.data.records import ArrayImages, ImageSet, Source
+from methods.data.sources import load
 from methods.tasks import task_for
 from orchestrator import cli as cli_module
 from orchestrator import resume
@@ -53,7 +55,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_encoder_with_weights_is_compared_where_it_is_installed(images: Path) -> None:
     study = load_study(images, ["labels=24"])
     assert (study.name, study.data, study.methods, study.budget.minutes) == ("shades", str(images), None, 10)
-    split = study.task_object().divide(prepared_source(images), None, study.scoring(), 0)
+    split = study.task_object().divide(load(str(images)), None, study.scoring(), 0)
     with_weights, told = module.completed(study, split, installed=True)
     assert told is not None
     assert with_weights.encoder == ("resnet_small", "lite0")
@@ -71,12 +73,6 @@ def test_the_encoder_with_weights_is_compared_where_it_is_installed(images: Path
     assert (own.encoder, own.epochs, own.seconds) == ("conv4", 3, None)
     tiny, _ = module.completed(study.completed(budget={"trials": 1}), split, installed=True)
     assert (tiny.method_names, tiny.encoder) == (["supervised"], "resnet_small")
-
-
-def prepared_source(folder: Path) -> Source:
-    from methods.data.sources import load
-
-    return load(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +125,14 @@ def test_the_task_follows_the_layout_of_the_data(source: Source, episodes: bool)
     assert module.with_task(study, source).task == task_for(source)
     for said in ({"methods": ["simclr"]}, {"labels": 40}, {"task": "classification"}, {"metric": "macro_f1"}):
         assert module.with_task(study.completed(**said), source).task == "classification"
+
+
+def test_a_study_on_images_is_called_after_them(tmp_path: Path) -> None:
+    (tmp_path / "v1.5").mkdir()
+    (tmp_path / "few.zip").touch()
+    assert [load_study(each).name for each in (tmp_path / "v1.5", tmp_path / "few.zip", "digits")] == ["v1.5", "few", "digits"]
+    study = load_study("digits", ["budget.minutes=30", "labels=100"])
+    assert (study.budget.minutes, study.labels, study.trials) == (30, 100, None)
 
 
 def test_the_event_survives_the_journal() -> None:
@@ -195,19 +199,11 @@ def test_a_dry_run_says_why(
     cli: Callable[..., tuple[int, str, str]], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = Connection("local", "found", (Node(2.0),))
-    monkeypatch.setattr(
-        sys.modules["orchestrator.dry"] if "orchestrator.dry" in sys.modules else dry(), "connect", lambda a: connection
-    )
+    monkeypatch.setattr(dry_module, "connect", lambda address: connection)
     code, out, err = cli("run", images, "--dry-run", "--out", tmp_path / "out", "--set", "encoder=conv4", "--set", "labels=24")
     assert (code, err) == (0, "")
     assert "supervised" in out
     assert "the baseline: 24 labels alone, from nothing" in out
-
-
-def dry() -> Any:
-    import orchestrator.dry
-
-    return orchestrator.dry
 
 
 @pytest.fixture(scope="module")
