@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from methods.contracts import Learner, PseudoLabels
 from methods.data.records import Images, IntArray
 from methods.parts.ema import Ema
-from methods.parts.encoders import Encoder
+from methods.parts.encoders import Encoder, shown_at
 from methods.parts.modes import evaluating
 from methods.world import World
 
@@ -38,15 +38,23 @@ SIGNALS: Mapping[str, str] = {
 }
 """Every signal: its name in records, rules and curves, and what it is."""
 
-SAMPLE = 512
-"""Training images whose embeddings are looked at."""
+SAMPLE, LARGE_SAMPLE = 512, 64
+"""Training images whose embeddings are looked at, and as many where the encoder enlarges them: 512 at 160 pixels took 25 s of a
+core at every rung.
+"""
 
 _BATCH = 128
 
 
-def sample(images: Images) -> Tensor:
-    """uint8 [n, C, H, W], n <= 512: evenly spaced images, so that every class of ordered data is among them."""
-    index = torch.linspace(0, len(images) - 1, min(len(images), SAMPLE)).round().long()
+def sample(images: Images, encoder: Encoder | None = None) -> Tensor:
+    """uint8 [n, C, H, W], n <= 512: evenly spaced images, so that every class of ordered data is among them.
+
+    Args:
+        images: of the training.
+        encoder: that will embed them; of one that shows itself images at a size of its own, n <= 64.
+    """
+    most = SAMPLE if encoder is None or shown_at(encoder) is None else LARGE_SAMPLE
+    index = torch.linspace(0, len(images) - 1, min(len(images), most)).round().long()
     return images.take(index)
 
 

@@ -27,6 +27,14 @@ app = typer.Typer(
 )
 
 STUDY = Annotated[str, typer.Argument(help="A study file (YAML), or the name of a ready-made study such as 'demo'.")]
+STUDY_OR_DATA = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY|IMAGES",
+        help="A study file (YAML), the name of a ready-made study such as 'demo', or images for the default study: a folder or"
+        " zip of class folders, an .npz, or a data set's name such as 'digits'.",
+    ),
+]
 DIRECTORY = Annotated[Path, typer.Argument(help="A run folder.")]
 SETTINGS = Annotated[list[str] | None, typer.Option("--set", help="key=value: replaces a field of the study; repeatable.")]
 ADDRESS = Annotated[str | None, typer.Option(help="Address of a running Ray cluster; by default this machine.")]
@@ -39,14 +47,18 @@ IMPORTS = Annotated[
 
 @app.command(epilog="Example: labelwise run demo --out runs/first --set trials=8 --set search.simclr.temperature=0.2")
 def run(
-    study: STUDY,
+    study: STUDY_OR_DATA,
     out: Annotated[Path | None, typer.Option(help="The run folder; it must not exist yet.")] = None,
     settings: SETTINGS = None,
     address: ADDRESS = None,
     imports: IMPORTS = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, estimate the time, run nothing.")] = False,
 ) -> None:
-    """Runs a study: searches, judges the finalists by folds, tests them once, and writes the run folder."""
+    """Runs a study: searches, judges the finalists by folds, tests them once, and writes the run folder.
+
+    On images alone it is the default study: methods are proposed from the data, the encoders at hand and the budget, each with
+    its reason. It takes ten minutes unless --set budget.minutes=30 or the like says otherwise.
+    """
     from orchestrator.study import load_study
 
     given = list(settings or []) + ([f"address={address}"] if address else [])

@@ -32,6 +32,7 @@ def dry_run(study: Study, out: str | Path | None = None) -> str:
     full = {(name, label): seconds for label, found in each.items() for name, seconds in found.items()}
     computed, trials = estimate(prepared, full, plan)
     lines = [
+        *(prepared.proposed.lines() if prepared.proposed is not None else ()),
         prepared.task.describe(prepared.split),
         plan.describe(),
         *(

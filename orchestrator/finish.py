@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import ray
@@ -100,6 +101,7 @@ def test_finalists(
         return
     if not remote:
         # The slots are done, so the machine is free, and this process is warm: a new one would cost seconds.
+        shared = replace(shared, threads=max(1, int(plan.total_cpus)))
         for trial in wanted:
             assert trial.checkpoint is not None
             score = _test(shared, split.test, trial.spec, trial.checkpoint, own.get(trial.spec.key))

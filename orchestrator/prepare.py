@@ -28,8 +28,9 @@ from methods.world import World
 from orchestrator.allocation import Joint, JointTpe, TwoLevels
 from orchestrator.budgets import BUDGETS, Budget, Epochs, Ledger, Resources, Trials
 from orchestrator.choices import allocation_of, sampler_of, strategy_of
+from orchestrator.default_study import completed, with_task
 from orchestrator.engine.controller import Course
-from orchestrator.engine.events import Opened
+from orchestrator.engine.events import Opened, Proposed
 from orchestrator.engine.health import HealthLimits
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import read_journal
@@ -55,7 +56,7 @@ class Prepared:
     """A study with its data divided.
 
     Attributes:
-        study: as it was given.
+        study: as it was given, completed where it names no methods.
         task: what is to be learned and how it is judged.
         protocol: how a trained method is scored.
         methods: by name.
@@ -64,6 +65,7 @@ class Prepared:
         division: how the labels may judge finalists.
         began: seconds since 1970 at which its command began.
         earlier: trials of the studies that this one's search learns from first.
+        proposed: what completed the study, and why; None where it names its methods.
     """
 
     study: Study
@@ -75,6 +77,7 @@ class Prepared:
     division: Division
     began: float
     earlier: tuple[Trial, ...] = ()
+    proposed: Proposed | None = None
 
     @property
     def top(self) -> Fidelity:
@@ -128,7 +131,12 @@ class Prepared:
         """What decides the study's course; ``trials`` as the history wants them."""
         in_one_go = on_features(self.methods.values())
         finals = Finals(self.study.selection, self.division, self.refits, self.label_free, self.study.seed, in_one_go)
-        return course_of(self.study, self.space, finals, resources_of(plan), trials, self.earlier)
+        return course_of(self.study, self.space, finals, resources_of(plan), trials, self.earlier, self.scorings(plan))
+
+    def scorings(self, plan: ResourcePlan) -> float:
+        """Scorings of a search trial that the test of a model costs: it has more images, and the whole machine."""
+        test, asked = self.split.test, len(self.split.validation)
+        return 0.0 if test is None else len(test) / max(asked, 1) * plan.threads_per_worker / max(plan.total_cpus, 1.0)
 
 
 def prepare(study: Study, began: float | None = None, weights: bool = True) -> Prepared:
@@ -143,17 +151,17 @@ def prepare(study: Study, began: float | None = None, weights: bool = True) -> P
     """
     began = time.time() if began is None else began
     study.check_objective()
-    task, protocol = study.task_object(), study.scoring()
     source = load(study.data, size=study.size, on_bad_image=study.on_bad_image)
+    study = with_task(study, source)
+    task, protocol = study.task_object(), study.scoring()
     split = task.divide(source, _test_of(study, source), protocol, study.seed)
+    study, proposed = completed(study, split)
     if weights:
         _check_weights(study, split)
     past = [History(read_journal(RunFolder.open(place).storage)) for place in study.earlier]
     earlier = tuple(trial for history in past for trial in history.search())
-    division = _division(study, task, split)
-    return Prepared(
-        study, task, protocol, study.catalogue(), split, study.space(split.fewest_images()), division, began, earlier
-    )
+    division, space = _division(study, task, split), study.space(split.fewest_images())
+    return Prepared(study, task, protocol, study.catalogue(), split, space, division, began, earlier, proposed)
 
 
 def _division(study: Study, task: Task, split: Split) -> Division:
@@ -234,6 +242,7 @@ def course_of(
     resources: Resources,
     trials: int | None,
     earlier: Iterable[Trial] = (),
+    scorings: float = 0.0,
 ) -> Course:
     """What decides the course of a study, from its settings alone.
 
@@ -243,9 +252,11 @@ def course_of(
         resources: what trains at a time.
         trials: that the search starts; None where other budgets end it.
         earlier: trials of other studies, from which this one's sampler learns before its own.
+        scorings: of a search trial that the test of a model costs.
     """
     first = {name: method.min_epochs for name, method in study.catalogue().items()}
-    ledger = Ledger(budgets_of(study, trials), resources, finals.trainings_after)
+    budgets = tuple(budget.testing(scorings) for budget in budgets_of(study, trials))
+    ledger = Ledger(budgets, resources, finals.trainings_after)
     proposer = proposer_of(study, space)
     proposer.seed_from(earlier)
     in_one_go = on_features(study.catalogue().values())
@@ -261,8 +272,8 @@ def check_budgets(prepared: Prepared, setup: SlotSetup, plan: ResourcePlan) -> N
         budget.check(resources, top)
     # What is counted is known beforehand; seconds are measured, where a budget counts them.
     known = top.unit == "seconds" or not any(budget.timed for budget in budgets)
-    seconds = dict.fromkeys(prepared.methods, 0.0) if known and top.unit != "seconds" else full_seconds(prepared, setup)
     frozen = on_features(prepared.methods.values())
+    seconds = _known_seconds(prepared) if known else full_seconds(prepared, setup)
     if len(frozen) == len(prepared.methods) and all(isinstance(budget, Epochs) for budget in budgets):
         raise StudyError(
             f"budget.epochs never ends where no method trains an epoch ({', '.join(sorted(frozen))}); give trials or minutes"
@@ -289,18 +300,29 @@ def full_seconds(prepared: Prepared, setup: SlotSetup, encoder: str | None = Non
         encoder: the label of an encoder, for the methods that may be tried with it; None for each method's first.
     """
     folds, workers = len(prepared.task.divisions(prepared.split)), prepared.study.workers
+    names = prepared.space.methods_with(encoder)
     if setup.top.unit == "seconds":
-        return dict.fromkeys(prepared.space.methods_with(encoder), setup.top.amount * folds)
-    each = seconds_per_epoch(setup, prepared.space, encoder)
+        fits = seconds_per_epoch(setup, prepared.space, on_features(prepared.methods.values()) & set(names), encoder)
+        return {name: fits.get(name, setup.top.amount) * folds for name in names}
+    each = seconds_per_epoch(setup, prepared.space, names, encoder)
     return {name: seconds * setup.top.amount * folds / workers for name, seconds in each.items()}
 
 
-def seconds_per_epoch(setup: SlotSetup, space: Space, encoder: str | None = None) -> dict[str, float]:
-    """Seconds that an epoch of each method's defaults takes, measured on this machine from a few steps each."""
+def _known_seconds(prepared: Prepared) -> dict[str, float]:
+    """Seconds of a full training as far as the study's fields tell: those of the highest rung; 0 of fits, and of epochs."""
+    amount = prepared.top.amount if prepared.top.unit == "seconds" else 0.0
+    folds, frozen = len(prepared.task.divisions(prepared.split)), on_features(prepared.methods.values())
+    return {name: 0.0 if name in frozen else amount * folds for name in prepared.methods}
+
+
+def seconds_per_epoch(setup: SlotSetup, space: Space, names: Iterable[str], encoder: str | None = None) -> dict[str, float]:
+    """Seconds that an epoch of each method's defaults takes, measured on this machine from a few steps each; by the clock,
+    those of a whole fit on features.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
     with threads(setup.threads):
-        for name in space.methods_with(encoder):
+        for name in names:
             first = space.defaults(name, encoder)
             spec = TrialSpec(name, 0, name, first.values, setup.seed, encoder=first.encoder)
             found[name] = training_of(setup, spec, World(device=device)).seconds_per_epoch()

@@ -169,7 +169,7 @@ def read_leaderboard(target: str | Path | Storage, study: Study | None = None) -
     """The leaderboard of a run folder, finished or not: as its journal stands now."""
     folder = RunFolder.open(target)
     history = History(read_journal(folder.storage))
-    columns = knob_columns(study) if study is not None else _columns_of(folder)
+    columns = knob_columns(study) if study is not None and study.methods is not None else _columns_of(folder)
     return leaderboard(history, columns)
 
 

@@ -14,8 +14,9 @@ import ray
 from cluster.connect import connect
 from cluster.plan import ResourcePlan
 from cluster.storage import Storage, open_storage
+from orchestrator.default_study import again
 from orchestrator.engine.controller import Controller
-from orchestrator.engine.events import FORMAT, Extended, Opened, Started
+from orchestrator.engine.events import FORMAT, Extended, Opened, Proposed, Started
 from orchestrator.engine.finalists import finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import Journal, read_journal
@@ -30,6 +31,9 @@ from orchestrator.outputs.sinks import default_sinks
 from orchestrator.prepare import Prepared, check_budgets, plan_for, prepare, versions
 from orchestrator.result import Result
 from orchestrator.study import Study, StudyError
+
+First = Started | Proposed | Extended
+"""What a process may write before all else."""
 
 
 class Interrupted(StudyError):
@@ -58,13 +62,16 @@ def run(
     target = out or study.out or Path("runs") / study.name
     RunFolder.check(target)
     prepared = prepare(study, began)
+    if prepared.proposed is not None and not quiet:
+        for line in prepared.proposed.lines():
+            _say(line)
     with connect(study.address) as connection:
         plan = plan_for(study, connection.nodes)
         check_budgets(prepared, prepared.setup(open_storage(target), plan), plan)
-        folder = RunFolder.create(target, study)
+        folder = RunFolder.create(target, prepared.study)
         journal = Journal(folder.storage)
         remote = connection.origin == "joined"
-        return _carry_out(prepared, folder, journal, History(), [_begin(study)], plan, quiet, sinks, remote)
+        return _carry_out(prepared, folder, journal, History(), _begin(prepared), plan, quiet, sinks, remote)
 
 
 def resume(
@@ -92,15 +99,17 @@ def resume(
         # A study killed before its first event has only just begun.
         begun = bool(folder.storage.list(folder.JOURNAL))
         history = History(read_journal(folder.storage)) if begun else History()
-        first: list[Started | Extended] = [] if begun else [_begin(study)]
+        study = again(study, history.proposed)
+        more: list[Extended] = []
         wanted = history.trials_wanted if begun else study.trials
         if trials is not None and wanted is None:
             raise StudyError(f"--trials is for studies with a budget of trials, got {trials}; raise its own budget instead")
         if trials is not None and wanted is not None and trials < wanted:
             raise StudyError(f"--trials counts all trials and must be at least {wanted}, got {trials}")
         if trials is not None and wanted is not None and trials > wanted:
-            first.append(Extended(trials, time=time.time()))
-        prepared = prepare(study, began, weights=history.chosen is None or bool(first))
+            more.append(Extended(trials, time=time.time()))
+        prepared = prepare(study, began, weights=history.chosen is None or bool(more))
+        first = more if begun else [*_begin(prepared), *more]
         with connect(study.address) as connection:
             plan = plan_for(study, connection.nodes)
             remote = connection.origin == "joined"
@@ -109,8 +118,9 @@ def resume(
         journal.close()
 
 
-def _begin(study: Study) -> Started:
-    return Started(FORMAT, study.trials, versions(), time=time.time())
+def _begin(prepared: Prepared) -> list[First]:
+    started = Started(FORMAT, prepared.study.trials, versions(), time=time.time())
+    return [started, *([] if prepared.proposed is None else [replace(prepared.proposed, time=time.time())])]
 
 
 def _carry_out(
@@ -118,7 +128,7 @@ def _carry_out(
     folder: RunFolder,
     journal: Journal,
     history: History,
-    first: Sequence[Started | Extended],
+    first: Sequence[First],
     plan: ResourcePlan,
     quiet: bool,
     more_sinks: Sequence[Sink],

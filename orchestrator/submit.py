@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.submit import submit as submit_job
-from orchestrator.study import find_study, load_study
+from orchestrator.study import StudyError, find_study, load_study
 
 
 def submit(study: str, address: str, settings: Sequence[str], out: Path | None, imports: Sequence[str] = ()) -> int:
@@ -16,7 +16,9 @@ def submit(study: str, address: str, settings: Sequence[str], out: Path | None, 
     Raises:
         UserError: the study is not valid; it is checked here before anything is sent.
     """
-    load_study(study, settings, imports)
+    checked = load_study(study, settings, imports)
+    if checked.data == study:
+        raise StudyError(f"submit sends a study file, got the images {study}; write one that says 'data: {study}'")
     job = submit_job(find_study(study), address, out=str(out) if out else None, overrides=settings, imports=imports)
     if not job.succeeded:
         print(f"labelwise: job {job.id} on {job.address} ended as {job.status}: {job.message}", file=sys.stderr)

@@ -73,7 +73,10 @@ def _configuration(source: str | Path | Storage, best: bool, imports: Sequence[s
         return result.run.load_study(imports), Suggestion(winner.method, winner.config, winner.choice)
     if best:
         raise StudyError(f"--best takes the winner of a run folder, and {source} is none; leave it out for a study file")
-    return load_study(source, imports=imports), None
+    study = load_study(source, imports=imports)
+    if study.methods is None:
+        raise StudyError(f"train takes a study's first method, and {source} names none; add methods: [NAME]")
+    return study, None
 
 
 def _train(setup: SlotSetup, spec: TrialSpec, plan: ResourcePlan) -> str:

@@ -22,7 +22,15 @@ from methods.data.views import join
 from search_spaces.domains import UserError, nearest
 
 EMBEDDED = ("digits", "glyphs")
+FILES = (".zip", ".npz")
 MEMORY_LIMIT = 4 * 2**30
+
+
+def names_data(name: str) -> bool:
+    """Whether a word by itself stands for images: an embedded or torchvision name, a folder, or a file that holds images."""
+    path = Path(name).expanduser()
+    held = path.suffix.lower() in FILES or is_image(path.name)
+    return name in (*EMBEDDED, *NAMES) or path.is_dir() or (held and path.is_file())
 
 
 def load(

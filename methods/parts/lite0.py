@@ -149,6 +149,11 @@ def _around(side: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
+def lite0_installed() -> bool:
+    """Whether the package that ships the weights is there; nothing is imported."""
+    return find_spec(PACKAGE) is not None
+
+
 def lite0_weights() -> dict[str, Tensor]:
     """The published state, by its publisher's names.
 

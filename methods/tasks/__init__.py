@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from methods.data.records import Source
 from methods.tasks.classification import Classification
 from methods.tasks.contract import UNITS, Facts, Judgement, ScoredOn, Task
-from methods.tasks.few_shot import FewShotTask
+from methods.tasks.few_shot import FewShotTask, laid_out_for_episodes
 from search_spaces.domains import UserError, nearest
 
-__all__ = ["TASKS", "UNITS", "Classification", "Facts", "FewShotTask", "Judgement", "ScoredOn", "Task", "task"]
+__all__ = ["TASKS", "UNITS", "Classification", "Facts", "FewShotTask", "Judgement", "ScoredOn", "Task", "task", "task_for"]
 
 TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Classification, FewShotTask)}
 
@@ -28,3 +29,8 @@ def task(name: str, **settings: object) -> Task:
         if key not in known:
             raise UserError(f"{name}.{key} is not a setting{nearest(key, known)}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+
+
+def task_for(source: Source) -> str:
+    """Name of the task that data is laid out for, where nobody says which one is meant."""
+    return FewShotTask.name if laid_out_for_episodes(source) else Classification.name

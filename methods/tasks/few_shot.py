@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 from torch import nn
 
@@ -19,6 +20,9 @@ from methods.protocols import FewShot, protocol
 from methods.protocols.contract import Protocol, Trained
 from methods.tasks.contract import NO_REFIT, UNITS, Facts, Task, data_line, luck, named
 from search_spaces.domains import UserError
+
+DRAWINGS = 20
+"""Images a class, up to which groups of classes (alphabets) are taken to be meant for episodes: Omniglot's number."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,23 @@ class FewShotTask(Task):
 
     def share_of_refit(self, split: Split) -> float:
         return 1 / len(split.folds) if split.folds else 0
+
+
+def laid_out_for_episodes(source: Source) -> bool:
+    """Whether the data is laid out for new classes: its own validation or test classes are others than those of training, or
+    its classes, of few images each, lie in groups.
+    """
+    data = source.train
+    if source.validation:
+        return True
+    if source.test is not None and len(source.test.classes) and not set(source.test.classes) & set(data.classes):
+        return True
+    known = data.label >= 0
+    if data.group is None or not known.any():
+        return False
+    pairs = np.unique(np.stack([data.label[known], data.group[known]]), axis=1)
+    nested = len(np.unique(pairs[0])) == pairs.shape[1] and len(np.unique(pairs[1])) < pairs.shape[1]
+    return bool(nested and np.median(np.bincount(data.label[known])) <= DRAWINGS)
 
 
 def _too_small(part: str, asked: LabelledSubset, shape: EpisodeShape) -> list[str]:

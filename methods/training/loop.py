@@ -301,7 +301,7 @@ class Training:
         if self.world.rank or not self.finite:
             return {}
         if self._sample is None:
-            self._sample = sample(self.data.images)
+            self._sample = sample(self.data.images, self.learner.encoder())
         return model_signals(self.learner, self._sample, self.world.device)
 
     def _all_finite(self, sums: Mapping[str, Tensor]) -> bool:

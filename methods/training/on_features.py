@@ -188,16 +188,14 @@ class FeatureTraining:
         self._learner = FeatureModel(encoder, head.to(self.world.device))
 
     def seconds_per_epoch(self, steps: int = 3) -> float:
-        """Seconds of a fit, spread over the epochs of the top. Where nothing is embedded yet, on noise of the same shape,
-
-        of at most ``SAMPLE`` images beside the labelled ones.
+        """Seconds of a fit, spread over the epochs of the top where it has epochs. Where nothing is embedded yet, on noise of
+        the same shape, of at most ``SAMPLE`` images beside the labelled ones.
         """
-        assert self.settings.epochs is not None, "a training in seconds is told how long it takes"
         features = self.features() if recall(self._encoder, self.data.images) else self._noise()
         started = clock.now(self.world.device)
         with torch.random.fork_rng(), torch.no_grad():
             fitted_head(self.method, self.config, features)
-        return (clock.now(self.world.device) - started) / self.settings.epochs
+        return (clock.now(self.world.device) - started) / (self.settings.epochs or 1)
 
     def _noise(self) -> Features:
         hidden = torch.nonzero(torch.from_numpy(self.data.label) < 0).flatten()[:SAMPLE]

@@ -53,6 +53,10 @@ class Budget(ABC):
         """What the end of the study will spend beside trainings: tests and report."""
         return 0.0
 
+    def testing(self, scorings: float) -> Budget:
+        """This budget, told how many scorings of a search trial the tests cost; itself where that is nothing to it."""
+        return self
+
     def check(self, resources: Resources, top: Fidelity) -> None:
         """Raises UserError where nothing here can be counted, before anything is trained."""
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from orchestrator.budgets.contract import Budget, Resources
@@ -19,16 +19,24 @@ EACH = 0.06
 """Seconds a trial more of the report and of Optuna's database: 800 probes took 50 s to write."""
 
 TESTING = 3.0
-"""Scorings of a search trial that the tests of all finalists' models cost, roughly: a few times the images, once a model."""
+"""Scorings of a search trial that the tests of finalists cost at the least: a few times the images, once a model."""
 
 
 @dataclass(frozen=True)
 class Minutes(Budget):
-    """The study ends, selection, test and report included, when so many minutes have passed."""
+    """The study ends, selection, test and report included, when so many minutes have passed.
+
+    Attributes:
+        scorings: of a search trial that the tests cost.
+    """
 
     name: ClassVar[str] = "minutes"
     timed: ClassVar[bool] = True
     amount: float
+    scorings: float = TESTING
+
+    def testing(self, scorings: float) -> Minutes:
+        return replace(self, scorings=max(TESTING, scorings))
 
     def spent(self, history: History, resources: Resources) -> float:
         return history.elapsed / 60
@@ -37,4 +45,4 @@ class Minutes(Budget):
         return share * (trial.busy_again + TURNAROUND) / resources.slots / 60
 
     def closing(self, history: History) -> float:
-        return (REPORTING + EACH * len(history.search()) + TESTING * history.longest_scoring()) / 60
+        return (REPORTING + EACH * len(history.search()) + self.scorings * history.longest_scoring()) / 60

@@ -44,6 +44,23 @@ class Opened(Timed):
 
 
 @dataclass(frozen=True)
+class Proposed(Timed):
+    """What completed a study that names no methods: each method with its reason, further fields that were settled with them,
+    and what else was said, a line each.
+    """
+
+    event: ClassVar[str] = "proposed"
+    methods: dict[str, str]
+    settings: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For people: a line a method, then the notes."""
+        width = max(map(len, self.methods), default=0)
+        return [*(f"{name:<{width}}  {why}" for name, why in self.methods.items()), *self.notes]
+
+
+@dataclass(frozen=True)
 class Extended(Timed):
     """The search was given more trials: their new number in all."""
 
@@ -182,8 +199,8 @@ class Tested(Timed):
 
 
 Event = (
-    Started | Opened | Extended | TrialStarted | SegmentStarted | Trained | Scored | Reached | Ended | Forgotten | SearchEnded
-    | Selected | Chosen | Calibrated | Predicted | Tested
+    Started | Proposed | Opened | Extended | TrialStarted | SegmentStarted | Trained | Scored | Reached | Ended | Forgotten
+    | SearchEnded | Selected | Chosen | Calibrated | Predicted | Tested
 )  # fmt: skip
 _EVENTS: dict[str, type] = {e.event: e for e in Event.__args__}
 

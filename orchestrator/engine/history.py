@@ -17,6 +17,7 @@ from orchestrator.engine.events import (
     Forgotten,
     Opened,
     Predicted,
+    Proposed,
     Reached,
     Scored,
     SearchEnded,
@@ -38,6 +39,7 @@ class History:
     Attributes:
         events: all of them, in order.
         started: the first event.
+        proposed: what completed the study, where it named no methods.
         trials_wanted: trials that the search is to start, or None where no budget counts trials.
         trials: by key, in the order started.
         search_ended: why and when the search ended, or None.
@@ -51,6 +53,7 @@ class History:
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.events: list[Event] = []
         self.started: Started | None = None
+        self.proposed: Proposed | None = None
         self.trials_wanted: int | None = None
         self.trials: dict[str, Trial] = {}
         self._curves: dict[str, list[Trained]] = {}
@@ -86,6 +89,8 @@ class History:
         match event:
             case Started():
                 self.started, self.trials_wanted = event, event.trials
+            case Proposed():
+                self.proposed = event
             case Extended():
                 # More trials reopen the selection; what was tested stays on record until it is tested anew.
                 self.trials_wanted, self.search_ended = event.trials, None

@@ -82,6 +82,7 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
         coverage_figure=Markup(coverage_figure(sure)) if sure is not None else None,
         learning_figure=_learning(board, history, facts.labels),
         curves_figure=Markup(curves_figure(history, names)),
+        proposed=history.proposed,
         health_figure=Markup(health) if health else None,
         signals={name: SIGNALS[name] for name in told_signals(history)},
         central_figure=Markup(central) if central else None,

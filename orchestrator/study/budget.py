@@ -13,8 +13,8 @@ from orchestrator.study.extensions import Extension, in_python
 from orchestrator.study.fields import Strict, StudyError, lost
 from orchestrator.study.shapes import NAME
 
-TRIALS = 16
-"""Trials of a study that names no budget at all."""
+TRIALS, MINUTES = 16, 10
+"""Trials of a study that names methods and no budget, and minutes of one that names neither."""
 
 
 class Spending(Strict):
@@ -73,8 +73,8 @@ class BudgetFields(Strict):
     """What the search may spend.
 
     Attributes:
-        trials: configurations that the search tries; the selection comes on top. Short for ``budget: {trials: N}``; 16 where no
-            budget is given at all.
+        trials: configurations that the search tries; the selection comes on top. Short for ``budget: {trials: N}``; 16 where
+            methods are given and no budget. A study that gives neither takes ten minutes.
         budget: what the search may spend: trials, epochs, minutes, cpu_hours, gpu_hours, labels, any of them. The first that
             runs out ends it. In Python also a list of such mappings and of budget objects.
     """
@@ -95,7 +95,10 @@ class BudgetFields(Strict):
             raise StudyError(f"trials and budget.trials must agree, got {short} and {full}; give one")
         trials = full if short is None else short
         if trials is None and not budget:
-            trials = TRIALS
+            if raw.get("methods") is None:
+                budget = {"minutes": MINUTES}
+            else:
+                trials = TRIALS
         # A number that is refused is refused where it was written.
         if type(trials) is int and trials >= 1:
             short, budget = trials, {**budget, "trials": trials}

@@ -75,6 +75,10 @@ class EncoderFields(Strict):
         plain, tokens = self._combinations(), self._combinations(tokens=True)
         return next(iter(plain.values())), next(iter(tokens.values()))
 
+    def specs(self) -> Specs:
+        """The encoders by label, whatever the methods, but for ``vit_encoder``."""
+        return self._combinations()
+
     def compared(self, methods: Mapping[str, Method]) -> Specs:
         """What the study compares by label; empty where every method has one encoder and one start."""
         both = {**self._combinations(tokens=True), **self._combinations()}
@@ -83,8 +87,8 @@ class EncoderFields(Strict):
     def offered(self, methods: Mapping[str, Method]) -> dict[str, tuple[str, ...]]:
         """The labels that each method may be tried with; empty where nothing is compared.
 
-        Methods on frozen features are offered what has weights, those that train the encoder what can be trained; where
-        nothing of the kind is among the encoders, all.
+        Methods on frozen features are offered what has weights, those that tune an encoder what has weights and can be
+        trained, others what can be trained; where nothing of the kind is among the encoders, all.
         """
         found = self._offers(methods)
         return found if any(len(labels) > 1 for labels in found.values()) else {}
@@ -118,7 +122,8 @@ class EncoderFields(Strict):
             if not any(_makes_sense(entry, start) for entry in entries):
                 raise StudyError(f"init {start} fits none of the encoders {', '.join(map(_name, entries))}; leave it out")
         taken = {label for labels in self._offers(methods).values() for label in labels}
-        if unused := next((label for label in specs if label not in taken), None):
+        unused = next((label for label in specs if label not in taken), None)
+        if methods and unused:
             raise StudyError(
                 f"encoder {unused} suits none of the methods {', '.join(methods)}: those on frozen features need weights,"
                 " others what can be trained, or vit_encoder; leave it out, or add a method that can use it"
@@ -211,4 +216,5 @@ def _makes_sense(entry: str | nn.Module, start: str | None) -> bool:
 
 
 def _suits(method: Method, spec: EncoderSpec) -> bool:
-    return not (from_nothing(spec) if method.on_features else only_frozen(spec))
+    adapts = method.family == "adapt"
+    return not (adapts and from_nothing(spec)) and (method.on_features or not only_frozen(spec))

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from methods.data.sources import names_data
 from orchestrator.study.extensions import Allowed, replaced
 from orchestrator.study.fields import StudyError
 from orchestrator.study.study import Study
@@ -18,13 +19,17 @@ PRESETS = Path(__file__).resolve().parents[2] / "search_spaces" / "presets"
 def load_study(path: str | Path, settings: Sequence[str] = (), imports: Sequence[str] = ()) -> Study:
     """Reads a study file, or a preset by name, and applies ``key=value`` settings (dots reach into mappings).
 
+    What is neither but holds images becomes the default study on them.
+
     Args:
-        path: of the file, or the preset's name.
+        path: of the file, the preset's name, or images: a folder, a zip, an npz or the name of a data set.
         settings: each replaces a field, and what the file says in other words about the same.
         imports: modules that may be imported where the study names code of one's own, ``module:Name``.
     Raises:
         StudyError: unreadable, unparsable or not a mapping; YAML tags are refused, so no file can run code.
     """
+    if _is_data(path):
+        return _study_of({"data": str(path)}, str(path), _name_of(path), settings, imports)
     file = find_study(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -50,6 +55,10 @@ def parse_study(text: str, file: str, name: str, settings: Sequence[str] = (), i
         raise StudyError(f"{file} must be plain YAML, but a value in it cannot be: {error}") from None
     if not isinstance(raw, dict):
         raise StudyError(f"{file} must hold a mapping of study fields such as 'data: digits', got {type(raw).__name__}")
+    return _study_of(raw, file, name, settings, imports)
+
+
+def _study_of(raw: dict[str, Any], file: str, name: str, settings: Sequence[str], imports: Sequence[str]) -> Study:
     for setting in settings:
         _apply(raw, setting)
     raw.setdefault("name", name)
@@ -68,7 +77,25 @@ def find_study(path: str | Path) -> Path:
     if preset.is_file():
         return preset
     known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-    raise StudyError(f"there is no study file {path}; give a YAML file or one of the ready-made studies: {known}")
+    raise StudyError(
+        f"there is no study {path}; give a study file (YAML), a ready-made study ({known}), or images: a folder, a .zip, an"
+        " .npz or a data set's name such as digits"
+    )
+
+
+def _is_data(path: str | Path) -> bool:
+    """Whether it stands for images, and for no study. Raises StudyError on a run folder, which holds some too."""
+    if (PRESETS / f"{path}.yaml").is_file() or not names_data(str(path)):
+        return False
+    if Path(path).is_dir() and (Path(path) / "study.yaml").is_file():
+        raise StudyError(f"{path} is a run folder; go on with 'labelwise resume {path}', or give the images themselves")
+    return True
+
+
+def _name_of(path: str | Path) -> str:
+    """What a study on these images is called, and its run folder with it."""
+    place = Path(path).expanduser().resolve()
+    return (place.name if place.is_dir() else place.stem) or "study"
 
 
 def _apply(raw: dict[str, Any], setting: str) -> None:

@@ -28,11 +28,15 @@ CHOICES: dict[str, tuple[type, ...]] = {"strategy": (Strategy,), "allocation": (
 """Fields that choose by name, and what an object in their place derives from."""
 
 
+_METHODS = {"anyOf": [*one_or_more_schema(list(CATALOGUE))["anyOf"], {"type": "null"}]}
+
+
 class SearchFields(EncoderFields):
     """What is tried, how long it trains, and which knobs move.
 
     Attributes:
-        methods: names from the catalogue; in Python also ``Method`` objects of your own.
+        methods: names from the catalogue; in Python also ``Method`` objects of your own. None to have them proposed from the
+            data, the encoders at hand and the budget, with a reason for each.
         epochs: the highest rung.
         seconds: the highest rung in seconds of training, instead of ``epochs``.
         epoch_images: training images in an epoch; None for max(pool size, 10,240).
@@ -44,14 +48,7 @@ class SearchFields(EncoderFields):
         search: ``method.knob`` or ``*.knob`` -> a range, choices or a value.
     """
 
-    methods: Annotated[tuple[str | Method | Extension, ...], WithJsonSchema(one_or_more_schema(list(CATALOGUE)))] = (
-        "supervised",
-        "simclr",
-        "moco",
-        "mae",
-        "mean_teacher",
-        "fixmatch",
-    )
+    methods: Annotated[tuple[str | Method | Extension, ...] | None, WithJsonSchema(_METHODS)] = None
     epochs: int = Field(10, ge=1)
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     epoch_images: int | None = Field(None, ge=1)
@@ -91,12 +88,15 @@ class SearchFields(EncoderFields):
 
     @property
     def method_names(self) -> list[str]:
-        """The names of the study's methods, in its order."""
-        return [m if isinstance(m, str) else _own(m).name for m in self.methods]
+        """The names of the study's methods, in its order; none before they are proposed."""
+        return [m if isinstance(m, str) else _own(m).name for m in self.methods or ()]
 
     def catalogue(self) -> dict[str, Method]:
         """The study's methods by name."""
-        return {m if isinstance(m, str) else _own(m).name: method(m) if isinstance(m, str) else _own(m) for m in self.methods}
+        return {
+            name: method(m) if isinstance(m, str) else _own(m)
+            for name, m in zip(self.method_names, self.methods or (), strict=True)
+        }
 
     def space(self, images: int | None = None) -> Space:
         """The search space, for so many training images. Raises KnobError where ``search`` names no knob or leaves a range."""
@@ -158,7 +158,13 @@ class SearchFields(EncoderFields):
         return tuple(sorted(set(rungs)))
 
     def check_methods(self) -> None:
-        """Raises StudyError or UserError on no method, an unknown or a doubled one."""
+        """Raises StudyError or UserError on no method, an unknown or a doubled one; ``search`` alone names some before they are
+        proposed.
+        """
+        if self.methods is None:
+            for searched in self.searched():
+                method(searched)
+            return
         names = self.method_names
         if not names:
             raise StudyError("methods must name at least one method, got an empty list; see 'labelwise methods'")
@@ -169,9 +175,14 @@ class SearchFields(EncoderFields):
             if isinstance(name, str):
                 method(name)
 
-    def plain_methods(self) -> list[str]:
+    def searched(self) -> tuple[str, ...]:
+        """The methods whose knobs ``search`` names, those of patterns left aside."""
+        owners = dict.fromkeys(str(pattern).partition(".")[0] for pattern in self.search)
+        return tuple(owner for owner in owners if not set("*?[") & set(owner))
+
+    def plain_methods(self) -> list[str] | None:
         """``methods`` for a run folder."""
-        return [m if isinstance(m, str) else m.name for m in self.methods]
+        return None if self.methods is None else [m if isinstance(m, str) else m.name for m in self.methods]
 
     def plain_search(self) -> dict[str, Any]:
         """``search`` with domains of Python written as YAML has them."""

@@ -79,8 +79,17 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
             task.check_selection(chosen.refit, chosen.refit_seeds, chosen.join)
         self.check_baseline(self.method_names)
         self.check_stop()
-        self.check_first_trials(self.space().first_trials)
+        if self.methods is not None:
+            self.check_first_trials(self.space().first_trials)
         return self
+
+    def completed(self, **fields: Any) -> Study:
+        """The study with further fields, checked as a whole; what was given stays as it was given."""
+        return Study(**{**{name: getattr(self, name) for name in self.model_fields_set}, **fields})
+
+    def gives(self, *fields: str) -> bool:
+        """Whether any of these fields was given, be it at its default."""
+        return bool(self.model_fields_set & set(fields))
 
     def scoring(self) -> Protocol:
         """The protocol, with its settings. Raises StudyError on an unknown name or setting."""

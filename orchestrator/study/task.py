@@ -92,6 +92,10 @@ class TaskFields(Strict):
             return block
         return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
+    def task_is_open(self) -> bool:
+        """Whether no field says, by itself or by what it belongs to, which task is meant."""
+        return not self.model_fields_set & {"task", "labels", *CLASSIFICATION}
+
     def plain_task(self) -> Any:
         """``task`` for a run folder."""
         if isinstance(self.task, Extension):

@@ -19,6 +19,7 @@ from methods.catalogue import CATALOGUE
 from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels, SharedConfig
 from methods.data.records import Split
 from methods.health import (
+    LARGE_SAMPLE,
     SAMPLE,
     SIGNALS,
     PseudoLabelCount,
@@ -30,7 +31,7 @@ from methods.health import (
 )
 from methods.parts.assignments import assignments
 from methods.parts.ema import Ema
-from methods.parts.encoders import Encoder, EncoderSpec
+from methods.parts.encoders import Encoder, EncoderSpec, build_encoder
 from methods.training import Training, TrainSettings
 from methods.world import World
 from search_spaces.domains import build
@@ -158,6 +159,16 @@ def test_the_sample_is_spread_over_all_images(make_split: Callable[..., Split]) 
     assert torch.equal(seen[0], images.take(torch.tensor([0]))[0])
     assert torch.equal(seen[-1], images.take(torch.tensor([799]))[0])
     assert len(sample(make_split(2, 12, 4, 8).train.images)) == 24
+
+
+def test_fewer_images_are_looked_at_where_the_encoder_enlarges_them(make_split: Callable[..., Split]) -> None:
+    images = make_split(3, 200, 4, 8).train.images
+    shape, statistics = images.shape, (0.5,) * images.shape[0]
+    seen = {
+        name: len(sample(images, build_encoder(EncoderSpec(name, "none"), shape, statistics, statistics)))
+        for name in ("conv4", "lite0")
+    }
+    assert seen == {"conv4": SAMPLE, "lite0": LARGE_SAMPLE}
 
 
 # Pseudo-labels

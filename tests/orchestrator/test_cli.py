@@ -328,7 +328,7 @@ def test_the_process_ends_with_one_line_and_a_code(tmp_path: Path) -> None:
         [sys.executable, "-m", "orchestrator", "run", "nothing.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("labelwise: there is no study file nothing.yaml")
+    assert done.stderr.splitlines()[-1].startswith("labelwise: there is no study nothing.yaml; give a study file")
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -44,7 +44,8 @@ def refused(**fields: Any) -> str:
         ({"data": "digits", "methods": []}, ["at least one method", "labelwise methods"]),
         ({"data": "digits", "methods": ["simclr", "simclr"]}, ["once", "simclr twice"]),
         ({"data": "digits", "methods": [3]}, ["methods.0:", "got 3"]),
-        ({"data": "digits", "trials": 2}, ["trials must be at least the number of methods, 6", "got 2"]),
+        ({"data": "digits", "methods": ["simclr", "mae"], "trials": 1}, ["at least the number of methods, 2", "got 1"]),
+        ({"data": "digits", "search": {"simclt.lr": 0.1}}, ["simclt", "did you mean simclr?"]),
         ({**SIMCLR, "trials": 0}, ["trials", "greater than or equal to 1", "got 0"]),
         ({**SIMCLR, "trials": "8"}, ["trials", "integer", "got '8'"]),
         ({**SIMCLR, "trials": 8.0}, ["trials", "integer", "got 8.0"]),
@@ -204,8 +205,8 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_such_study_names_the_ready_made_ones(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.yaml", tmp_path, "demoo"):
-        with pytest.raises(StudyError, match=r"there is no study file .*demo"):
+    for path in (tmp_path / "none.yaml", "demoo"):
+        with pytest.raises(StudyError, match=r"there is no study .*demo.*or images"):
             load_study(path)
 
 

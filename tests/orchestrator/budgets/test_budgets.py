@@ -10,9 +10,9 @@ import pytest
 from methods.batch import seed_of
 from methods.training.clock import Fidelity
 from orchestrator.budgets import CpuHours, Epochs, GpuHours, Labels, Ledger, Minutes, Resources, Trials
-from orchestrator.engine.events import Ended, Opened, SearchEnded, Started, TrialStarted
+from orchestrator.engine.events import Ended, Opened, Scored, SearchEnded, Started, TrialStarted
 from orchestrator.engine.history import History
-from orchestrator.engine.records import Configuration, Trial, TrialSpec
+from orchestrator.engine.records import Configuration, Rung, Trial, TrialSpec
 from orchestrator.strategies import Decision, Done, Fork, Problem, Start, Strategy, Wait
 from orchestrator.study import Study
 from orchestrator.testing import check_budget, simulate
@@ -26,6 +26,17 @@ EPOCH = 6.0
 def pretend(configuration: Configuration, fidelity: Fidelity, seed: int) -> tuple[float, float]:
     drawn = seed_of(configuration.method, sorted(configuration.values.items()), seed) / 2**63
     return 0.5 + 0.3 * drawn + 0.01 * fidelity.amount, EPOCH * fidelity.amount
+
+
+def test_minutes_keep_the_time_of_a_test_that_is_larger_than_what_validates() -> None:
+    trial = Trial(TrialSpec("0000", 0, "simclr", {}, 0))
+    rung = Rung(1, 0.5, 20, 0.4, 0.6, "validation", None, 6.0)
+    history = History([TrialStarted(trial.spec), Scored("0000", rung, Fidelity("epochs", 1))])
+    each = (Minutes(10).testing(20) if larger else Minutes(10) for larger in (True, False))
+    larger, usual = (budget.closing(history) for budget in each)
+    assert larger - usual == pytest.approx(17 * 6 / 60)
+    assert Minutes(10).testing(0.1) == Minutes(10)
+    assert Trials(3).testing(20) == Trials(3)
 
 
 @pytest.mark.parametrize("budget", [Trials(9), Epochs(150), Minutes(20.0), CpuHours(0.4)], ids=lambda budget: budget.name)

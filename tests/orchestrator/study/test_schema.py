@@ -85,6 +85,7 @@ GOOD: list[dict[str, Any]] = [
     {"encoder": ["lite0", "torchvision/resnet18", "net.onnx"], "init": ["own", "none", None, "runs/a"]},
     {"init": "none"},
     {"init": None},
+    {"methods": None},
 ]
 
 BAD: list[dict[str, Any]] = [
