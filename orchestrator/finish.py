@@ -89,7 +89,9 @@ def _tidy(folder: RunFolder, controller: Controller) -> None:
 def test_finalists(
     board: list[Finalist], shared: SlotSetup, split: Split, controller: Controller, plan: ResourcePlan, remote: bool
 ) -> None:
-    """Asks the test set, where there is one, about every finalist's models, each once."""
+    """Asks the test set, where there is one, about every finalist's models, each once; about the winner's first, about the
+    others' as far as the study's time goes.
+    """
     if split.test is None:
         return
     known = {score.key for score in controller.history.tests}
@@ -102,7 +104,10 @@ def test_finalists(
     if not remote:
         # The slots are done, so the machine is free, and this process is warm: a new one would cost seconds.
         shared = replace(shared, threads=max(1, int(plan.total_cpus)))
+        first = {trial.spec.key for trial in board[0].tested}
         for trial in wanted:
+            if trial.spec.key not in first and not controller.course.ledger.bears_test(controller.history):
+                break
             assert trial.checkpoint is not None
             score = _test(shared, split.test, trial.spec, trial.checkpoint, own.get(trial.spec.key))
             controller.tell(Tested(score))

@@ -105,6 +105,10 @@ class Ledger:
         """Whether these trainings still fit after the search, the closing included."""
         return all(self._left(b, history) >= self._cost(b, trainings) for b in self.budgets if b.stops_running)
 
+    def bears_test(self, history: History) -> bool:
+        """Whether the end of the study, the test of another model included, still fits where a budget counts it."""
+        return all(self._left(b, history) >= 0 for b in self.budgets if b.closing(history))
+
     def _exceeded(
         self, budgets: Sequence[Budget], history: History, to_come: Sequence[tuple[Trial, float]] = ()
     ) -> Budget | None:

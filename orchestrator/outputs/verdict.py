@@ -46,6 +46,7 @@ def verdict(history: History, facts: Facts) -> Verdict:
         f"Winner: {spec.title} (trial {spec.trial}), chosen by validation: {best.val:.1%} over {judges(best)}{facts.folds}.",
         _predicted(history),
         _of_test(best, facts),
+        _untested(board),
         _of_confidence(best),
         _against_baseline(board, history, facts),
         _against_runner_up(board, facts),
@@ -128,6 +129,14 @@ def _of_test(best: Finalist, facts: Facts) -> str:
         f"Test: {np.mean(tests):.1%}{spread} over {len(tests)} {models}, {first.n} {asked} ({facts.taken}); "
         f"95% interval of one model by the test set's size alone: {first.low:.1%} to {first.high:.1%}."
     )
+
+
+def _untested(board: Sequence[Finalist]) -> str:
+    """Whom the study's time did not let it test."""
+    left = [f.trial.spec for f in board if not f.tests and f.judged]
+    if not board[0].tests or not left:
+        return ""
+    return f"Not tested, since the study's time was up: {', '.join(f'{spec.title} (trial {spec.trial})' for spec in left)}."
 
 
 def reliability_of(board: Sequence[Finalist]) -> Reliability | None:

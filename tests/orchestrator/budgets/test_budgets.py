@@ -39,6 +39,16 @@ def test_minutes_keep_the_time_of_a_test_that_is_larger_than_what_validates() ->
     assert Trials(3).testing(20) == Trials(3)
 
 
+def test_another_model_is_tested_while_the_clock_bears_it() -> None:
+    spec = TrialSpec("0000", 0, "simclr", {}, 0)
+    scored = Scored("0000", Rung(1, 0.5, 20, 0.4, 0.6, "validation", None, 6.0), Fidelity("epochs", 1), time=90.0)
+    history = History([Opened(0.0, time=0.0), TrialStarted(spec, time=1.0), scored])
+    ends = history.elapsed / 60 + Minutes(10).testing(20).closing(history)
+    for amount, bears in ((ends + 0.1, True), (ends - 0.1, False)):
+        assert Ledger((Minutes(amount).testing(20), Trials(1))).bears_test(history) == bears
+    assert Ledger((Trials(1), CpuHours(1e-9))).bears_test(history), "no clock ends these"
+
+
 @pytest.mark.parametrize("budget", [Trials(9), Epochs(150), Minutes(20.0), CpuHours(0.4)], ids=lambda budget: budget.name)
 def test_each_keeps_the_contract_and_the_whole_study_stays_inside(budget: Any) -> None:
     history = check_budget(budget, Study(**BASE), pretend)

@@ -447,6 +447,15 @@ def test_the_baseline_is_passed_by_what_is_clearly_better_alone() -> None:
     assert finalists(by_folds(1, [not each for each in right], right))[0].trial.spec.method == "supervised"
 
 
+def test_who_was_not_tested_is_named() -> None:
+    some = by_folds(None, [True] * 40, [False] * 40)
+    assert "Not tested" not in said_of_forty(some), "no test was opened"
+    some.add(events.Tested(records.TestScore("0000-fold-0", 0, 0.9, 100, 0.8, 0.95)))
+    assert "Not tested, since the study's time was up: supervised (trial 1)." in said_of_forty(some)
+    some.add(events.Tested(records.TestScore("0001-fold-0", 1, 0.5, 100, 0.4, 0.6)))
+    assert "Not tested" not in said_of_forty(some)
+
+
 def test_a_baseline_that_a_race_dropped_passes_nobody() -> None:
     some = by_folds(1, [True] * 40, [False] * 40)
     assert [f.trial.spec.method for f in finalists(some)] == ["one", "supervised"]
