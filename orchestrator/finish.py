@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import ray
@@ -14,8 +15,9 @@ from methods.parts.modes import threads
 from methods.protocols.confidence import Scaling
 from orchestrator.engine.calibration import calibrate
 from orchestrator.engine.controller import Controller
-from orchestrator.engine.events import Chosen, Forgotten, Tested
-from orchestrator.engine.examination import examine
+from orchestrator.engine.ensemble import Model, ensemble_of, voters
+from orchestrator.engine.events import Chosen, EnsembleTested, Forgotten, Step, Tested
+from orchestrator.engine.examination import examine, examine_steps
 from orchestrator.engine.finalists import Finalist, finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.prediction import predict_test
@@ -49,21 +51,28 @@ def finish(
     history, split = controller.history, prepared.split
     board = finalists(history)
     if board and history.chosen is None:
-        exported = board[0].exported or board[0].trial
-        controller.tell(Chosen(board[0].trial.spec.trial, exported.spec.key))
+        first = board[0].exported or board[0].trial
+        controller.tell(Chosen(board[0].trial.spec.trial, first.spec.key))
     if board and history.calibrated is None and not history.tests and (found := calibrate(board[0], shared)) is not None:
         controller.tell(found)
+    if board and history.ensembled is None and not history.tests and (several := ensemble_of(board, shared)) is not None:
+        controller.tell(several)
     if split.test is not None and history.predicted is None and not history.tests and prepared.facts.labels:
         said = predict_test(history, prepared.facts.labels, len(split.test), shared.seed, prepared.label_free)
         if said is not None:
             controller.tell(said)
     test_finalists(board, shared, split, controller, plan, remote)
+    exported = history.ensembled if prepared.study.selection.ensemble else None
+    voting = voters(board, exported) if exported is not None else ()
+    if exported is not None and not history.steps and split.test is not None and len(voting) > 1:
+        controller.tell(EnsembleTested(test_steps(voting, exported.scaling, shared, split.test, plan, remote)))
     write_outputs(prepared, folder, history)
     board = finalists(history)
     if board and board[0].exported is not None:
         with threads(shared.threads):
-            scaling = history.calibrated.scaling if history.calibrated is not None else None
-            export_best(board[0], shared, folder, prepared.study.selection.join, scaling)
+            scaling = exported or history.calibrated
+            final = scaling.scaling if scaling is not None else None
+            export_best(board, shared, folder, prepared.study.selection.join, final, exported, history.steps)
     _tidy(folder, controller)
     # Last, so that no result waits for a picture.
     with threads(shared.threads):
@@ -117,6 +126,25 @@ def _test(setup: SlotSetup, test: LabelledSubset, spec: TrialSpec, checkpoint: s
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     remember_features(setup, spec, device, test)
     return examine(setup, spec, checkpoint, test, device, scaling)
+
+
+def test_steps(
+    voting: Sequence[Model], scaling: Scaling, shared: SlotSetup, test: LabelledSubset, plan: ResourcePlan, remote: bool
+) -> tuple[Step, ...]:
+    """Asks the test set about the steps from the winner to the ensemble, in this process or, for a cluster elsewhere, there."""
+    if not remote:
+        return _test_steps(shared, test, voting, scaling)
+    request = plan.worker_resources
+    task = ray.remote(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0))(_test_steps)
+    found: tuple[Step, ...] = ray.get(task.remote(shared, test, voting, scaling))
+    return found
+
+
+def _test_steps(setup: SlotSetup, test: LabelledSubset, voting: Sequence[Model], scaling: Scaling) -> tuple[Step, ...]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for model in voting:
+        remember_features(setup, model.spec, device, test)
+    return examine_steps(setup, voting, scaling, test, device)
 
 
 def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: History) -> bool:

@@ -12,6 +12,8 @@ from orchestrator.engine.events import (
     Calibrated,
     Chosen,
     Ended,
+    Ensembled,
+    EnsembleTested,
     Event,
     Extended,
     Forgotten,
@@ -23,6 +25,7 @@ from orchestrator.engine.events import (
     SegmentStarted,
     Selected,
     Started,
+    Step,
     Tested,
     Trained,
     TrialStarted,
@@ -43,6 +46,7 @@ class History:
         search_ended: why and when the search ended, or None.
         finals, chosen, calibrated, predicted, tests: the finalists and how they are judged, the winner, how its confidences are
             calibrated, its predicted test score, the test scores.
+        ensembled, steps: the ensemble of finalists, and where it is exported the test scores on the way to it.
         now: time of the newest event, the only clock that a decision may read.
         elapsed: seconds that the study has run, without the time that it lay killed.
         totals: of the trials that have ended.
@@ -58,8 +62,10 @@ class History:
         self.finals: Selected | None = None
         self.chosen: Chosen | None = None
         self.calibrated: Calibrated | None = None
+        self.ensembled: Ensembled | None = None
         self.predicted: Predicted | None = None
         self.tests: list[TestScore] = []
+        self.steps: tuple[Step, ...] = ()
         self.now = 0.0
         self._before = 0.0
         self._opened = 0.0
@@ -90,6 +96,7 @@ class History:
                 # More trials reopen the selection; what was tested stays on record until it is tested anew.
                 self.trials_wanted, self.search_ended = event.trials, None
                 self.finals, self.chosen, self.calibrated, self.predicted, self.tests = None, None, None, None, []
+                self.ensembled, self.steps = None, ()
             case TrialStarted():
                 trial = self.trials[event.spec.key] = self._running[event.spec.key] = Trial(event.spec)
                 if event.spec.parent is not None:
@@ -133,10 +140,14 @@ class History:
                 self.chosen = event
             case Calibrated():
                 self.calibrated = event
+            case Ensembled():
+                self.ensembled = event
             case Predicted():
                 self.predicted = event
             case Tested():
                 self.tests.append(event.score)
+            case EnsembleTested():
+                self.steps = event.steps
 
     def _enter(self, at: Fidelity, trial: Trial, value: float) -> None:
         """A trial's score at a rung, its first there or a newer one."""

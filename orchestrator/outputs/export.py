@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,8 @@ from methods.parts.heads import save_predictor
 from methods.parts.joined import JoinedEncoder
 from methods.protocols.confidence import Scaling
 from methods.protocols.contract import Trained
+from orchestrator.engine.ensemble import Voting, voters
+from orchestrator.engine.events import Ensembled, Step
 from orchestrator.engine.finalists import Finalist
 from orchestrator.engine.records import SlotSetup, TrialSpec
 from orchestrator.engine.trial import load_training, trained
@@ -61,15 +64,30 @@ def _calibration(scaling: Scaling | None) -> dict[str, dict[str, float]]:
 
 
 def export_best(
-    best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool = False, scaling: Scaling | None = None
+    board: Sequence[Finalist],
+    shared: SlotSetup,
+    folder: RunFolder,
+    join: bool = False,
+    scaling: Scaling | None = None,
+    ensembled: Ensembled | None = None,
+    steps: Sequence[Step] = (),
 ) -> None:
-    """``best/``, key by key and its scores last, which make it whole; ``join`` as in ``Selection``."""
-    source, storage = best.exported, folder.storage
+    """``best/``, key by key and its scores last, which make it whole.
+
+    Args:
+        board: the finalists, the winner first.
+        join: as in ``Selection``.
+        scaling: what calibrates the model.
+        ensembled, steps: what is exported in the winner's place, and how it was tested; None for the winner alone.
+    """
+    best, storage, here = board[0], folder.storage, torch.device("cpu")
+    source = best.exported
     assert source is not None
     assert source.checkpoint is not None
-    model = (
-        joined(best, shared) if join else trained(load_training(shared, source.spec, source.checkpoint, torch.device("cpu")))
-    )
+    if ensembled is not None:
+        model = Voting(shared, here).together(voters(board, ensembled))
+    else:
+        model = joined(best, shared) if join else trained(load_training(shared, source.spec, source.checkpoint, here))
     # The scores first: without them nobody takes an earlier winner's files for this one's.
     for key in (folder.SCORES, *storage.list(folder.BEST)):
         storage.delete(key)
@@ -88,9 +106,10 @@ def export_best(
         "seed": spec.seed,
         "validation": best.val,
         "validation_per_training": [t.value for t in best.judged],
-        "test": [asdict(score) for score in best.tests],
+        "test": [asdict(score) for score in ([steps[-1].score] if steps else best.tests)],
         "trained_on_validation_labels": bool(best.refits),
-        "joined": len(model.encoder.members) if isinstance(model.encoder, JoinedEncoder) else 1,
+        "joined": len(model.encoder.members) if join and isinstance(model.encoder, JoinedEncoder) else 1,
+        "ensemble": [asdict(member) for member in ensembled.members] if ensembled is not None else [],
         "classes": list(shared.split.labelled.data.classes),
     }
     folder.write_text(folder.SCORES, json.dumps(scores, indent=2))
