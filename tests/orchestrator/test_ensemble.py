@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,9 +173,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def copied(several: Result, tmp_path: Path) -> Iterator[Path]:
+def copied(several: Result, tmp_path: Path) -> Path:
     shutil.copytree(several.folder, tmp_path / "run")
-    yield tmp_path / "run"
+    return tmp_path / "run"
 
 
 @pytest.mark.parametrize("last", [events.Chosen, events.Calibrated, events.Ensembled, events.Tested])
@@ -199,5 +198,5 @@ def test_a_kill_at_the_end_changes_nothing(several: Result, copied: Path, last: 
 def test_answers_that_the_exported_classifier_did_not_give_are_refused() -> None:
     with pytest.raises(StudyError, match=r"selection.ensemble averages .* protocol knn does not ask; leave it out"):
         Study(**GIVEN, protocol="knn", selection={"ensemble": True})
-    with pytest.raises(StudyError, match="selection.ensemble"):
+    with pytest.raises(StudyError, match=r"selection\.ensemble"):
         Study(data="glyphs", task="few_shot", methods=["prototypical"], selection={"ensemble": True})
