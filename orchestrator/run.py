@@ -181,5 +181,6 @@ def _tests_due(history: History, prepared: Prepared) -> int:
 def _ensemble_due(history: History, prepared: Prepared) -> bool:
     """Whether the ensemble that is to be exported was not tested yet."""
     found = history.ensembled
-    wanted = found is not None and prepared.study.selection.ensemble and prepared.split.test is not None
-    return wanted and not history.steps and sum(member.models for member in found.members) > 1
+    if found is None or history.steps or prepared.split.test is None:
+        return False
+    return prepared.study.selection.ensemble and sum(member.models for member in found.members) > 1

@@ -65,25 +65,28 @@ def out_of_fold(finalist: Finalist, shared: SlotSetup) -> OutOfFold | None:
     found = calibrate(finalist, shared)
     if found is None:
         return None
-    folder, layer = RunFolder(shared.storage), found.scaling.layer()
-    parts: dict[int, list[dict[str, NDArray[np.float64]]]] = {}
-    for trial in finalist.judged:
-        kept = load_tensors(shared.storage, folder.trial(trial.spec.key, "answers.pt"), "cpu")
-        order = kept["index"].argsort()
-        index, label, logits = (kept[name][order] for name in ("index", "label", "logits"))
-        log_p = layer(logits.double()).log_softmax(1).numpy()
-        units = measured_units(shared, logits.numpy(), index.numpy(), label.numpy())
-        parts.setdefault(trial.spec.fold, []).append(
-            {"index": index.numpy(), "label": label.numpy(), "log_p": log_p, "units": units}
-        )
-    if any(not np.array_equal(one["index"], several[0]["index"]) for several in parts.values() for one in several):
+    folds = sorted({trial.spec.fold for trial in finalist.judged})
+    said = [[_said(t, found.scaling, shared) for t in finalist.judged if t.spec.fold == fold] for fold in folds]
+    if any(not np.array_equal(one.index, several[0].index) for several in said for one in several):
         return None
-    inside = [several for _, several in sorted(parts.items())]
-    fold = np.repeat(sorted(parts), [len(several[0]["index"]) for several in inside])
-    index, label = (np.concatenate([several[0][name] for several in inside]) for name in ("index", "label"))
-    means = [logsumexp([one["log_p"] for one in several], axis=0) - np.log(len(several)) for several in inside]
-    units = np.concatenate([np.mean([one["units"] for one in several], axis=0) for several in inside])
-    return OutOfFold(fold, index, label, np.concatenate(means), units, found.scaling)
+    return OutOfFold(
+        fold=np.repeat(folds, [len(several[0].index) for several in said]),
+        index=np.concatenate([several[0].index for several in said]),
+        label=np.concatenate([several[0].label for several in said]),
+        log_p=np.concatenate([logsumexp([one.log_p for one in several], axis=0) - np.log(len(several)) for several in said]),
+        units=np.concatenate([np.mean([one.units for one in several], axis=0) for several in said]),
+        scaling=found.scaling,
+    )
+
+
+def _said(trial: Trial, scaling: Scaling, shared: SlotSetup) -> OutOfFold:
+    """The answers of one training, the images in order."""
+    kept = load_tensors(shared.storage, RunFolder.trial(trial.spec.key, "answers.pt"), "cpu")
+    order = kept["index"].argsort()
+    index, label, logits = (kept[name][order] for name in ("index", "label", "logits"))
+    log_p = scaling.layer()(logits.double()).log_softmax(1).numpy()
+    units = measured_units(shared, logits.numpy(), index.numpy(), label.numpy())
+    return OutOfFold(np.full(len(order), trial.spec.fold), index.numpy(), label.numpy(), log_p, units, scaling)
 
 
 def measured_units(shared: SlotSetup, logits: NDArray[np.floating], index: IntArray, label: IntArray) -> FloatArray:
@@ -126,9 +129,9 @@ def ensemble_of(board: Sequence[Finalist], shared: SlotSetup) -> Ensembled | Non
     own = out_of_fold(board[0], shared) if board else None
     if own is None or len(np.unique(own.fold)) < 2:
         return None
-    others = [(f, found) for f in board[1:] if (found := out_of_fold(f, shared)) is not None]
-    found = [(board[0], own), *((f, each) for f, each in others if np.array_equal(each.index, own.index))]
-    log_p = np.stack([each.log_p for _, each in found])
+    asked = [(f, out_of_fold(f, shared)) for f in board[1:]]
+    among = [(board[0], own), *((f, o) for f, o in asked if o is not None and np.array_equal(o.index, own.index))]
+    log_p = np.stack([o.log_p for _, o in among])
     true = log_p[:, np.arange(len(own.label)), own.label]
     units = np.empty(len(own.label))
     for fold in np.unique(own.fold):
@@ -140,8 +143,8 @@ def ensemble_of(board: Sequence[Finalist], shared: SlotSetup) -> Ensembled | Non
     gap = overlapping(gap, len(np.unique(own.fold)), board[0].folds)
     weights = greedy(true)
     members = tuple(
-        Member(f.trial.spec.trial, float(weight), each.scaling, len(models_of(f)))
-        for (f, each), weight in zip(found, weights, strict=True)
+        Member(f.trial.spec.trial, float(weight), o.scaling, len(models_of(f)))
+        for (f, o), weight in zip(among, weights, strict=True)
         if weight > 0
     )
     scaling = fit_scaling(mixed(log_p, weights), own.label)

@@ -210,7 +210,7 @@ class EnsembleTested(Timed):
     """The test set was asked about the winner with the models of its folds, and about the whole ensemble."""
 
     event: ClassVar[str] = "ensemble_tested"
-    steps: tuple[Step, ...]
+    gains: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def decode(line: bytes) -> Event:
     body: dict[str, Any] = json.loads(line)
     kind = _EVENTS[body.pop("event")]
     for name, make in (("spec", TrialSpec), ("segment", segment_of), ("rung", _rung), ("score", _test_score), ("at", Fidelity),
-                       ("done", Fidelity), ("scaling", Scaling), ("members", _member), ("steps", _step)):  # fmt: skip
+                       ("done", Fidelity), ("scaling", Scaling), ("members", _member), ("gains", _step)):  # fmt: skip
         if name in body:
             given = body[name]
             body[name] = tuple(make(**each) for each in given) if isinstance(given, list) else make(**given)

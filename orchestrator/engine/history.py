@@ -147,7 +147,7 @@ class History:
             case Tested():
                 self.tests.append(event.score)
             case EnsembleTested():
-                self.steps = event.steps
+                self.steps = event.gains
 
     def _enter(self, at: Fidelity, trial: Trial, value: float) -> None:
         """A trial's score at a rung, its first there or a newer one."""

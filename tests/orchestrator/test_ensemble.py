@@ -55,7 +55,7 @@ def history_of(result: Result) -> History:
     return History(read_journal(result.storage))
 
 
-def test_images(result: Result) -> tuple[Tensor, np.ndarray]:
+def asked(result: Result) -> tuple[Tensor, np.ndarray]:
     test = prepare(result.run.load_study()).split.test
     assert test is not None
     return test.data.images.take(torch.from_numpy(test.index)), test.label
@@ -70,7 +70,7 @@ def untimed(found: History) -> list[Any]:
         if isinstance(event, events.Tested):
             told.append((event.score.key, event.score.value))
         if isinstance(event, events.EnsembleTested):
-            told += [(step.name, step.score.value, step.gain, step.low, step.high) for step in event.steps]
+            told += [(step.name, step.score.value, step.gain, step.low, step.high) for step in event.gains]
     return told
 
 
@@ -111,7 +111,7 @@ def test_where_it_is_on_the_same_ensemble_is_exported(alone: Result, several: Re
 
 
 def test_it_answers_with_the_mean_of_its_members(several: Result) -> None:
-    found, x = history_of(several), test_images(several)[0][:40]
+    found, x = history_of(several), asked(several)[0][:40]
     assert found.ensembled is not None
     prepared = prepare(several.run.load_study())
     shared = prepared.setup(several.storage, plan_for(prepared.study, (Node(1.0, 0.0, 2**30),)))
@@ -137,7 +137,7 @@ def test_each_step_is_tested_once_and_its_gain_told(several: Result) -> None:
     found = history_of(several)
     assert sum(isinstance(event, events.EnsembleTested) for event in found.events) == 1
     assert [step.name for step in found.steps] == ["folds", "finalists"]
-    best, (x, label) = finalists(found)[0], test_images(several)
+    best, (x, label) = finalists(found)[0], asked(several)
     first, last = found.steps
     assert first.score.value - first.gain == pytest.approx(best.tests[0].value)
     assert last.score.value - last.gain == pytest.approx(first.score.value)
@@ -158,7 +158,7 @@ def test_it_is_one_graph(several: Result, tmp_path: Path) -> None:
     made = export(several.folder, "onnx", tmp_path / "several.onnx")
     assert made.path.exists()
     assert "the same answers" in made.checked
-    probabilities, embedding = portable(several.winner())(test_images(several)[0][:3].expand(-1, 3, -1, -1))
+    probabilities, embedding = portable(several.winner())(asked(several)[0][:3].expand(-1, 3, -1, -1))
     assert probabilities.shape == (3, 10)
     assert embedding.shape == (3, several.winner().load_encoder().dim)
 
