@@ -198,16 +198,19 @@ class Voting:
         self.shared, self.device = shared, device
         self._loaded: dict[str, tuple[Encoder, nn.Module]] = {}
 
-    def together(self, models: Sequence[Model]) -> Trained:
+    def together(self, models: Sequence[Model], scaling: Scaling | None = None) -> Trained:
         """One model that answers with the weighted mean of their calibrated probabilities.
 
         Its embedding is those of all encoders side by side; models on one frozen encoder share it.
 
+        Args:
+            models: at least one; their weights are scaled to a sum of 1.
+            scaling: what calibrates the whole; None where nothing does.
         Raises:
             UserError: a classifier that is no encoder with a head.
         """
         encoders: dict[Encoder, int] = {}
-        loaded = [self._load(model) for model in models]
+        loaded = [self.classifier(model) for model in models]
         for encoder, _ in loaded:
             encoders.setdefault(encoder, sum(other.dim for other in encoders))
         parts = [(encoders[encoder], encoders[encoder] + encoder.dim) for encoder, _ in loaded]
@@ -215,9 +218,11 @@ class Voting:
         heads = [nn.Sequential(head, model.scaling.layer()) for model, (_, head) in zip(models, loaded, strict=True)]
         joined = JoinedEncoder(list(encoders), unit=False)
         mixture = Mixture(heads, parts, [model.weight / whole for model in models])
-        return Trained(joined, Classifier(joined, mixture).to(self.device).eval(), None, uses_labels=True)
+        head = mixture if scaling is None else nn.Sequential(mixture, scaling.layer())
+        return Trained(joined, Classifier(joined, head).to(self.device).eval(), None, uses_labels=True)
 
-    def _load(self, model: Model) -> tuple[Encoder, nn.Module]:
+    def classifier(self, model: Model) -> tuple[Encoder, nn.Module]:
+        """Encoder and head of one model, as they were trained. Raises UserError where it has none."""
         spec, shared = model.spec, self.shared
         if spec.key not in self._loaded:
             own = trained(load_training(shared, spec, model.checkpoint, self.device))

@@ -16,8 +16,8 @@ from orchestrator.engine.records import Rung, Segment, Status, TestScore, TrialS
 FORMAT = 4
 """Of the journal and the run folder around it."""
 
-StepName = Literal["folds", "finalists"]
-"""From the winner to an ensemble: the models of its folds beside it, then those of other finalists."""
+StepName = Literal["folds", "finalists", "distilled"]
+"""From the winner to an ensemble: the models of its folds beside it, then those of other finalists; and all as one model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +193,18 @@ class Ensembled(Timed):
 
 
 @dataclass(frozen=True)
+class Distilled(Timed):
+    """The ensemble was distilled into one model: the storage key of its file, the share of the pool's images of which it says
+    what the ensemble says, and the seconds that it took.
+    """
+
+    event: ClassVar[str] = "distilled"
+    file: str
+    agreement: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Step:
     """The test of one step from the winner to what is exported: its score, and its paired gain over the step before with the
     95% interval.
@@ -238,7 +250,7 @@ class Tested(Timed):
 
 Event = (
     Started | Opened | Extended | TrialStarted | SegmentStarted | Trained | Scored | Reached | Ended | Forgotten | SearchEnded
-    | Selected | Chosen | Calibrated | Ensembled | Predicted | Tested | EnsembleTested
+    | Selected | Chosen | Calibrated | Ensembled | Distilled | Predicted | Tested | EnsembleTested
 )  # fmt: skip
 _EVENTS: dict[str, type] = {e.event: e for e in Event.__args__}
 

@@ -11,6 +11,7 @@ from methods.training.clock import Fidelity
 from orchestrator.engine.events import (
     Calibrated,
     Chosen,
+    Distilled,
     Ended,
     Ensembled,
     EnsembleTested,
@@ -46,7 +47,8 @@ class History:
         search_ended: why and when the search ended, or None.
         finals, chosen, calibrated, predicted, tests: the finalists and how they are judged, the winner, how its confidences are
             calibrated, its predicted test score, the test scores.
-        ensembled, steps: the ensemble of finalists, and where it is exported the test scores on the way to it.
+        ensembled, distilled, steps: the ensemble of finalists, the one model that learnt from it, and where either is exported
+            the test scores on the way to it.
         now: time of the newest event, the only clock that a decision may read.
         elapsed: seconds that the study has run, without the time that it lay killed.
         totals: of the trials that have ended.
@@ -63,6 +65,7 @@ class History:
         self.chosen: Chosen | None = None
         self.calibrated: Calibrated | None = None
         self.ensembled: Ensembled | None = None
+        self.distilled: Distilled | None = None
         self.predicted: Predicted | None = None
         self.tests: list[TestScore] = []
         self.steps: tuple[Step, ...] = ()
@@ -96,7 +99,7 @@ class History:
                 # More trials reopen the selection; what was tested stays on record until it is tested anew.
                 self.trials_wanted, self.search_ended = event.trials, None
                 self.finals, self.chosen, self.calibrated, self.predicted, self.tests = None, None, None, None, []
-                self.ensembled, self.steps = None, ()
+                self.ensembled, self.distilled, self.steps = None, None, ()
             case TrialStarted():
                 trial = self.trials[event.spec.key] = self._running[event.spec.key] = Trial(event.spec)
                 if event.spec.parent is not None:
@@ -142,6 +145,8 @@ class History:
                 self.calibrated = event
             case Ensembled():
                 self.ensembled = event
+            case Distilled():
+                self.distilled = event
             case Predicted():
                 self.predicted = event
             case Tested():

@@ -9,7 +9,11 @@ from orchestrator.engine.events import StepName
 from orchestrator.engine.finalists import Finalist, finalists
 from orchestrator.engine.history import History
 
-STEPS: Mapping[StepName, str] = {"folds": "with the models of its folds", "finalists": "with the other finalists"}
+STEPS: Mapping[StepName, str] = {
+    "folds": "with the models of its folds",
+    "finalists": "with the other finalists",
+    "distilled": "all as one model",
+}
 
 AVERAGED = "What averaging it with the models of its folds would bring, no out-of-fold answer tells."
 
@@ -33,8 +37,9 @@ def of_ensemble(history: History, taken: str) -> str:
         first = history.steps[0]
         told = [f"{STEPS[s.name]} {s.score.value:.1%} ({span(s.gain, s.low, s.high)})" for s in history.steps]
         several = f", {shares} beside the winner: {out_of_fold}" if others else " of the winner's alone"
+        what = "one model distilled from" if history.distilled is not None else "an ensemble of"
         return (
-            f"Exported is an ensemble of {models} models{several}. On {taken} the winner alone has"
+            f"Exported is {what} {models} models{several}. On the test ({taken}) the winner alone has"
             f" {first.score.value - first.gain:.1%}; {', '.join(told)}."
         )
     off = f"Off by default (selection.ensemble), since a prediction would ask {models} models in place of one."
@@ -55,7 +60,13 @@ def reliability_of(board: Sequence[Finalist], history: History) -> Reliability |
     return board[0].tests[0].reliability if board and board[0].tests else None
 
 
-def scaling_of(history: History) -> Scaling | None:
-    """What calibrates the exported model."""
-    found = history.ensembled if history.steps else history.calibrated
-    return None if found is None else found.scaling
+def scaling_of(history: History, several: bool) -> Scaling | None:
+    """What calibrates the exported model.
+
+    Args:
+        several: whether the ensemble is exported, or what was distilled of it.
+    """
+    found = history.ensembled if several else history.calibrated
+    if found is None or (several and history.distilled is not None):
+        return None
+    return found.scaling

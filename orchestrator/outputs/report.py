@@ -77,7 +77,7 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
         methods_figure=Markup(methods_figure(history, board, names)),
         sure=sure,
         abstaining=abstaining(sure) if sure is not None else None,
-        scaling=scaling_of(history),
+        scaling=scaling_of(history, bool(history.steps)),
         coverage_figure=Markup(coverage_figure(sure)) if sure is not None else None,
         learning_figure=_learning(board, history, facts.labels),
         curves_figure=Markup(curves_figure(history, names)),

@@ -40,6 +40,8 @@ class Selection(Strict):
             stay those of single trainings.
         ensemble: whether the winner is exported together with the models of its folds and with finalists that improve it,
             which multiplies the cost of a prediction. Whether or not it is, the report says what it would gain.
+        distill: whether that ensemble is distilled into one model, which is exported in its place: it begins as the winner and
+            learns the ensemble's answers for all images of the pool, in one more training.
     """
 
     top: Auto | Annotated[int, Field(ge=1)] = "auto"
@@ -50,6 +52,7 @@ class Selection(Strict):
     refit_seeds: int | None = Field(None, ge=1)
     join: bool = False
     ensemble: bool = False
+    distill: bool = False
 
     def repeats(self, purpose: Purpose) -> int:
         """Trainings of each finalist."""
@@ -102,7 +105,9 @@ class SelectionFields(Strict):
             raise StudyError(f"selection.baseline must be one of the study's methods ({known}) or null, got {given}")
 
     def check_ensemble(self, protocol: Protocol) -> None:
-        """Raises StudyError on an ensemble of classifiers that the protocol does not ask."""
+        """Raises StudyError on an ensemble of classifiers that the protocol does not ask, and on a student without teachers."""
+        if self.selection.distill and not self.selection.ensemble:
+            raise StudyError("selection.distill needs an ensemble to learn from, got ensemble: false; set ensemble: true too")
         if self.selection.ensemble and not protocol.asks_exported:
             raise StudyError(
                 f"selection.ensemble averages the answers of exported classifiers, which protocol {protocol.name} does not ask;"

@@ -178,16 +178,21 @@ def copied(several: Result, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("last", [events.Chosen, events.Calibrated, events.Ensembled, events.Tested])
-def test_a_kill_at_the_end_changes_nothing(several: Result, copied: Path, last: type) -> None:
-    """The journal ends after ``last``, and nothing was exported."""
-    whole = history_of(several)
+def killed_after(last: type, result: Result, copied: Path) -> None:
+    """The journal ends after the first ``last``, and nothing was exported."""
+    whole = history_of(result)
     kept = next(i for i, event in enumerate(whole.events) if isinstance(event, last)) + 1
     (journal,) = sorted((copied / "journal").iterdir())
     lines = journal.read_bytes().splitlines(keepends=True)
     assert len(lines) == len(whole.events)
     journal.write_bytes(b"".join(lines[:kept]))
     shutil.rmtree(copied / "best")
+
+
+@pytest.mark.parametrize("last", [events.Chosen, events.Calibrated, events.Ensembled, events.Tested])
+def test_a_kill_at_the_end_changes_nothing(several: Result, copied: Path, last: type) -> None:
+    whole = history_of(several)
+    killed_after(last, several, copied)
     again = resume(copied)
     assert untimed(history_of(again)) == untimed(whole)
     before, after = (json.loads((r.folder / RunFolder.SCORES).read_text()) for r in (several, again))
@@ -195,8 +200,47 @@ def test_a_kill_at_the_end_changes_nothing(several: Result, copied: Path, last: 
     assert [score["value"] for score in after["test"]] == [score["value"] for score in before["test"]]
 
 
+@pytest.fixture(scope="module", params=["supervised", "linear_probe"])
+def distilled(request: pytest.FixtureRequest, without_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Winners of either kind: a network, and a head on frozen features."""
+    given = {**GIVEN, "methods": [request.param, "knn_classifier"], "trials": 2, "search": {"*.batch_size": 16}}
+    selection = {"top": 2, "folds": 2, "baseline": request.param, "ensemble": True, "distill": True}
+    if request.param == "linear_probe":
+        given["search"] = {}
+    return run(Study(**given, selection=selection), tmp_path_factory.mktemp("distilled") / "run")
+
+
+def test_the_ensemble_becomes_one_model(distilled: Result, tmp_path: Path) -> None:
+    found, best = history_of(distilled), distilled.winner()
+    kinds = [type(e) for e in found.events if isinstance(e, events.Ensembled | events.Distilled | events.Tested)]
+    assert kinds[:3] == [events.Ensembled, events.Distilled, events.Tested]
+    assert found.distilled is not None
+    assert 0.3 < found.distilled.agreement <= 1
+    last = found.steps[-1]
+    assert last.name == "distilled"
+    assert best.test.scores == (last.score.value,)
+    assert best.calibration is None
+    model = best.load_predictor()
+    assert not isinstance(model.encoder, JoinedEncoder)
+    x, label = asked(distilled)
+    with torch.no_grad():
+        assert (model(x).argmax(1).numpy() == label).mean() == pytest.approx(last.score.value, abs=0.004)
+    said = (distilled.folder / "verdict.txt").read_text()
+    assert f"Exported is one model distilled from {sum(m.models for m in found.ensembled.members)} models" in said
+    assert f"all as one model {last.score.value:.1%} ({last.gain:+.1%}" in said
+    assert "learnt the calibrated probabilities of an ensemble" in (distilled.folder / "report.html").read_text()
+    shutil.copytree(distilled.folder, copied := tmp_path / "run")
+    killed_after(events.Ensembled, distilled, copied)
+    again = history_of(resume(copied))
+    assert untimed(again) == untimed(found)
+    assert again.distilled is not None
+    assert again.distilled.agreement == found.distilled.agreement
+
+
 def test_answers_that_the_exported_classifier_did_not_give_are_refused() -> None:
     with pytest.raises(StudyError, match=r"selection.ensemble averages .* protocol knn does not ask; leave it out"):
         Study(**GIVEN, protocol="knn", selection={"ensemble": True})
+    with pytest.raises(StudyError, match=r"selection\.distill needs an ensemble .* set ensemble: true too"):
+        Study(**GIVEN, selection={"distill": True})
     with pytest.raises(StudyError, match=r"selection\.ensemble"):
         Study(data="glyphs", task="few_shot", methods=["prototypical"], selection={"ensemble": True})

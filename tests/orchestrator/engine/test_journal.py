@@ -106,6 +106,7 @@ EVENTS: list[Event] = [
         (events.Member(3, 0.75, Scaling(1.5, 0.01, 100), 3), events.Member(1, 0.25, Scaling(1.0, 0.01, 100), 2)),
         *(Scaling(0.9, 0.01, 100), 0.9, 0.92, 0.02, -0.01, 0.05, 100),
     ),
+    events.Distilled("trials/0003/student.pt", 0.97, 1.5),
     Predicted(0.91, 0.85, 0.95, 0.9, {"out_of_fold": 0.9}),
     Selected([]),
     Chosen(3, "0003-fold1-0"),
