@@ -64,7 +64,9 @@ def finish(
         controller.tell(members)
     exported = history.ensembled if prepared.study.selection.ensemble else None
     voting = voters(board, exported) if exported is not None else ()
-    if exported is not None and len(voting) > 1 and _to_distil(prepared, history):
+    if len(voting) < 2:
+        exported = None
+    if exported is not None and _to_distil(prepared, history):
         one = _there(plan, remote, _distil, shared, voting, exported.scaling)
         if one is not None:
             controller.tell(one)
@@ -73,7 +75,7 @@ def finish(
         if said is not None:
             controller.tell(said)
     test_finalists(board, shared, split, controller, plan, remote)
-    if exported is not None and not history.steps and split.test is not None and len(voting) > 1:
+    if exported is not None and not history.steps and split.test is not None:
         asked = (shared, split.test, voting, exported.scaling, history.distilled)
         controller.tell(EnsembleTested(_there(plan, remote, _test_steps, *asked)))
     write_outputs(prepared, folder, history)

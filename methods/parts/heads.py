@@ -123,23 +123,28 @@ class Tempered(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Several heads, each on a part of the embedding; says the logarithm of the weighted mean of their probabilities.
+    """Several heads, each on a part of the embedding, averaged: the logarithm of the weighted mean of their probabilities.
 
     Args:
         heads: M of them, features to logits [B, K].
         parts: of each head where its part of the embedding begins and ends.
         weights: of each head, above 0; their sum is 1.
+        geometric: whether the mean of the probabilities is the geometric one, which is as sure as its members are.
     """
 
-    def __init__(self, heads: Sequence[nn.Module], parts: Sequence[tuple[int, int]], weights: Sequence[float]) -> None:
+    def __init__(
+        self, heads: Sequence[nn.Module], parts: Sequence[tuple[int, int]], weights: Sequence[float], geometric: bool = False
+    ) -> None:
         super().__init__()
         self.heads, self.parts, self.weights = nn.ModuleList(heads), tuple(parts), tuple(weights)
+        self.geometric = geometric
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, D] -> float32 [B, K]."""
-        each = zip(self.heads, self.parts, self.weights, strict=True)
-        found = [head(x[:, begin:end]).float().log_softmax(1) + math.log(weight) for head, (begin, end), weight in each]
-        return torch.stack(found).logsumexp(0)
+        each = zip(self.heads, self.parts, strict=True)
+        log_p = torch.stack([head(x[:, begin:end]).float().log_softmax(1) for head, (begin, end) in each])  # M B K
+        weight = log_p.new_tensor(self.weights).view(-1, 1, 1)
+        return (weight * log_p).sum(0).log_softmax(1) if self.geometric else (weight.log() + log_p).logsumexp(0)
 
 
 class DinoHead(nn.Module):
@@ -236,7 +241,7 @@ def _describe(head: nn.Module) -> list[Any]:
         return ["tempered", head.temperature, head.share]
     if isinstance(head, Mixture):
         each = zip(head.heads, head.parts, head.weights, strict=True)
-        return ["mixture", *([*part, weight, _describe(one)] for one, part, weight in each)]
+        return ["mixture", head.geometric, *([*part, weight, _describe(one)] for one, part, weight in each)]
     if isinstance(head, UnitLength):
         return ["unit"]
     if isinstance(head, nn.BatchNorm1d):
@@ -268,8 +273,9 @@ def _rebuild(description: list[Any]) -> nn.Module:
     if kind == "tempered":
         return Tempered(*values)
     if kind == "mixture":
-        begins, ends, weights, heads = zip(*values, strict=True)
-        return Mixture([_rebuild(head) for head in heads], list(zip(begins, ends, strict=True)), weights)
+        geometric, *members = values
+        begins, ends, weights, heads = zip(*members, strict=True)
+        return Mixture([_rebuild(head) for head in heads], list(zip(begins, ends, strict=True)), weights, geometric)
     if kind == "batchnorm":
         return nn.BatchNorm1d(values[0], affine=values[1])
     if kind == "dropout":

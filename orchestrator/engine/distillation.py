@@ -42,7 +42,7 @@ PENALTY = 1.0
 
 
 def distil(setup: SlotSetup, models: Sequence[Model], scaling: Scaling, device: torch.device) -> Distilled | None:
-    """Trains the student and writes it to the run folder; None where no file can hold it.
+    """Trains the student and writes it to the run folder; None where no file can hold it, or its training diverged.
 
     Args:
         models: those that vote, the winner's first.
@@ -61,9 +61,11 @@ def distil(setup: SlotSetup, models: Sequence[Model], scaling: Scaling, device: 
         said = logits_of(_predictor(teacher), data.images, every).softmax(1)
         spec = models[0].spec
         if setup.methods[spec.method].on_features:
-            student = Classifier(encoder, _head(encoder, data, said))
+            student: Classifier | None = Classifier(encoder, _head(encoder, data, said))
         else:
             student = _network(setup, models[0], voting, said, data, device)
+        if student is None:
+            return None
         answers = logits_of(student, data.images, every)
         agreement = float((answers.argmax(1) == said.argmax(1)).float().mean())
         file, key = io.BytesIO(), RunFolder.trial(spec.key, "student.pt")
@@ -98,7 +100,8 @@ def _head(encoder: Encoder, data: TrainData, said: Tensor) -> nn.Module:
 
 def _network(
     setup: SlotSetup, winner: Model, voting: Voting, said: Tensor, data: TrainData, device: torch.device
-) -> Classifier:
+) -> Classifier | None:
+    """The winner's network, trained on; None where that diverged."""
     encoder, head = voting.classifier(winner)
     if not list(head.parameters()):
         head = nn.Linear(encoder.dim, said.shape[1]).to(device)
@@ -116,4 +119,4 @@ def _network(
         training.train()
     student = training.learner.predictor()
     assert isinstance(student, Classifier)
-    return student.eval()
+    return student.eval() if training.finite else None

@@ -3,7 +3,8 @@
 Greedy forward selection with replacement (Caruana et al. 2004, "Ensemble selection from libraries of models",
 doi:10.1145/1015330.1015432), from the winner on. Deviations: it goes by the log-likelihood, since a metric over some hundred
 labels moves in steps; and each finalist's confidences are calibrated before they are averaged, so that none outvotes the others
-by being too sure.
+by being too sure. The models of one finalist are averaged by the geometric mean of their probabilities: out-of-fold answers are
+those of single models, and the arithmetic mean of several is less sure than they are.
 
 M finalists, n labels that judged, K classes.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy.special import log_softmax, logsumexp
 from torch import nn
 
 from methods.data.records import IntArray
@@ -47,7 +48,7 @@ class OutOfFold:
 
     Attributes:
         fold, index, label: int64 [n], the fold, the image and its class.
-        log_p: [n, K], of its calibrated probabilities, the mean over repeats.
+        log_p: [n, K], of its calibrated probabilities, the geometric mean over repeats.
         units: [n], what each image contributes to its score, the mean over repeats.
         scaling: what calibrates it.
     """
@@ -73,7 +74,7 @@ def out_of_fold(finalist: Finalist, shared: SlotSetup) -> OutOfFold | None:
         fold=np.repeat(folds, [len(several[0].index) for several in said]),
         index=np.concatenate([several[0].index for several in said]),
         label=np.concatenate([several[0].label for several in said]),
-        log_p=np.concatenate([logsumexp([one.log_p for one in several], axis=0) - np.log(len(several)) for several in said]),
+        log_p=log_softmax(np.concatenate([np.mean([one.log_p for one in several], axis=0) for several in said]), axis=1),
         units=np.concatenate([np.mean([one.units for one in several], axis=0) for several in said]),
         scaling=found.scaling,
     )
@@ -199,7 +200,7 @@ class Voting:
         self._loaded: dict[str, tuple[Encoder, nn.Module]] = {}
 
     def together(self, models: Sequence[Model], scaling: Scaling | None = None) -> Trained:
-        """One model that answers with the weighted mean of their calibrated probabilities.
+        """One model that answers with the weighted mean of the finalists' calibrated probabilities.
 
         Its embedding is those of all encoders side by side; models on one frozen encoder share it.
 
@@ -214,10 +215,17 @@ class Voting:
         for encoder, _ in loaded:
             encoders.setdefault(encoder, sum(other.dim for other in encoders))
         parts = [(encoders[encoder], encoders[encoder] + encoder.dim) for encoder, _ in loaded]
-        whole = sum(model.weight for model in models)
         heads = [nn.Sequential(head, model.scaling.layer()) for model, (_, head) in zip(models, loaded, strict=True)]
         joined = JoinedEncoder(list(encoders), unit=False)
-        mixture = Mixture(heads, parts, [model.weight / whole for model in models])
+        members: list[nn.Module] = []
+        weights: list[float] = []
+        for trial in dict.fromkeys(model.spec.trial for model in models):
+            own = [row for row, model in enumerate(models) if model.spec.trial == trial]
+            equal = [1 / len(own)] * len(own)
+            members.append(Mixture([heads[row] for row in own], [parts[row] for row in own], equal, geometric=True))
+            weights.append(sum(models[row].weight for row in own))
+        whole = [weight / sum(weights) for weight in weights]
+        mixture = Mixture(members, [(0, joined.dim)] * len(members), whole)
         head = mixture if scaling is None else nn.Sequential(mixture, scaling.layer())
         return Trained(joined, Classifier(joined, head).to(self.device).eval(), None, uses_labels=True)
 

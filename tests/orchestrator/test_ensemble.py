@@ -107,7 +107,9 @@ def test_where_it_is_on_the_same_ensemble_is_exported(alone: Result, several: Re
     assert isinstance(mixture, Mixture)
     assert isinstance(tempered, Tempered)
     # The two feature methods share one frozen encoder.
-    assert len(model.encoder.members) < len(mixture.heads) == sum(member["models"] for member in best.ensemble)
+    models = [len(member.heads) for member in mixture.heads]
+    assert len(model.encoder.members) < sum(models)
+    assert models == [member["models"] for member in best.ensemble]
 
 
 def test_it_answers_with_the_mean_of_its_members(several: Result) -> None:
@@ -119,13 +121,14 @@ def test_it_answers_with_the_mean_of_its_members(several: Result) -> None:
     by_number = {f.trial.spec.trial: f for f in finalists(found)}
     for member in found.ensembled.members:
         models = [*by_number[member.trial].refits, *by_number[member.trial].judged]
+        log_p = torch.zeros(len(x), 10, dtype=torch.float64)
         for trial in models:
             assert trial.checkpoint is not None
             predictor = trained(load_training(shared, trial.spec, trial.checkpoint, torch.device("cpu"))).predictor
             assert predictor is not None
             with torch.no_grad():
-                logits = member.scaling.layer()(predictor.eval()(x).double())
-            p += member.weight / len(models) * logits.softmax(1)
+                log_p += member.scaling.layer()(predictor.eval()(x).double()).log_softmax(1) / len(models)
+        p += member.weight * log_p.softmax(1)
     own = several.winner().load_predictor()
     with torch.no_grad():
         torch.testing.assert_close(
