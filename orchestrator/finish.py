@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 import ray
 import torch
@@ -15,8 +17,10 @@ from methods.parts.modes import threads
 from methods.protocols.confidence import Scaling
 from orchestrator.engine.calibration import calibrate
 from orchestrator.engine.controller import Controller
-from orchestrator.engine.events import Chosen, Forgotten, Tested
-from orchestrator.engine.examination import examine
+from orchestrator.engine.distillation import distil
+from orchestrator.engine.ensemble import Model, ensemble_of, voters
+from orchestrator.engine.events import Chosen, Distilled, EnsembleTested, Forgotten, Step, Tested
+from orchestrator.engine.examination import examine, examine_steps
 from orchestrator.engine.finalists import Finalist, finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.prediction import predict_test
@@ -24,7 +28,8 @@ from orchestrator.engine.records import SlotSetup, TestScore, TrialSpec
 from orchestrator.engine.trial import load_training
 from orchestrator.features import remember_features
 from orchestrator.folder import RunFolder, file_name
-from orchestrator.outputs.export import export_best
+from orchestrator.outputs.ensemble import scaling_of
+from orchestrator.outputs.export import Several, export_best
 from orchestrator.outputs.gallery import draw_gallery
 from orchestrator.outputs.leaderboard import leaderboard
 from orchestrator.outputs.optuna_storage import write_optuna
@@ -33,6 +38,8 @@ from orchestrator.outputs.tensorboard import show_pictures
 from orchestrator.outputs.verdict import verdict
 from orchestrator.prepare import Prepared
 from orchestrator.result import Result, knob_columns
+
+Made = TypeVar("Made")
 
 
 def finish(
@@ -50,21 +57,35 @@ def finish(
     history, split = controller.history, prepared.split
     board = finalists(history)
     if board and history.chosen is None:
-        exported = board[0].exported or board[0].trial
-        controller.tell(Chosen(board[0].trial.spec.trial, exported.spec.key))
+        first = board[0].exported or board[0].trial
+        controller.tell(Chosen(board[0].trial.spec.trial, first.spec.key))
     if board and history.calibrated is None and not history.tests and (found := calibrate(board[0], shared)) is not None:
         controller.tell(found)
+    if board and history.ensembled is None and not history.tests and (members := ensemble_of(board, shared)) is not None:
+        controller.tell(members)
+    exported = history.ensembled if prepared.study.selection.ensemble else None
+    voting = voters(board, exported) if exported is not None else ()
+    if len(voting) < 2:
+        exported = None
+    if exported is not None and _to_distil(prepared, history):
+        one = _there(plan, remote, _distil, shared, voting, exported.scaling)
+        if one is not None:
+            controller.tell(one)
     if split.test is not None and history.predicted is None and not history.tests and prepared.facts.labels:
         said = predict_test(history, prepared.facts.labels, len(split.test), shared.seed, prepared.label_free)
         if said is not None:
             controller.tell(said)
     test_finalists(board, shared, split, controller, plan, remote)
+    if exported is not None and not history.steps and split.test is not None:
+        asked = (shared, split.test, voting, exported.scaling, history.distilled)
+        controller.tell(EnsembleTested(_there(plan, remote, _test_steps, *asked)))
     write_outputs(prepared, folder, history)
     board = finalists(history)
     if board and board[0].exported is not None:
         with threads(shared.threads):
-            scaling = history.calibrated.scaling if history.calibrated is not None else None
-            export_best(board[0], shared, folder, prepared.study.selection.join, scaling)
+            several = Several(board, exported, history.distilled, history.steps) if exported is not None else None
+            scaling = scaling_of(history, several is not None)
+            export_best(board[0], shared, folder, prepared.study.selection.join, scaling, several)
     _tidy(folder, controller)
     # Last, so that no result waits for a picture.
     with threads(shared.threads):
@@ -72,6 +93,11 @@ def finish(
     if drawn:
         write_report(folder, prepared, history, verdict(history, prepared.facts))
     return Result.open(folder.storage)
+
+
+def _to_distil(prepared: Prepared, history: History) -> bool:
+    """Whether the ensemble is still to be distilled; never after the test was opened."""
+    return prepared.study.selection.distill and history.distilled is None and not history.tests
 
 
 def _tidy(folder: RunFolder, controller: Controller) -> None:
@@ -121,9 +147,33 @@ def test_finalists(
 
 
 def _test(setup: SlotSetup, test: LabelledSubset, spec: TrialSpec, checkpoint: str, scaling: Scaling | None) -> TestScore:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    remember_features(setup, spec, device, test)
-    return examine(setup, spec, checkpoint, test, device, scaling)
+    remember_features(setup, spec, _device(), test)
+    return examine(setup, spec, checkpoint, test, _device(), scaling)
+
+
+def _there(plan: ResourcePlan, remote: bool, call: Callable[..., Made], *given: object) -> Made:
+    """What ``call`` gives, in this process or, for a cluster elsewhere, in a worker's place."""
+    if not remote:
+        return call(*given)
+    request = plan.worker_resources
+    found: Made = ray.get(ray.remote(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0))(call).remote(*given))
+    return found
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _distil(setup: SlotSetup, voting: Sequence[Model], scaling: Scaling) -> Distilled | None:
+    return distil(setup, voting, scaling, _device())
+
+
+def _test_steps(
+    setup: SlotSetup, test: LabelledSubset, voting: Sequence[Model], scaling: Scaling, distilled: Distilled | None
+) -> tuple[Step, ...]:
+    for model in voting:
+        remember_features(setup, model.spec, _device(), test)
+    return examine_steps(setup, voting, scaling, test, _device(), distilled)
 
 
 def draw_best(shared: SlotSetup, split: Split, folder: RunFolder, history: History) -> bool:

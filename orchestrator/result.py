@@ -51,6 +51,8 @@ class Best:
             it is shown images, where it resizes them; of frozen features the ``views`` that were embedded; where the study
             compared encoders its ``label``.
         calibration: what calibrates the predictor's confidences; None where nothing does.
+        ensemble: where it is several, the ``trial`` of each member, its ``weight`` and its number of ``models``; ``method`` and
+            ``config`` are the first's, ``test`` is that of all together.
     """
 
     run: RunFolder
@@ -61,6 +63,7 @@ class Best:
     classes: tuple[str, ...]
     encoder: Mapping[str, Any] = field(default_factory=dict)
     calibration: Scaling | None = None
+    ensemble: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def choice(self) -> str:
@@ -157,6 +160,7 @@ def read_best(folder: RunFolder) -> Best | None:
         tuple(scores["classes"]),
         encoder,
         scaling and Scaling(**scaling),
+        tuple(scores.get("ensemble", ())),
     )
 
 

@@ -138,7 +138,8 @@ def _carry_out(
     with ExitStack() as closing:
         closing.callback(journal.close)
         # A finished study that is only looked at again leaves no trace in the journal.
-        open_ended = history.chosen is None or bool(first) or len(history.tests) < _tests_due(history, prepared)
+        begun = history.chosen is not None and not first
+        open_ended = not begun or len(history.tests) < _tests_due(history, prepared) or _ensemble_due(history, prepared)
         shared = prepared.setup(folder.storage, plan)
         if open_ended:
             shared = _with_features(prepared, shared, plan, quiet, remote)
@@ -185,3 +186,11 @@ def _say(text: str) -> None:
 def _tests_due(history: History, prepared: Prepared) -> int:
     """Test scores that a finished study has: one for each finalist's model that is asked."""
     return 0 if prepared.split.test is None else sum(len(finalist.tested) for finalist in finalists(history))
+
+
+def _ensemble_due(history: History, prepared: Prepared) -> bool:
+    """Whether the ensemble that is to be exported was not tested yet."""
+    found = history.ensembled
+    if found is None or history.steps or prepared.split.test is None:
+        return False
+    return prepared.study.selection.ensemble and sum(member.models for member in found.members) > 1

@@ -11,8 +11,10 @@ it; it is as large.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,9 @@ from torch.nn import functional as F
 
 from methods.adapt.tuning import TuneConfig, Tuning, augmented, tuned_classifier
 from methods.batch import Batch, BatchSpec, Step
-from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels, RateGroup, Stage
+from methods.contracts import Context, Learner, Loss, Method, Optimizer, PseudoLabels, RateGroup, SharedConfig, Stage
 from methods.encoder import Encoder
+from methods.parts.heads import Classifier
 from methods.parts.labelling import Frozen
 from methods.parts.losses import sharpen, soft_cross_entropy
 from search_spaces.domains import Float, Int, knob
@@ -141,6 +144,50 @@ class Student(Learner):
 
     def pictures(self, batch: Batch) -> Mapping[str, Tensor]:
         return augmented(self.augment, batch)
+
+
+class Taught(Learner):
+    """A trained model goes on, on labelled images and on what others have said about the pool beforehand."""
+
+    said: Tensor
+
+    def __init__(self, config: SharedConfig, context: Context, model: Classifier, said: Tensor) -> None:
+        """
+        Args:
+            model: to begin as.
+            said: float [N, K], probabilities for every image of the pool.
+        """
+        super().__init__()
+        self.config, self.augment = config, context.augment("weak", config.augmentation_strength)
+        # What a method kept as an average of weights took no gradient there.
+        self.model = copy.deepcopy(model).requires_grad_(True)
+        self.register_buffer("said", said)
+
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(pool=self.config.batch_size, labelled=self.config.batch_size)
+
+    def loss(self, step: Step) -> Loss:
+        labelled, pool = step.from_labelled(), step.from_pool()
+        x, u = (self.augment(batch.images, batch.stream) for batch in (labelled, pool))  # B C H W
+        logits_x, logits_u = self.model(torch.cat([x, u])).split([len(x), len(u)])  # B K, B K
+        supervised = F.cross_entropy(logits_x, labelled.labels())
+        distilled = soft_cross_entropy(logits_u, self.said[pool.index]).mean()
+        return Loss((supervised + distilled) / 2, {"supervised": supervised.detach(), "distilled": distilled.detach()})
+
+    def encoder(self) -> Encoder:
+        return self.model.encoder
+
+    def predictor(self) -> nn.Module:
+        return self.model
+
+    def optimizer(self) -> Optimizer:
+        return Optimizer("adamw", self.config.lr * self.config.batch_size / 256, self.config.weight_decay)
+
+
+def taught(model: Classifier, said: Tensor) -> Method:
+    """The method that trains ``model`` on, as ``Taught``."""
+    learner = partial(Taught, model=model, said=said)
+    return Method("taught", "adapt", "Hinton et al. 2015", "an ensemble's student", SharedConfig, learner, uses_labels=True)
 
 
 def mean_prediction(models: nn.ModuleList, images: Tensor, temperature: float) -> Tensor:

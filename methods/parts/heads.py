@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,6 +122,31 @@ class Tempered(nn.Module):
         return torch.where(out, math.log(each), log_p) / self.temperature
 
 
+class Mixture(nn.Module):
+    """Several heads, each on a part of the embedding, averaged: the logarithm of the weighted mean of their probabilities.
+
+    Args:
+        heads: M of them, features to logits [B, K].
+        parts: of each head where its part of the embedding begins and ends.
+        weights: of each head, above 0; their sum is 1.
+        geometric: whether the mean of the probabilities is the geometric one, which is as sure as its members are.
+    """
+
+    def __init__(
+        self, heads: Sequence[nn.Module], parts: Sequence[tuple[int, int]], weights: Sequence[float], geometric: bool = False
+    ) -> None:
+        super().__init__()
+        self.heads, self.parts, self.weights = nn.ModuleList(heads), tuple(parts), tuple(weights)
+        self.geometric = geometric
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> float32 [B, K]."""
+        each = zip(self.heads, self.parts, strict=True)
+        log_p = torch.stack([head(x[:, begin:end]).float().log_softmax(1) for head, (begin, end) in each])  # M B K
+        weight = log_p.new_tensor(self.weights).view(-1, 1, 1)
+        return (weight * log_p).sum(0).log_softmax(1) if self.geometric else (weight.log() + log_p).logsumexp(0)
+
+
 class DinoHead(nn.Module):
     """DINO's head: an MLP to a bottleneck, unit length, cosines with the prototypes (Caron et al. 2021, arXiv:2104.14294)."""
 
@@ -214,6 +239,9 @@ def _describe(head: nn.Module) -> list[Any]:
         return ["neighbours", *head.bank.shape, head.classes, head.k, head.temperature]
     if isinstance(head, Tempered):
         return ["tempered", head.temperature, head.share]
+    if isinstance(head, Mixture):
+        each = zip(head.heads, head.parts, head.weights, strict=True)
+        return ["mixture", head.geometric, *([*part, weight, _describe(one)] for one, part, weight in each)]
     if isinstance(head, UnitLength):
         return ["unit"]
     if isinstance(head, nn.BatchNorm1d):
@@ -225,7 +253,8 @@ def _describe(head: nn.Module) -> list[Any]:
     if isinstance(head, nn.Identity):
         return ["identity"]
     raise UserError(
-        "a saved head is made of linear, cosine, neighbours, tempered, unit, batchnorm, relu, dropout and identity layers, got "
+        "a saved head is made of linear, cosine, neighbours, tempered, mixture, unit, batchnorm, relu, dropout and identity"
+        " layers, got "
         f"{type(head).__name__}; compose the head of those"
     )
 
@@ -243,6 +272,10 @@ def _rebuild(description: list[Any]) -> nn.Module:
         return NeighbourHead(torch.zeros(n, dim), torch.zeros(n, dtype=torch.int64), classes, k, temperature)
     if kind == "tempered":
         return Tempered(*values)
+    if kind == "mixture":
+        geometric, *members = values
+        begins, ends, weights, heads = zip(*members, strict=True)
+        return Mixture([_rebuild(head) for head in heads], list(zip(begins, ends, strict=True)), weights, geometric)
     if kind == "batchnorm":
         return nn.BatchNorm1d(values[0], affine=values[1])
     if kind == "dropout":

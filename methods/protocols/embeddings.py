@@ -20,6 +20,7 @@ from methods.data.records import Images, IntArray
 from methods.data.views import SubsetImages
 from methods.parts import heads
 from methods.parts.encoders import Encoder
+from methods.parts.joined import JoinedEncoder
 from methods.parts.mirrored import MirroredEncoder, mirror
 from methods.parts.modes import device_of, evaluating, threads
 from search_spaces.domains import UserError
@@ -84,7 +85,13 @@ def _part_of(whole: Embedded, images: SubsetImages) -> Embedded:
 
 
 def _looked_up(encoder: Encoder, images: Images, index: IntArray) -> Tensor | None:
-    """float32 [n, D] on the encoder's device where they are known; of a mirrored encoder where both views are."""
+    """float32 [n, D] on the encoder's device where they are known; of a mirrored encoder where both views are, of a joined one
+    where all its members' are.
+    """
+    if isinstance(encoder, JoinedEncoder):
+        each = [_looked_up(member, images, index) for member in encoder.composed_of()]
+        found = [z for z in each if z is not None]
+        return encoder.joined(found) if len(found) == len(each) else None
     both = isinstance(encoder, MirroredEncoder)
     known = recall(encoder.inside if isinstance(encoder, MirroredEncoder) else encoder, images)
     if known is None or (both and known.values.shape[1] < 2):

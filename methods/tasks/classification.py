@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,11 +12,11 @@ from torch import nn
 from methods.contracts import Method
 from methods.data import budget, folding
 from methods.data.episodic import NO_TEST
-from methods.data.records import IntArray, LabelledSubset, Source, Split, TrainData
+from methods.data.records import IntArray, Source, Split, TrainData
 from methods.protocols import PROTOCOLS
 from methods.protocols.contract import Protocol, Score, Trained
 from methods.protocols.metrics import MetricName, measured
-from methods.tasks.contract import UNITS, Facts, Judgement, ScoredOn, Task, data_line, luck, paired_units
+from methods.tasks.contract import UNITS, Facts, ScoredOn, Task, data_line, luck
 from search_spaces.domains import UserError
 
 ASKED: Mapping[ScoredOn, str] = {scored_on: "episodes" if unit == "episodes" else "images" for scored_on, unit in UNITS.items()}
@@ -79,13 +79,8 @@ class Classification(Task):
     def folds(self, split: Split, count: int, seed: int) -> tuple[Split, ...]:
         return folding.folds_of(split, count, seed)
 
-    def judge(self, protocol: Protocol, models: Sequence[Trained], split: Split, seed: int) -> Judgement:
-        judged = super().judge(protocol, models, split, seed)
-        score = measured(judged.score, self.metric)
-        return Judgement(score, judged.scored_on, paired_units(score))
-
-    def test(self, protocol: Protocol, model: Trained, split: Split, test: LabelledSubset, refitted: bool, seed: int) -> Score:
-        return measured(super().test(protocol, model, split, test, refitted, seed), self.metric)
+    def measured(self, score: Score) -> Score:
+        return measured(score, self.metric)
 
     def final_data(self, split: Split) -> TrainData:
         """The training data with the validation labels shown too."""

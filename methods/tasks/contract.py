@@ -185,6 +185,7 @@ class Task(ABC):
         scored_on: ScoredOn = "folds" if split.folds else "episodes" if episodes else own
         parts = zip(models, self.divisions(split), strict=True)
         score = mean_score([protocol.score(model, part.labelled, part.validation, seed) for model, part in parts])
+        score = self.measured(score)
         return Judgement(score, scored_on, paired_units(score))
 
     def test(self, protocol: Protocol, model: Trained, split: Split, test: LabelledSubset, refitted: bool, seed: int) -> Score:
@@ -195,7 +196,11 @@ class Task(ABC):
             refitted: whether the model was trained on ``final_data``.
         """
         fit = split.labelled if isinstance(protocol, FewShot) else self.probe_labels(split, model, refitted)
-        return protocol.score(model, fit, test, seed)
+        return self.measured(protocol.score(model, fit, test, seed))
+
+    def measured(self, score: Score) -> Score:
+        """The score by the task's metric, where it has one of its own."""
+        return score
 
     def probe_labels(self, split: Split, model: Trained, refitted: bool) -> LabelledSubset:
         """The labels that a probe on the model may be fitted on: all of the budget, but for a model that learnt from a part of

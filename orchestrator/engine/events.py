@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from orchestrator.engine.records import Rung, Segment, Status, TestScore, TrialS
 
 FORMAT = 4
 """Of the journal and the run folder around it."""
+
+StepName = Literal["folds", "finalists", "distilled"]
+"""From the winner to an ensemble: the models of its folds beside it, then those of other finalists; and all as one model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +179,70 @@ class Calibrated(Timed):
 
 
 @dataclass(frozen=True)
+class Member:
+    """A finalist in an ensemble: its trial number, its share of the vote, what calibrates it, and how many models it brings."""
+
+    trial: int
+    weight: float
+    scaling: Scaling
+    models: int
+
+
+@dataclass(frozen=True)
+class Ensembled(Timed):
+    """The ensemble of finalists, the winner first, found from their out-of-fold answers before the test is opened; it is
+    exported where the study wants it.
+
+    ``alone`` and ``together`` are the out-of-fold scores of the winner and of the ensemble, whose weights were chosen on the
+    other folds; ``gain``, ``low`` and ``high`` their paired difference with its 95% interval, over ``n`` images. ``scaling``
+    calibrates the whole.
+    """
+
+    event: ClassVar[str] = "ensembled"
+    members: tuple[Member, ...]
+    scaling: Scaling
+    alone: float
+    together: float
+    gain: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Distilled(Timed):
+    """The ensemble was distilled into one model: the storage key of its file, the share of the pool's images of which it says
+    what the ensemble says, and the seconds that it took.
+    """
+
+    event: ClassVar[str] = "distilled"
+    file: str
+    agreement: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """The test of one step from the winner to what is exported: its score, and its paired gain over the step before with the
+    95% interval.
+    """
+
+    name: StepName
+    score: TestScore
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class EnsembleTested(Timed):
+    """The test set was asked about the winner with the models of its folds, and about the whole ensemble."""
+
+    event: ClassVar[str] = "ensemble_tested"
+    gains: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
 class Predicted(Timed):
     """What the winner's test score will be, said before the test is opened.
 
@@ -200,7 +267,7 @@ class Tested(Timed):
 
 Event = (
     Started | Proposed | Opened | Extended | TrialStarted | SegmentStarted | Trained | Scored | Reached | Ended | Forgotten
-    | SearchEnded | Selected | Chosen | Calibrated | Predicted | Tested
+    | SearchEnded | Selected | Chosen | Calibrated | Ensembled | Distilled | Predicted | Tested | EnsembleTested
 )  # fmt: skip
 _EVENTS: dict[str, type] = {e.event: e for e in Event.__args__}
 
@@ -221,9 +288,10 @@ def decode(line: bytes) -> Event:
     body: dict[str, Any] = json.loads(line)
     kind = _EVENTS[body.pop("event")]
     for name, make in (("spec", TrialSpec), ("segment", segment_of), ("rung", _rung), ("score", _test_score), ("at", Fidelity),
-                       ("done", Fidelity), ("scaling", Scaling)):  # fmt: skip
+                       ("done", Fidelity), ("scaling", Scaling), ("members", _member), ("gains", _step)):  # fmt: skip
         if name in body:
-            body[name] = make(**body[name])
+            given = body[name]
+            body[name] = tuple(make(**each) for each in given) if isinstance(given, list) else make(**given)
     return kind(**body)
 
 
@@ -237,6 +305,14 @@ def _test_score(reliability: dict[str, Any] | None = None, **fields: Any) -> Tes
         return TestScore(**fields)
     known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in reliability.items()}
     return TestScore(reliability=Reliability(**known), **fields)
+
+
+def _member(scaling: dict[str, Any], **fields: Any) -> Member:
+    return Member(scaling=Scaling(**scaling), **fields)
+
+
+def _step(score: dict[str, Any], **fields: Any) -> Step:
+    return Step(score=_test_score(**score), **fields)
 
 
 def _rung(units: dict[str, Any] | None, **fields: Any) -> Rung:

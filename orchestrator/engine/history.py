@@ -11,7 +11,10 @@ from methods.training.clock import Fidelity
 from orchestrator.engine.events import (
     Calibrated,
     Chosen,
+    Distilled,
     Ended,
+    Ensembled,
+    EnsembleTested,
     Event,
     Extended,
     Forgotten,
@@ -24,6 +27,7 @@ from orchestrator.engine.events import (
     SegmentStarted,
     Selected,
     Started,
+    Step,
     Tested,
     Trained,
     TrialStarted,
@@ -45,6 +49,8 @@ class History:
         search_ended: why and when the search ended, or None.
         finals, chosen, calibrated, predicted, tests: the finalists and how they are judged, the winner, how its confidences are
             calibrated, its predicted test score, the test scores.
+        ensembled, distilled, steps: the ensemble of finalists, the one model that learnt from it, and where either is exported
+            the test scores on the way to it.
         now: time of the newest event, the only clock that a decision may read.
         elapsed: seconds that the study has run, without the time that it lay killed.
         totals: of the trials that have ended.
@@ -61,8 +67,11 @@ class History:
         self.finals: Selected | None = None
         self.chosen: Chosen | None = None
         self.calibrated: Calibrated | None = None
+        self.ensembled: Ensembled | None = None
+        self.distilled: Distilled | None = None
         self.predicted: Predicted | None = None
         self.tests: list[TestScore] = []
+        self.steps: tuple[Step, ...] = ()
         self.now = 0.0
         self._before = 0.0
         self._opened = 0.0
@@ -95,6 +104,7 @@ class History:
                 # More trials reopen the selection; what was tested stays on record until it is tested anew.
                 self.trials_wanted, self.search_ended = event.trials, None
                 self.finals, self.chosen, self.calibrated, self.predicted, self.tests = None, None, None, None, []
+                self.ensembled, self.distilled, self.steps = None, None, ()
             case TrialStarted():
                 trial = self.trials[event.spec.key] = self._running[event.spec.key] = Trial(event.spec)
                 if event.spec.parent is not None:
@@ -138,10 +148,16 @@ class History:
                 self.chosen = event
             case Calibrated():
                 self.calibrated = event
+            case Ensembled():
+                self.ensembled = event
+            case Distilled():
+                self.distilled = event
             case Predicted():
                 self.predicted = event
             case Tested():
                 self.tests.append(event.score)
+            case EnsembleTested():
+                self.steps = event.gains
 
     def _enter(self, at: Fidelity, trial: Trial, value: float) -> None:
         """A trial's score at a rung, its first there or a newer one."""

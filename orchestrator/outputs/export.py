@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from methods.parts.heads import save_predictor
 from methods.parts.joined import JoinedEncoder
 from methods.protocols.confidence import Scaling
 from methods.protocols.contract import Trained
+from orchestrator.engine.distillation import student_of
+from orchestrator.engine.ensemble import Voting, voters
+from orchestrator.engine.events import Distilled, Ensembled, Step
 from orchestrator.engine.finalists import Finalist
 from orchestrator.engine.records import SlotSetup, TrialSpec
 from orchestrator.engine.trial import load_training, trained
@@ -60,16 +64,46 @@ def _calibration(scaling: Scaling | None) -> dict[str, dict[str, float]]:
     return {} if scaling is None else {"calibration": asdict(scaling)}
 
 
+@dataclass(frozen=True)
+class Several:
+    """What is exported in the winner's place: an ensemble, or where it was distilled the one model; and how it was tested."""
+
+    board: Sequence[Finalist]
+    ensembled: Ensembled
+    distilled: Distilled | None
+    steps: Sequence[Step]
+
+    def model(self, shared: SlotSetup) -> Trained:
+        """The model, on the CPU."""
+        here = torch.device("cpu")
+        if self.distilled is not None:
+            return student_of(shared, self.distilled, here)
+        return Voting(shared, here).together(voters(self.board, self.ensembled))
+
+
 def export_best(
-    best: Finalist, shared: SlotSetup, folder: RunFolder, join: bool = False, scaling: Scaling | None = None
+    best: Finalist,
+    shared: SlotSetup,
+    folder: RunFolder,
+    join: bool = False,
+    scaling: Scaling | None = None,
+    several: Several | None = None,
 ) -> None:
-    """``best/``, key by key and its scores last, which make it whole; ``join`` as in ``Selection``."""
-    source, storage = best.exported, folder.storage
+    """``best/``, key by key and its scores last, which make it whole.
+
+    Args:
+        best: the winner.
+        join: as in ``Selection``.
+        scaling: what calibrates the model.
+        several: what is exported in the winner's place, or None.
+    """
+    source, storage, here = best.exported, folder.storage, torch.device("cpu")
     assert source is not None
     assert source.checkpoint is not None
-    model = (
-        joined(best, shared) if join else trained(load_training(shared, source.spec, source.checkpoint, torch.device("cpu")))
-    )
+    if several is not None:
+        model = several.model(shared)
+    else:
+        model = joined(best, shared) if join else trained(load_training(shared, source.spec, source.checkpoint, here))
     # The scores first: without them nobody takes an earlier winner's files for this one's.
     for key in (folder.SCORES, *storage.list(folder.BEST)):
         storage.delete(key)
@@ -88,9 +122,11 @@ def export_best(
         "seed": spec.seed,
         "validation": best.val,
         "validation_per_training": [t.value for t in best.judged],
-        "test": [asdict(score) for score in best.tests],
+        "test": [asdict(score) for score in ([several.steps[-1].score] if several and several.steps else best.tests)],
         "trained_on_validation_labels": bool(best.refits),
-        "joined": len(model.encoder.members) if isinstance(model.encoder, JoinedEncoder) else 1,
+        "joined": len(model.encoder.members) if join and isinstance(model.encoder, JoinedEncoder) else 1,
+        "ensemble": [asdict(member) for member in several.ensembled.members] if several is not None else [],
+        "distilled": several is not None and several.distilled is not None,
         "classes": list(shared.split.labelled.data.classes),
     }
     folder.write_text(folder.SCORES, json.dumps(scores, indent=2))

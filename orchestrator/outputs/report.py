@@ -18,6 +18,7 @@ from orchestrator.engine.records import Trial
 from orchestrator.features import read_index
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.encoders import encoder_rows
+from orchestrator.outputs.ensemble import reliability_of, scaling_of
 from orchestrator.outputs.leaderboard import ranked
 from orchestrator.outputs.plots import (
     central_figure,
@@ -31,7 +32,7 @@ from orchestrator.outputs.plots import (
     told_signals,
 )
 from orchestrator.outputs.shares import shares_of
-from orchestrator.outputs.verdict import Verdict, abstaining, judges, reliability_of
+from orchestrator.outputs.verdict import Verdict, abstaining, judges
 from orchestrator.prepare import Prepared
 
 
@@ -59,7 +60,7 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
     environment.filters["span"] = span
     central = central_figure(history, space.knobs)
     health = health_figure(history, names, study.stop)
-    sure = reliability_of(board)
+    sure = reliability_of(board, history)
     html = environment.get_template("report.html").render(
         study=study,
         split=split,
@@ -78,7 +79,7 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
         shares=str(shares_of(study, history)),
         sure=sure,
         abstaining=abstaining(sure) if sure is not None else None,
-        scaling=history.calibrated.scaling if history.calibrated is not None else None,
+        scaling=scaling_of(history, bool(history.steps)),
         coverage_figure=Markup(coverage_figure(sure)) if sure is not None else None,
         learning_figure=_learning(board, history, facts.labels),
         curves_figure=Markup(curves_figure(history, names)),

@@ -15,6 +15,7 @@ from orchestrator.engine.events import Scored
 from orchestrator.engine.finalists import Finalist, compare, finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.prediction import learning_curve
+from orchestrator.outputs.ensemble import of_ensemble, reliability_of
 
 WORTH = 0.01
 """A gain that is worth more labels or more time."""
@@ -47,7 +48,8 @@ def verdict(history: History, facts: Facts) -> Verdict:
         _predicted(history),
         _of_test(best, facts),
         _untested(board),
-        _of_confidence(best),
+        of_ensemble(history, facts.taken),
+        _of_confidence(board, history),
         _against_baseline(board, history, facts),
         _against_runner_up(board, facts),
         _against_defaults(history, best, facts),
@@ -139,11 +141,6 @@ def _untested(board: Sequence[Finalist]) -> str:
     return f"Not tested, since the study's time was up: {', '.join(f'{spec.title} (trial {spec.trial})' for spec in left)}."
 
 
-def reliability_of(board: Sequence[Finalist]) -> Reliability | None:
-    """What the exported model's confidences are worth on the test; None where nothing calibrates them or no test was made."""
-    return board[0].tests[0].reliability if board and board[0].tests else None
-
-
 def abstaining(sure: Reliability) -> str:
     """What leaving the doubtful to a person brings."""
     return (
@@ -151,8 +148,8 @@ def abstaining(sure: Reliability) -> str:
     )
 
 
-def _of_confidence(best: Finalist) -> str:
-    sure = reliability_of([best])
+def _of_confidence(board: Sequence[Finalist], history: History) -> str:
+    sure = reliability_of(board, history)
     if sure is None:
         return ""
     return (

@@ -38,6 +38,10 @@ class Selection(Strict):
         refit_seeds: with how many seeds it is trained on the whole budget; None for as many as ``seeds``.
         join: few-shot: the exported encoder is the trainings of all seeds together, their embeddings side by side. The scores
             stay those of single trainings.
+        ensemble: whether the winner is exported together with the models of its folds and with finalists that improve it,
+            which multiplies the cost of a prediction. Whether or not it is, the report says what it would gain.
+        distill: whether that ensemble is distilled into one model, which is exported in its place: it begins as the winner and
+            learns the ensemble's answers for all images of the pool, in one more training.
     """
 
     top: Auto | Annotated[int, Field(ge=1)] = "auto"
@@ -47,6 +51,8 @@ class Selection(Strict):
     refit: bool = True
     refit_seeds: int | None = Field(None, ge=1)
     join: bool = False
+    ensemble: bool = False
+    distill: bool = False
 
     def repeats(self, purpose: Purpose) -> int:
         """Trainings of each finalist."""
@@ -97,6 +103,16 @@ class SelectionFields(Strict):
         if "baseline" in self.selection.model_fields_set and given not in (None, BASELINE, *methods):
             known = ", ".join(methods)
             raise StudyError(f"selection.baseline must be one of the study's methods ({known}) or null, got {given}")
+
+    def check_ensemble(self, protocol: Protocol) -> None:
+        """Raises StudyError on an ensemble of classifiers that the protocol does not ask, and on a student without teachers."""
+        if self.selection.distill and not self.selection.ensemble:
+            raise StudyError("selection.distill needs an ensemble to learn from, got ensemble: false; set ensemble: true too")
+        if self.selection.ensemble and not protocol.asks_exported:
+            raise StudyError(
+                f"selection.ensemble averages the answers of exported classifiers, which protocol {protocol.name} does not ask;"
+                " leave it out, or use predict"
+            )
 
     def scoring_of(self, task: Callable[[], Task]) -> Protocol:
         """The protocol of a study, with its settings; the task has one of its own, and shapes what it knows."""

@@ -76,6 +76,7 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
             chosen = self.selection
             if not left_behind("protocol", self.protocol):
                 task.check(self.scoring(), self.test)
+                self.check_ensemble(self.scoring())
             task.check_selection(chosen.refit, chosen.refit_seeds, chosen.join)
         self.check_baseline(self.method_names)
         self.check_stop()

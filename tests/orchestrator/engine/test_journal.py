@@ -104,10 +104,16 @@ EVENTS: list[Event] = [
     Selected([3, 1], 4, 3),
     Forgotten("0000"),
     Calibrated(Scaling(1.5, 0.01, 100)),
+    events.Ensembled(
+        (events.Member(3, 0.75, Scaling(1.5, 0.01, 100), 3), events.Member(1, 0.25, Scaling(1.0, 0.01, 100), 2)),
+        *(Scaling(0.9, 0.01, 100), 0.9, 0.92, 0.02, -0.01, 0.05, 100),
+    ),
+    events.Distilled("trials/0003/student.pt", 0.97, 1.5),
     Predicted(0.91, 0.85, 0.95, 0.9, {"out_of_fold": 0.9}),
     Selected([]),
     Chosen(3, "0003-fold1-0"),
     events.Tested(records.TestScore("0003-refit-0", 3, 0.91, 1000, 0.89, 0.93)),
+    events.EnsembleTested((events.Step("folds", records.TestScore("0003", 3, 0.9, 10, 0.8, 0.9), 0.01, -0.02, 0.04),)),
     events.Tested(
         records.TestScore("0003", 3, 0.9, 10, 0.8, 0.9, 7, 0.5, Reliability(0.2, 0.1, 0.1, 0.1, (0.5, 1), (1.0, 0.9)))
     ),
