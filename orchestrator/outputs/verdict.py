@@ -11,6 +11,8 @@ import numpy as np
 from methods.protocols.confidence import Reliability
 from methods.protocols.contract import Difference, difference_of
 from methods.tasks import Facts
+from orchestrator.care.records import Care
+from orchestrator.care.sentences import sentences
 from orchestrator.engine.events import Scored
 from orchestrator.engine.finalists import Finalist, compare, finalists
 from orchestrator.engine.history import History
@@ -30,12 +32,13 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-def verdict(history: History, facts: Facts) -> Verdict:
+def verdict(history: History, facts: Facts, care: Care | None = None) -> Verdict:
     """The honest reading of a finished study.
 
     Args:
         history: of the study.
         facts: what its task says of the division: where the test came from, what validated, what the exported model saw.
+        care: what was found in its data, where that was looked for.
     """
     board = finalists(history)
     if not board:
@@ -46,6 +49,7 @@ def verdict(history: History, facts: Facts) -> Verdict:
         f"Winner: {spec.title} (trial {spec.trial}), chosen by validation: {best.val:.1%} over {judges(best)}{facts.folds}.",
         _predicted(history),
         _of_test(best, facts),
+        *(() if care is None else sentences(care)),
         _of_confidence(best),
         _against_runner_up(board, facts),
         _against_defaults(history, best, facts),
