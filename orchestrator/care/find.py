@@ -11,9 +11,12 @@ from orchestrator.care.label_errors import NEEDS, Judged, can_be_found, label_er
 from orchestrator.care.likeness import likeness
 from orchestrator.care.looks import Looks, Part, look
 from orchestrator.care.odd import odd_images
-from orchestrator.care.records import Care, Finding, Kind, Likeness
+from orchestrator.care.records import LEARNT, Care, Finding, Kind, Likeness
 
 FEW = "there are no two classes with two labels each"
+
+AGREED = 0.5
+"""Share of the labels that models must agree with to judge any."""
 
 NO_TEST = "there are no test images"
 
@@ -45,6 +48,8 @@ def find(
     train = looks.parts[0]
     if judged is None:
         left_out["label_errors"] = unjudged if can_be_found() else NEEDS
+    elif judged.accuracy < AGREED:
+        left_out["label_errors"] = f"{LEARNT} agree with {judged.accuracy:.1%} of the labels, too few to judge by"
     else:
         found["label_errors"] = label_errors(judged, train.classes, train.place)
     return Care(

@@ -17,6 +17,9 @@ KINDS: Mapping[Kind, str] = {
 """The lists, in the order in which they are told, and what each holds."""
 
 
+LEARNT = "models that have not learnt from a label"
+
+
 @dataclass(frozen=True)
 class Place:
     """One image.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.care.records import KINDS, Care, Likeness
+from orchestrator.care.records import KINDS, LEARNT, Care, Likeness
 
 
 def summary(care: Care) -> list[str]:
@@ -22,7 +22,7 @@ def _of(care: Care, kind: str) -> str:
     if kind == "leaks":
         return f" of {care.tested:,} ({_exact(care)} exact)"
     if kind == "label_errors" and care.accuracy is not None:
-        return f" among {care.labels:,} labels; models that had not learnt from a label agree with {care.accuracy:.1%} of them"
+        return f" among {care.labels:,} labels; {LEARNT} agree with {care.accuracy:.1%} of them"
     return ""
 
 
