@@ -24,7 +24,13 @@ THUMBNAILS = "thumbnails of 16×16 pixels, since no pretrained encoder has seen 
 
 
 def find(
-    parts: Sequence[Part], by: str, judge: Callable[[Looks], Judged | None], unjudged: str, seed: int, past: str = ""
+    parts: Sequence[Part],
+    by: str,
+    judge: Callable[[Looks], Judged | None],
+    unjudged: str,
+    seed: int,
+    past: str = "",
+    compared: bool = True,
 ) -> Care:
     """Looks for everything.
 
@@ -35,6 +41,7 @@ def find(
         unjudged: why it has nothing to say, where it has not.
         seed: of the draws.
         past: what the encoder may have seen before.
+        compared: whether labelled images should be like the others: not where a test asks about other classes.
     """
     looks = look(parts)
     near = neighbours(looks)
@@ -60,7 +67,7 @@ def find(
         left_out=left_out,
         labels=0 if judged is None else len(judged.index),
         accuracy=None if judged is None else judged.accuracy,
-        likeness=_likeness(looks, seed),
+        likeness=_likeness(looks, seed) if compared else (),
         past=past,
     )
 
@@ -71,8 +78,8 @@ def _likeness(looks: Looks, seed: int) -> tuple[Likeness, ...]:
     labelled = torch.from_numpy(train.label >= 0)
     own, test = x[: len(train)], x[len(train) :]
     said = "labelled images"
-    compared = (
+    found = (
         likeness(said, own[labelled], "unlabelled images", own[~labelled], seed),
         likeness(said, own[labelled], "test images", test, seed),
     )
-    return tuple(each for each in compared if each is not None)
+    return tuple(each for each in found if each is not None)

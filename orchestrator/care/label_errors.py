@@ -74,6 +74,8 @@ def judged(values: Tensor, label: IntArray, classes: int, seed: int) -> Judged |
         label: int64 [N], -1 where unlabelled. Labels of a class that has but one are left out: nothing could know them.
         seed: of the folds and the fits.
     """
+    if not (label >= 0).any():
+        return None
     count = np.bincount(label[label >= 0], minlength=classes)
     index = np.flatnonzero((label >= 0) & (count[label] >= 2))
     if len(np.unique(label[index])) < 2:

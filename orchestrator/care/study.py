@@ -33,7 +33,8 @@ def write_care_of(prepared: Prepared, shared: SlotSetup, folder: RunFolder, hist
     past = ""
     if board and prepared.split.test is not None:
         past = past_of(shared.encoder_for(board[0].trial.spec), [prepared.study.data, prepared.study.test])
-    care = find(parts, "" if table is None else _named(table), lambda looks: answers, UNJUDGED, shared.seed, past)
+    by, compared = "" if table is None else _named(table), bool(prepared.facts.labels)
+    care = find(parts, by, lambda looks: answers, UNJUDGED, shared.seed, past, compared)
     write_care(folder.storage, folder.CARE, care, pixels_of(parts))
     return True
 
