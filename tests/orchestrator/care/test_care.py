@@ -159,6 +159,7 @@ def test_classes_with_one_label_are_left_out_and_one_class_alone_says_nothing() 
     assert 5 not in found.index
     assert judged(values, np.zeros(40, dtype=np.int64), 2, seed=0) is None
     assert judged(values, np.full(40, -1), 2, seed=0) is None
+    assert judged(values, np.full(40, -1), 0, seed=0) is None
 
 
 def test_a_model_that_agrees_with_few_labels_lists_none() -> None:
