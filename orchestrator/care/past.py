@@ -25,29 +25,22 @@ def past_of(spec: EncoderSpec, data: Sequence[Any]) -> str:
 
     Args:
         spec: the encoder that answers.
-        data: what the study's images and test images are: names, paths, or anything else.
+        data: what the study's images and test images are: names, paths, lists of these, or anything else.
     """
     if from_nothing(spec):
         return ""
+    places = [str(each) for given in data for each in (given if isinstance(given, list) else [given]) if _is_place(each)]
     source, name = start_of(spec), label_of(spec)
     if source == "none":
         source = spec.name
-    begins = f"Encoder {name} starts from weights of {source}"
-    if any(place in _data_of(spec) for place in map(str, data)):
-        return (
-            f"{begins}, an earlier study of the same data: it may have seen the test images, and the test then says too much."
-        )
+    begins, ends = f"Encoder {name}, starting from {source}, may have seen the test images", "The test then says too much."
+    if set(places) & set(_data_of(spec)):
+        return f"{begins}: that is an earlier study of the same data. {ends}"
     for collection, names in TAKEN_FROM.items():
-        taken = next((str(each) for each in data if isinstance(each, str | Path) and _is_one_of(str(each), names)), None)
+        taken = next((place for place in places if _is_one_of(place, names)), None)
         if collection in source and taken is not None:
-            return (
-                f"{begins}, and images of {Path(taken).name} are taken from {collection}: it may have seen the test images,"
-                " and the test then says too much."
-            )
-    return (
-        f"{begins}: it may have seen the test images if they come from there, which cannot be known here; the test then says"
-        " too much."
-    )
+            return f"{begins}: those of {Path(taken).name} are taken from {collection}. {ends}"
+    return f"{begins} if they come from there, which cannot be known here. {ends}"
 
 
 def _is_one_of(name: str, names: Sequence[str]) -> bool:
@@ -62,4 +55,8 @@ def _data_of(spec: EncoderSpec) -> list[str]:
     if not (folder / RunFolder.STUDY).is_file():
         return []
     study = RunFolder.open(folder).load_study()
-    return [str(each) for each in (study.data, study.test) if isinstance(each, str | Path)]
+    return [str(each) for each in (study.data, study.test) if _is_place(each)]
+
+
+def _is_place(value: object) -> bool:
+    return isinstance(value, str | Path)

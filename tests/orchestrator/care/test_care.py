@@ -204,8 +204,8 @@ def test_the_area_under_the_curve_counts_pairs() -> None:
         (EncoderSpec("resnet_small"), "photos", ""),
         (EncoderSpec("lite0", "none"), "photos", ""),
         (EncoderSpec("lite0"), "photos", "which cannot be known here"),
-        (EncoderSpec("lite0"), "stl10", "images of stl10 are taken from ImageNet: it may have seen the test images"),
-        (EncoderSpec("lite0"), Path("sets/tiny-imagenet-200.zip"), "taken from ImageNet"),
+        (EncoderSpec("lite0"), "stl10", "may have seen the test images: those of stl10 are taken from ImageNet."),
+        (EncoderSpec("lite0"), ["photos", Path("sets/tiny-imagenet-200.zip")], "taken from ImageNet"),
     ],
 )
 def test_what_an_encoder_may_have_seen_is_told_by_its_record(spec: EncoderSpec, data: Any, said: str) -> None:
