@@ -1,9 +1,12 @@
-"""Copies: images that are the same pixel for pixel, or nearly (encoded again, resized, brightened, mirrored).
+"""Copies: images that are the same pixel for pixel, or nearly (encoded again, a little brighter or darker, mirrored).
 
-Embeddings propose and thumbnails confirm: images of one kind have near embeddings, and images of one composition near
-thumbnails; a copy has both.
+By small thumbnails and no encoder. How near is too near depends on the images: handwritten digits are much alike in any case.
+So the limit is a share of the distance to the tenth nearest image, in the median over all. Measured on 3,000 images of CIFAR-10,
+3,000 of MNIST and 1,797 digits of scikit-learn, with 100 copies of each kind: JPEG at quality 75 and mirrored 100% found, a fifth
+darker or brighter 89 to 100%, JPEG at quality 30 91, 100 and 31%; pairs called copies that nobody made 1, 5 and 0. Copies that were
+cropped, turned or shifted are not found. To ask near embeddings as well, of EfficientNet-Lite0, took none of the pairs away.
 
-N images of all parts, U distinct ones, k neighbours.
+N images of all parts, U distinct ones, T numbers of a thumbnail, k neighbours.
 """
 
 from __future__ import annotations
@@ -19,72 +22,75 @@ from torch import Tensor
 
 from methods.data.records import IntArray
 from methods.features import CHUNK
-from methods.parts.neighbours import nearest
-from orchestrator.care.looks import Looks
+from methods.parts.neighbours import ROWS, principal
+from orchestrator.care.looks import COMPONENTS, Looks
 from orchestrator.care.records import Finding
 
 NEIGHBOURS = 10
 """Distinct images that each is compared with."""
 
-COSINE = 0.8
-"""Of the embeddings, centred and along their principal components, from which two images may be copies."""
-
-DISTANCE, DISTANCE_ALONE = 0.05, 0.01
-"""1 - correlation of the thumbnails, or of one with the other mirrored, up to which two images with near embeddings are copies;
-and where no encoder has seen them."""
-
-SHARE = 0.1
-"""Copies are also no farther than this share of what an image is from its tenth neighbour in the median: of handwritten digits
-many are within ``DISTANCE`` of each other."""
+SHARE = 0.05
+"""Of the distance, 1 - correlation of thumbnails, to the tenth nearest image, in the median: as near as that are copies."""
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbours:
-    """The distinct images and what is near them.
+class Copies:
+    """The distinct images, and which of them are near copies of each other.
 
     Attributes:
         node: int64 [N], the distinct image that each image shows, 0 .. U - 1.
         first: int64 [U], the first image that shows it.
-        similarity: float32 [U, k] of the nearest other distinct images, nearest first.
         pairs: int64 [m, 2], nodes that are near copies of each other.
-        strength: float32 [m], their similarity.
+        strength: float32 [m], correlation of their thumbnails.
     """
 
     node: IntArray
     first: IntArray
-    similarity: NDArray[np.float32]
     pairs: IntArray
     strength: NDArray[np.float32]
 
 
-def neighbours(looks: Looks) -> Neighbours:
+def copies(looks: Looks) -> Copies:
     """Compares every distinct image with all others, a tile at a time; memory grows with N, time with N squared."""
     number: dict[bytes, int] = {}
     node = np.array([number.setdefault(digest, len(number)) for digest in looks.digest], dtype=np.int64)
     first = np.unique(node, return_index=True)[1].astype(np.int64)
-    rows = torch.from_numpy(first)
     if len(first) < 2:
-        empty = np.zeros((len(first), 0), dtype=np.float32)
-        return Neighbours(node, first, empty, np.zeros((0, 2), dtype=np.int64), empty.reshape(-1))
-    similarity, index = nearest(looks.features[rows], NEIGHBOURS)
-    typical = float((1 - _products(looks.thumbnail, rows, rows[index[:, -1]])).median())
-    limit = min(DISTANCE if looks.embedded else DISTANCE_ALONE, SHARE * typical)
-    one, place = torch.nonzero(similarity >= (COSINE if looks.embedded else 1 - limit), as_tuple=True)
+        return Copies(node, first, np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.float32))
+    rows = torch.from_numpy(first)
+    plain, mirrored = looks.thumbnail[rows], looks.mirrored(rows)
+    index = _nearest(plain, mirrored, NEIGHBOURS)
+    # Of the whole thumbnails; the search saw their principal components.
+    similar = torch.stack([_products(plain, mirrored, other) for other in index.T], 1)  # U k
+    limit = SHARE * float((1 - similar.amin(1)).median())
+    one, place = torch.nonzero(similar >= 1 - limit, as_tuple=True)
     other = index[one, place]
-    one, other = torch.minimum(one, other), torch.maximum(one, other)
-    pairs = torch.unique(torch.stack([one, other], 1), dim=0)
-    a, b = rows[pairs[:, 0]], rows[pairs[:, 1]]
-    strength = torch.maximum(_products(looks.thumbnail, a, b), (looks.thumbnail[a] * looks.mirrored(b)).sum(1))
-    kept = strength >= 1 - limit
-    return Neighbours(node, first, similarity.numpy(), pairs[kept].numpy(), strength[kept].clamp_max(1).numpy())
+    both = torch.stack([torch.minimum(one, other), torch.maximum(one, other)], 1)
+    pairs, which = torch.unique(both, dim=0, return_inverse=True)
+    strength = torch.zeros(len(pairs)).scatter_reduce(0, which, similar[one, place], "amax").clamp_max(1)
+    return Copies(node, first, pairs.numpy(), strength.numpy())
 
 
-def _products(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """float32 [m]: inner products of rows a and b, int64 [m], of x [N, d]."""
-    return torch.cat([(x[i] * x[j]).sum(1) for i, j in zip(a.split(CHUNK), b.split(CHUNK), strict=True)])
+def _nearest(plain: Tensor, mirrored: Tensor, k: int) -> Tensor:
+    """int64 [U, k]: for each thumbnail of plain [U, T] the others to which it, or its mirror image, is nearest."""
+    x, y = principal(torch.cat([plain, mirrored]), COMPONENTS).split(len(plain))
+    k = min(k, len(x) - 1)
+    index = torch.empty(len(x), k, dtype=torch.int64)
+    for start in range(0, len(x), ROWS):
+        part = torch.maximum(x[start : start + ROWS] @ x.T, y[start : start + ROWS] @ x.T)  # rows U
+        own = torch.arange(len(part))
+        part[own, own + start] = -torch.inf
+        index[start : start + ROWS] = part.topk(k, dim=1).indices
+    return index
 
 
-def near_duplicates(looks: Looks, near: Neighbours) -> tuple[Finding, ...]:
+def _products(plain: Tensor, mirrored: Tensor, other: Tensor) -> Tensor:
+    """float32 [U]: correlation of each thumbnail, or of its mirror image, with that at ``other``, int64 [U]."""
+    chunks = zip(plain.split(CHUNK), mirrored.split(CHUNK), other.split(CHUNK), strict=True)
+    return torch.cat([torch.maximum((a * plain[j]).sum(1), (b * plain[j]).sum(1)) for a, b, j in chunks])
+
+
+def near_duplicates(looks: Looks, near: Copies) -> tuple[Finding, ...]:
     """Groups of images of one part that are copies of each other, the most alike first."""
     part, size = looks.part(), len(near.first)
     found = []
@@ -107,7 +113,7 @@ def near_duplicates(looks: Looks, near: Neighbours) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: -finding.score))
 
 
-def leaks(looks: Looks, near: Neighbours) -> tuple[Finding, ...]:
+def leaks(looks: Looks, near: Copies) -> tuple[Finding, ...]:
     """Test images with a copy among the training images, each with the one that resembles it most; exact copies first."""
     names = [part.name for part in looks.parts]
     if names != ["train", "test"]:

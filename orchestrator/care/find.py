@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from orchestrator.care.copies import leaks, near_duplicates, neighbours
+from orchestrator.care.copies import copies, leaks, near_duplicates
 from orchestrator.care.label_errors import NEEDS, Judged, can_be_found, label_errors
 from orchestrator.care.likeness import likeness
 from orchestrator.care.looks import Looks, Part, look
@@ -44,7 +44,7 @@ def find(
         compared: whether labelled images should be like the others: not where a test asks about other classes.
     """
     looks = look(parts)
-    near = neighbours(looks)
+    near = copies(looks)
     found: dict[Kind, tuple[Finding, ...]] = {
         "near_duplicates": near_duplicates(looks, near),
         "leaks": leaks(looks, near),

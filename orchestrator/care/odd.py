@@ -7,8 +7,10 @@ nearest neighbour. How far is too far: a robust z-score of its logarithm (Iglewi
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from orchestrator.care.copies import Neighbours
+from methods.parts.neighbours import nearest
+from orchestrator.care.copies import NEIGHBOURS, Copies
 from orchestrator.care.looks import FLAT, Looks
 from orchestrator.care.records import Finding
 
@@ -19,13 +21,14 @@ FEWEST = 30
 """Distinct images below which nothing is odd."""
 
 
-def odd_images(looks: Looks, near: Neighbours) -> tuple[Finding, ...]:
+def odd_images(looks: Looks, near: Copies) -> tuple[Finding, ...]:
     """The odd images, the oddest first; of exact copies the first."""
     blank = looks.contrast[near.first].numpy() < FLAT
     z = np.zeros(len(near.first))
     shows = np.flatnonzero(~blank)
     if len(shows) >= FEWEST:
-        distance = np.log((1 - near.similarity[shows, -1].astype(np.float64)).clip(1e-6))
+        similarity, _ = nearest(looks.features[torch.from_numpy(near.first[shows])], NEIGHBOURS)
+        distance = np.log((1 - similarity[:, -1].double().numpy()).clip(1e-6))
         middle = np.median(distance)
         z[shows] = (distance - middle) / max(1.4826 * np.median(np.abs(distance - middle)), 1e-6)
     z[blank] = np.inf

@@ -7,7 +7,7 @@ from orchestrator.care.records import KINDS, LEARNT, Care, Likeness
 
 def summary(care: Care) -> list[str]:
     """A line for each list, then what the verdict says beyond leaks."""
-    lines = [f"{care.trained:,} training images, {care.tested:,} test images, compared by {care.by}."]
+    lines = [f"{care.trained:,} training images, {care.tested:,} test images, seen by {care.by}."]
     for kind, what in KINDS.items():
         if kind in care.left_out:
             lines.append(f"{what}: not looked for, {care.left_out[kind]}")
