@@ -1,10 +1,11 @@
 """Copies: images that are the same pixel for pixel, or nearly (encoded again, a little brighter or darker, mirrored).
 
 By small thumbnails and no encoder. How near is too near depends on the images: handwritten digits are much alike in any case.
-So the limit is a share of the distance to the tenth nearest image, in the median over all. Measured on 3,000 images of CIFAR-10,
-3,000 of MNIST and 1,797 digits of scikit-learn, with 100 copies of each kind: JPEG at quality 75 and mirrored 100% found, a fifth
-darker or brighter 89 to 100%, JPEG at quality 30 91, 100 and 31%; pairs called copies that nobody made 1, 5 and 0. Copies that were
-cropped, turned or shifted are not found. To ask near embeddings as well, of EfficientNet-Lite0, took none of the pairs away.
+So the limit is a share of the distance to the tenth nearest image, in the median over all. Measured on 3,000 images of
+CIFAR-10, 3,000 of MNIST and 1,797 digits of scikit-learn, with 100 copies of each kind: JPEG at quality 75 and mirrored 100%
+found, a fifth darker or brighter 89 to 100%, JPEG at quality 30 91, 100 and 31%; pairs called copies that nobody made 1, 5
+and 0. Copies that were cropped, turned or shifted are not found. To ask near embeddings as well, of EfficientNet-Lite0, took
+none of the pairs away.
 
 N images of all parts, U distinct ones, T numbers of a thumbnail, k neighbours.
 """
