@@ -267,6 +267,27 @@ def journal(
     typer.echo(json.dumps(rows, indent=2) if as_json else "\n".join(event_lines(rows)))
 
 
+@app.command(epilog="Example: labelwise check path/to/images --out checked")
+def check(
+    data: Annotated[str, typer.Argument(help="A folder, zip or .npz of images, or a known name, as in a study.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for lists and picture sheets; new or empty.")] = None,
+    test: Annotated[str | None, typer.Option(help="Test images; by default those that the data brings.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="A pretrained encoder, or none; by default lite0 where it is installed.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out.")] = False,
+) -> None:
+    """Looks for likely label errors, near duplicates, leaks of test images and odd images. Changes nothing of the data."""
+    from orchestrator.care.check import check as check_data
+    from orchestrator.care.sentences import summary
+
+    bad = "skip" if skip_bad else "refuse"
+    found = check_data(data, out, test=test, encoder=encoder, on_bad_image=bad, say=lambda text: typer.echo(text, err=True))
+    typer.echo("\n".join(summary(found)))
+    if out is not None:
+        typer.echo(f"lists and picture sheets: {out}")
+
+
 @app.command(epilog="Example: labelwise doctor")
 def doctor(address: ADDRESS = None) -> None:
     """What this machine or cluster can run, and what is missing."""

@@ -27,7 +27,7 @@ from torch import Tensor
 from cluster.storage import LocalStorage, MissingKey, Storage
 from methods.contracts import Method
 from methods.data.decode import StreamedImages
-from methods.data.records import ArrayImages, Images, LabelledSubset
+from methods.data.records import ArrayImages, Images, LabelledSubset, TrainData
 from methods.parts.encoders import Encoder, EncoderSpec, shown_at
 from methods.parts.modes import device_of, evaluating, threads
 from methods.protocols.embeddings import FORWARD_BATCH, Embedded, embed_views, recall, remember
@@ -178,15 +178,47 @@ def _embedded(setup: SlotSetup, asked: EncoderSpec, test: LabelledSubset | None,
         places.append(place)
         if images is None or key is None or place in setup.storage.list(place):
             continue
-        raw: bytes | memoryview | None = cache.get(key)
-        if raw is None:
-            values = embed_views(encoder, images, views, bf16, _Told(f"embedding the {part}, {what}", len(images), say))
-            raw = _bytes_of(values, bf16)
-            cache.put(key, raw)
-        else:
-            say(f"embeddings of the {part} are known from an earlier study")
-        setup.storage.put(place, raw)
+        setup.storage.put(place, _raw(cache, key, encoder, images, views, bf16, part, what, say))
     return FeatureTable(asked, spec, views, places[0], places[1], shown_at(encoder))
+
+
+def _raw(
+    cache: FeatureCache,
+    key: str,
+    encoder: Encoder,
+    images: Images,
+    views: int,
+    bf16: bool,
+    part: str,
+    what: str,
+    say: Say,
+) -> bytes | memoryview:
+    """The .npy file of embeddings, of an earlier study or computed now."""
+    raw: bytes | memoryview | None = cache.get(key)
+    if raw is not None:
+        say(f"embeddings of the {part} are known from an earlier study")
+        return raw
+    values = embed_views(encoder, images, views, bf16, _Told(f"embedding the {part}, {what}", len(images), say))
+    raw = _bytes_of(values, bf16)
+    cache.put(key, raw)
+    return raw
+
+
+def embedded_outside(spec: EncoderSpec, data: TrainData, images: Images, part: str, say: Say = print) -> Tensor:
+    """float16 or float32 [N, V, D] of images outside any study, V = 2 where a mirrored image keeps its meaning.
+
+    Args:
+        spec: a pretrained encoder.
+        data: whose shape and statistics the encoder is built for.
+        images: to embed, of that shape.
+        part: what they are, for people.
+        say: told what is done, a line each.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder, bf16, views = frozen_encoder(spec, data, device), computes_bf16(device), 2 if data.flip else 1
+    key = _digest(encoder, digest_of(images), views, bf16)
+    raw = _raw(FeatureCache.of_user(), key, encoder, images, views, bf16, part, f"{len(images):,} images", say)
+    return torch.from_numpy(np.load(io.BytesIO(raw), allow_pickle=False))
 
 
 class _Told:

@@ -15,6 +15,8 @@ from cluster.plan import ResourcePlan
 from methods.data.records import LabelledSubset, Split
 from methods.parts.modes import threads
 from methods.protocols.confidence import Scaling
+from orchestrator.care.files import read_care
+from orchestrator.care.study import write_care_of
 from orchestrator.engine.calibration import calibrate
 from orchestrator.engine.controller import Controller
 from orchestrator.engine.distillation import distil
@@ -89,9 +91,10 @@ def finish(
     _tidy(folder, controller)
     # Last, so that no result waits for a picture.
     with threads(shared.threads):
-        drawn = draw_best(shared, split, folder, history)
-    if drawn:
-        write_report(folder, prepared, history, verdict(history, prepared.facts))
+        new = write_care_of(prepared, shared, folder, history)
+        new = draw_best(shared, split, folder, history) or new
+    if new:
+        write_words(prepared, folder, history)
     return Result.open(folder.storage)
 
 
@@ -200,6 +203,12 @@ def write_outputs(prepared: Prepared, folder: RunFolder, history: History) -> No
     frame = leaderboard(history, knob_columns(prepared.study))
     folder.write_text(folder.LEADERBOARD, frame.to_csv(index=False))
     write_optuna(prepared.study.name, prepared.space, history, folder)
-    said = verdict(history, prepared.facts)
+    write_words(prepared, folder, history)
+
+
+def write_words(prepared: Prepared, folder: RunFolder, history: History) -> None:
+    """Verdict and report, with what was found in the data where that was looked for."""
+    care = read_care(folder.storage, folder.CARE)
+    said = verdict(history, prepared.facts, care)
     folder.write_text(folder.VERDICT, "\n".join(said.sentences) + "\n")
-    write_report(folder, prepared, history, said)
+    write_report(folder, prepared, history, said, care)

@@ -9,6 +9,7 @@
     best/             config.yaml, scores.json, encoder.pt, predictor.pt, checkpoint.pt
     trials/KEY/       checkpoints of finalists, stack traces of failures, pictures of what a method sees
     gallery/KEY/      pictures of what the best model makes of test images
+    care/             likely label errors, near duplicates, leaks, odd images: lists, picture sheets, care.json
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class RunFolder:
     OPTUNA: ClassVar[str] = "optuna.db"
     TENSORBOARD: ClassVar[str] = "tensorboard/"
     TRIALS: ClassVar[str] = "trials/"
+    CARE: ClassVar[str] = "care/"
     BEST: ClassVar[str] = "best/"
     SCORES: ClassVar[str] = "best/scores.json"
     """Written last of ``best/``: where it is there, the winner is whole."""

@@ -10,6 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from methods.health import SIGNALS
+from orchestrator.care.records import KINDS, Care
+from orchestrator.care.sentences import summary
 from orchestrator.describe import span
 from orchestrator.engine.finalists import Finalist, compare, finalists
 from orchestrator.engine.history import History
@@ -42,8 +44,8 @@ class Picture:
     uri: str
 
 
-def write_report(folder: RunFolder, prepared: Prepared, history: History, said: Verdict) -> None:
-    """Writes the report from the journal, and from the pictures in the trials' folders."""
+def write_report(folder: RunFolder, prepared: Prepared, history: History, said: Verdict, care: Care | None = None) -> None:
+    """Writes the report from the journal, from the pictures in the trials' folders, and from what was found in the data."""
     study, split, facts = prepared.study, prepared.split, prepared.facts
     board = finalists(history)
     space = study.space()
@@ -91,6 +93,8 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
         knobs=space.knobs,
         pictures=pictures(folder, history),
         gallery=gallery(folder, history),
+        care=() if care is None else summary(care),
+        sheets=[] if care is None else sheets(folder),
         versions=history.started.versions if history.started else {},
         describe=_values,
     )
@@ -168,6 +172,12 @@ def gallery(folder: RunFolder, history: History) -> list[Picture]:
         return []
     found = folder.pictures(folder.gallery(history.chosen.key))
     return [Picture(title, _uri(png)) for title, png in found.items()]
+
+
+def sheets(folder: RunFolder) -> list[Picture]:
+    """The picture sheets of what was found in the data."""
+    found = folder.pictures(folder.CARE)
+    return [Picture(what, _uri(found[kind])) for kind, what in KINDS.items() if kind in found]
 
 
 def _uri(png: bytes) -> str:

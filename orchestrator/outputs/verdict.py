@@ -11,6 +11,8 @@ import numpy as np
 from methods.protocols.confidence import Reliability
 from methods.protocols.contract import Difference, difference_of
 from methods.tasks import Facts
+from orchestrator.care.records import Care
+from orchestrator.care.sentences import sentences
 from orchestrator.engine.events import Scored
 from orchestrator.engine.finalists import Finalist, compare, finalists
 from orchestrator.engine.history import History
@@ -31,12 +33,13 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-def verdict(history: History, facts: Facts) -> Verdict:
+def verdict(history: History, facts: Facts, care: Care | None = None) -> Verdict:
     """The honest reading of a finished study.
 
     Args:
         history: of the study.
         facts: what its task says of the division: where the test came from, what validated, what the exported model saw.
+        care: what was found in its data, where that was looked for.
     """
     board = finalists(history)
     if not board:
@@ -48,6 +51,7 @@ def verdict(history: History, facts: Facts) -> Verdict:
         _predicted(history),
         _of_test(best, facts),
         _untested(board),
+        *(() if care is None else sentences(care)),
         of_ensemble(history, facts.taken),
         _of_confidence(board, history),
         _against_baseline(board, history, facts),

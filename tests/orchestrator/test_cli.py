@@ -35,7 +35,7 @@ from search_spaces.domains import SWITCH, Choice, Float, Int
 
 COMMANDS = (
     *("run", "resume", "leaderboard", "report", "predict", "oneshot", "methods", "train", "submit", "schema", "journal"),
-    *("doctor", "export"),
+    *("doctor", "export", "check"),
 )
 
 

@@ -72,6 +72,13 @@ def test_the_run_folder_holds_what_the_readme_says(finished: tuple[Study, Result
     html = (result.folder / "report.html").read_text()
     assert "Winner: " in html
     assert html.count("<svg") >= 2
+    assert "<h2>Data care</h2>" in html
+    assert "likely label errors" in html
+    assert (
+        sum("test image" in said and "training image" in said for said in result.run.read_text("verdict.txt").splitlines()) == 1
+    )
+    lists = {f"care/{kind}.csv" for kind in ("label_errors", "near_duplicates", "leaks", "odd_images")}
+    assert lists <= set(result.storage.list("care/"))
     assert yaml.safe_load((result.folder / "study.yaml").read_text())["labels"] == 60
     assert not (result.folder / ".ray").exists()
     assert all(

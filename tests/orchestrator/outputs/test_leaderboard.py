@@ -17,6 +17,7 @@ from methods.data.records import ArrayImages, ImageSet, LabelledSubset, Split
 from methods.protocols.contract import Difference
 from methods.tasks import Classification, FewShotTask, Task
 from methods.training.clock import Fidelity
+from orchestrator.care.records import Care
 from orchestrator.engine import events, records
 from orchestrator.engine.events import Ended, Event, Extended, Scored, Selected, Trained, TrialStarted
 from orchestrator.engine.finalists import compare, finalists
@@ -290,6 +291,16 @@ def test_a_clear_winner_is_said_to_be_ahead() -> None:
     assert "The winner is its method's default configuration" in said
     assert "learnt nothing from the labels that judged it" in said
     assert "does not include the luck of which images were labelled" in said
+
+
+def test_what_was_found_in_the_data_follows_the_test() -> None:
+    some = contest([[True] * 38 + [False] * 2] * 2, [[True] * 10 + [False] * 30] * 2)
+    plain = verdict(some, FACTS).sentences
+    said = verdict(some, FACTS, Care("x", 30, 20, {"leaks": ()}, past="It may have seen them.")).sentences
+    assert [each for each in said if each not in plain] == [
+        "No test image is a copy of a training image, exactly or nearly.",
+        "It may have seen them.",
+    ]
 
 
 def test_a_narrow_winner_is_said_to_be_indistinguishable() -> None:
