@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -272,17 +273,15 @@ def check(
     data: Annotated[str, typer.Argument(help="A folder, zip or .npz of images, or a known name, as in a study.")],
     out: Annotated[Path | None, typer.Option(help="Folder for lists and picture sheets; new or empty.")] = None,
     test: Annotated[str | None, typer.Option(help="Test images; by default those that the data brings.")] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="A pretrained encoder, or none; by default lite0 where it is installed.")
-    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="A pretrained encoder, or none; by default lite0 if installed.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out.")] = False,
 ) -> None:
     """Looks for likely label errors, near duplicates, leaks of test images and odd images. Changes nothing of the data."""
     from orchestrator.care.check import check as check_data
     from orchestrator.care.sentences import summary
 
-    bad = "skip" if skip_bad else "refuse"
-    found = check_data(data, out, test=test, encoder=encoder, on_bad_image=bad, say=lambda text: typer.echo(text, err=True))
+    say = functools.partial(typer.echo, err=True)
+    found = check_data(data, out, test=test, encoder=encoder, on_bad_image="skip" if skip_bad else "refuse", say=say)
     typer.echo("\n".join(summary(found)))
     if out is not None:
         typer.echo(f"lists and picture sheets: {out}")
@@ -293,10 +292,7 @@ def doctor(address: ADDRESS = None) -> None:
     """What this machine or cluster can run, and what is missing."""
     from cluster.doctor import examine
 
-    findings = examine(address)
-    view = Table(box=None, pad_edge=False)
-    for column in ("", "what", "found", "remedy"):
-        view.add_column(column)
+    findings, view = examine(address), Table("", "what", "found", "remedy", box=None, pad_edge=False)
     for finding in findings:
         view.add_row(finding.status, finding.name, finding.value, finding.remedy)
     Console().print(view)
@@ -311,9 +307,9 @@ def _conclude(result: Any) -> None:
     console = Console()
     console.print(board(frame))
     _say_verdict(console, result.run)
-    console.print(f"\nReport       {result.folder / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(f"TensorBoard  tensorboard --logdir {result.folder / 'tensorboard'}", highlight=False, soft_wrap=True)
-    console.print(f"Use it       labelwise predict {result.folder} IMAGES", highlight=False, soft_wrap=True)
+    folder = result.folder
+    uses = f"\nReport       {folder}/report.html\nTensorBoard  tensorboard --logdir {folder}/tensorboard"
+    console.print(f"{uses}\nUse it       labelwise predict {folder} IMAGES", highlight=False, soft_wrap=True)
     if result.best is None:
         raise UserError(f"no trial finished; the reasons stand in {result.folder / 'leaderboard.csv'}")
 
