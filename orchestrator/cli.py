@@ -303,9 +303,8 @@ def doctor(address: ADDRESS = None) -> None:
 def _conclude(result: Any) -> None:
     from orchestrator.outputs.board import board
 
-    frame = result.leaderboard()
     console = Console()
-    console.print(board(frame))
+    console.print(board(result.leaderboard()))
     _say_verdict(console, result.run)
     folder = result.folder
     uses = f"\nReport       {folder}/report.html\nTensorBoard  tensorboard --logdir {folder}/tensorboard"
