@@ -34,7 +34,7 @@ from orchestrator.engine.records import SlotSetup
 from orchestrator.features import remember_features
 from orchestrator.folder import RunFolder
 
-UNCALIBRATED = Scaling(1.0, 0.0, 0)
+UNCALIBRATED = Scaling(1.0, 1e-6, 0)
 """Of a student, which has learnt calibrated probabilities; no image is left that could calibrate it."""
 
 PENALTY = 1.0
