@@ -63,9 +63,8 @@ def _seen(split: Split, pool: torch.Tensor | None, test: torch.Tensor | None) ->
     label = data.label if known else split.train.label
     classes = data.classes if known else split.train.names or tuple(str(k) for k in range(split.train.classes))
     order = np.concatenate([np.flatnonzero(label >= 0), np.random.default_rng(0).permutation(np.flatnonzero(label < 0))])
-    train = Part(
-        "train", images, np.sort(order[:MOST]), label[np.sort(order[:MOST])], classes, data.names if known else (), pool
-    )
+    index = np.sort(order[:MOST])
+    train = Part("train", images, index, label[index], classes, data.names if known else (), pool)
     return [train] if split.test is None else [train, part_of_test(split.test, test)]
 
 
