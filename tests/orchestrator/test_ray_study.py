@@ -24,6 +24,8 @@ from cluster.storage import LocalStorage
 from methods import BatchSpec, Classifier, Context, Encoder, Learner, Loss, Method, Optimizer, SharedConfig, Step
 from methods.parts.heads import load_predictor
 from orchestrator import Result, Study, resume, run
+from orchestrator.care.files import read_care
+from orchestrator.care.label_errors import can_be_found
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import read_journal
 from orchestrator.outputs.leaderboard import COLUMNS
@@ -77,6 +79,9 @@ def test_the_run_folder_holds_what_the_readme_says(finished: tuple[Study, Result
     assert (
         sum("test image" in said and "training image" in said for said in result.run.read_text("verdict.txt").splitlines()) == 1
     )
+    care = read_care(result.storage, "care/")
+    assert care is not None
+    assert care.labels > 0 or not can_be_found()
     lists = {f"care/{kind}.csv" for kind in ("label_errors", "near_duplicates", "leaks", "odd_images")}
     assert lists <= set(result.storage.list("care/"))
     assert yaml.safe_load((result.folder / "study.yaml").read_text())["labels"] == 60

@@ -106,9 +106,8 @@ def test_one_image_or_copies_of_one_are_no_trouble() -> None:
 def test_an_image_far_from_all_others_and_a_blank_one_are_odd() -> None:
     pixels = scenes(80)
     pixels[5] = (200, 10, 10)  # One colour, though its channels differ.
-    embedding = torch.randn(80, 1, 8, generator=torch.Generator().manual_seed(0))
-    embedding[..., 0] += 4
-    embedding[9] *= -1
+    embedding, _ = blobs(80, 4, seed=0, distance=8.0)
+    embedding[9] = 8 * F.normalize(torch.randn(1, 16, generator=torch.Generator().manual_seed(1)), dim=1)
     looks = look([part("train", pixels, embedding)])
     found = {each.images[0].position: each.said for each in odd_images(looks, copies(looks))}
     assert found[5] == "one colour"
