@@ -269,8 +269,10 @@ def check(
     from orchestrator.care.check import check as check_data
     from orchestrator.care.sentences import summary
 
-    bad = "skip" if skip_bad else "refuse"
-    found = check_data(data, out, test=test, encoder=encoder, on_bad_image=bad, say=lambda text: typer.echo(text, err=True))
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    found = check_data(data, out, test=test, encoder=encoder, on_bad_image="skip" if skip_bad else "refuse", say=say)
     typer.echo("\n".join(summary(found)))
     if out is not None:
         typer.echo(f"lists and picture sheets: {out}")

@@ -34,6 +34,12 @@ from search_spaces.domains import UserError
 SIZE = 24
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two members that are fitted in milliseconds: what an ensemble of all four finds is in ``tests/results``."""
+    monkeypatch.setattr("orchestrator.care.label_errors.MEMBERS", ("linear_probe", "prototype_classifier"))
+
+
 def scenes(n: int, seed: int = 0) -> np.ndarray:
     """uint8 [n, 24, 24, 3]: smooth pictures, each another."""
     coarse = torch.rand(n, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
