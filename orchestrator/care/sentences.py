@@ -37,11 +37,11 @@ def leaked(care: Care) -> str:
         return ""
     count = len(care.found["leaks"])
     if not count:
-        return f"No test image is a copy of a training image, by {care.by}."
+        return "No test image is a copy of a training image, exactly or nearly."
     share = count / care.tested
     return (
-        f"{count:,} of {care.tested:,} test images ({share:.1%}) are copies of training images, {_exact(care)} of them exact,"
-        f" by {care.by}: the test may say up to {share:.1%} too much; care/leaks.csv names them."
+        f"{count:,} of {care.tested:,} test images ({share:.1%}) are copies of training images, {_exact(care)} of them exact:"
+        f" the test may say up to {share:.1%} too much; care/leaks.csv names them."
     )
 
 
