@@ -30,7 +30,7 @@ lint: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# What takes minutes: real kills in every phase of a study, memory over hundreds of steps.
+# What takes minutes: real kills in every phase of a study, memory over hundreds of steps, whole studies of extensions.
 checks: $(VENV)/.installed
 	$(BIN)/python -m pytest -m long
 

@@ -94,8 +94,9 @@ def situation_of(study: Study, split: Split, extra: str = "") -> Situation:
 
 def _plan_here(study: Study) -> ResourcePlan:
     """How this machine would run the study. A cluster is asked when the study begins; it has at least one slot."""
-    slots = study.slots if study.address in (None, "local") else study.slots or 1
-    return plan_resources([this_machine()], workers_per_trial=study.workers, slots=slots, trials=study.trials)
+    here = study.address in (None, "local")
+    workers, slots = (study.workers, study.slots) if here else (1, study.slots or 1)
+    return plan_resources([this_machine()], workers_per_trial=workers, slots=slots, trials=study.trials)
 
 
 def _seconds(study: Study, plan: ResourcePlan) -> float | None:

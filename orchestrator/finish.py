@@ -20,7 +20,7 @@ from orchestrator.care.study import write_care_of
 from orchestrator.engine.calibration import calibrate
 from orchestrator.engine.controller import Controller
 from orchestrator.engine.distillation import distil
-from orchestrator.engine.ensemble import Model, ensemble_of, voters
+from orchestrator.engine.ensemble import Model, can_vote, ensemble_of, voters
 from orchestrator.engine.events import Chosen, Distilled, EnsembleTested, Forgotten, Step, Tested
 from orchestrator.engine.examination import examine, examine_steps
 from orchestrator.engine.finalists import Finalist, finalists
@@ -64,11 +64,11 @@ def finish(
     if board and history.calibrated is None and not history.tests and (found := calibrate(board[0], shared)) is not None:
         controller.tell(found)
     if board and history.ensembled is None and not history.tests and (members := ensemble_of(board, shared)) is not None:
-        controller.tell(members)
-    exported = history.ensembled if prepared.study.selection.ensemble else None
+        wanted = prepared.study.selection.ensemble
+        votes = wanted and _there(plan, remote, _can_vote, shared, voters(board, members))
+        controller.tell(replace(members, exported=votes))
+    exported = history.ensembled if history.ensembled is not None and history.ensembled.exported else None
     voting = voters(board, exported) if exported is not None else ()
-    if len(voting) < 2:
-        exported = None
     if exported is not None and _to_distil(prepared, history):
         one = _there(plan, remote, _distil, shared, voting, exported.scaling)
         if one is not None:
@@ -130,10 +130,10 @@ def test_finalists(
     own = {} if calibrated is None else dict.fromkeys((t.spec.key for t in board[0].tested), calibrated.scaling)
     if not wanted:
         return
+    first = {trial.spec.key for trial in board[0].tested}
     if not remote:
         # The slots are done, so the machine is free, and this process is warm: a new one would cost seconds.
-        shared = replace(shared, threads=max(1, int(plan.total_cpus)))
-        first = {trial.spec.key for trial in board[0].tested}
+        shared = _whole(shared, plan)
         for trial in wanted:
             if trial.spec.key not in first and not controller.course.ledger.bears_test(controller.history):
                 break
@@ -145,8 +145,11 @@ def test_finalists(
     request = plan.worker_resources
     task = ray.remote(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0))(_test)
     setup, test = ray.put(shared), ray.put(split.test)
-    for score in ray.get([task.remote(setup, test, t.spec, t.checkpoint, own.get(t.spec.key)) for t in wanted]):
-        controller.tell(Tested(score))
+    for several in ([t for t in wanted if t.spec.key in first], [t for t in wanted if t.spec.key not in first]):
+        if several and (several[0].spec.key in first or controller.course.ledger.bears_test(controller.history)):
+            asked = [task.remote(setup, test, t.spec, t.checkpoint, own.get(t.spec.key)) for t in several]
+            for score in ray.get(asked):
+                controller.tell(Tested(score))
 
 
 def _test(setup: SlotSetup, test: LabelledSubset, spec: TrialSpec, checkpoint: str, scaling: Scaling | None) -> TestScore:
@@ -154,17 +157,25 @@ def _test(setup: SlotSetup, test: LabelledSubset, spec: TrialSpec, checkpoint: s
     return examine(setup, spec, checkpoint, test, _device(), scaling)
 
 
-def _there(plan: ResourcePlan, remote: bool, call: Callable[..., Made], *given: object) -> Made:
-    """What ``call`` gives, in this process or, for a cluster elsewhere, in a worker's place."""
+def _there(plan: ResourcePlan, remote: bool, call: Callable[..., Made], setup: SlotSetup, *given: object) -> Made:
+    """What ``call`` gives of a setup and more, in this process, which has the whole machine by now, or in a worker's place."""
     if not remote:
-        return call(*given)
+        return call(_whole(setup, plan), *given)
     request = plan.worker_resources
-    found: Made = ray.get(ray.remote(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0))(call).remote(*given))
+    found: Made = ray.get(ray.remote(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0))(call).remote(setup, *given))
     return found
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _whole(setup: SlotSetup, plan: ResourcePlan) -> SlotSetup:
+    return replace(setup, threads=max(1, int(plan.total_cpus)))
+
+
+def _can_vote(setup: SlotSetup, voting: Sequence[Model]) -> bool:
+    return can_vote(setup, voting, _device())
 
 
 def _distil(setup: SlotSetup, voting: Sequence[Model], scaling: Scaling) -> Distilled | None:

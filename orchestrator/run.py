@@ -24,7 +24,7 @@ from orchestrator.engine.records import SlotSetup
 from orchestrator.engine.slot import ship_user_code
 from orchestrator.engine.tune import run_slots
 from orchestrator.engine.turn import Sink
-from orchestrator.features import embedded, share_of_clock
+from orchestrator.features import embedded, read_index, share_of_clock
 from orchestrator.finish import finish
 from orchestrator.folder import RunFolder
 from orchestrator.outputs.sinks import default_sinks
@@ -143,13 +143,17 @@ def _carry_out(
         shared = prepared.setup(folder.storage, plan)
         if open_ended:
             shared = _with_features(prepared, shared, plan, quiet, remote)
+        else:
+            # At the size at which they were embedded, which models on them are exported with.
+            shared = replace(shared, features=tuple(read_index(folder.storage)))
         sinks = [*default_sinks(folder, prepared.study, plan, quiet), *more_sinks]
         for sink in sinks:
             if close := getattr(sink, "close", None):
                 closing.callback(close)
         opening = [*first, *([Opened(prepared.began, time=time.time())] if open_ended else [])]
+        if opening:
+            journal.write(*opening)
         for event in opening:
-            journal.write(event)
             history.add(event)
             for sink in sinks:
                 sink(event, history)
@@ -184,13 +188,17 @@ def _say(text: str) -> None:
 
 
 def _tests_due(history: History, prepared: Prepared) -> int:
-    """Test scores that a finished study has: one for each finalist's model that is asked."""
-    return 0 if prepared.split.test is None else sum(len(finalist.tested) for finalist in finalists(history))
+    """Test scores that a finished study has at the least: one for each finalist's model that is asked, of the winner's alone
+    where the time may have been too short for others.
+    """
+    if prepared.split.test is None:
+        return 0
+    board = finalists(history)
+    asked = board[:1] if prepared.study.budget.minutes is not None else board
+    return sum(len(finalist.tested) for finalist in asked)
 
 
 def _ensemble_due(history: History, prepared: Prepared) -> bool:
     """Whether the ensemble that is to be exported was not tested yet."""
     found = history.ensembled
-    if found is None or history.steps or prepared.split.test is None:
-        return False
-    return prepared.study.selection.ensemble and sum(member.models for member in found.members) > 1
+    return found is not None and found.exported and not history.steps and prepared.split.test is not None

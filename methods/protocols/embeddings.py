@@ -146,10 +146,11 @@ def run_over(
         with torch.no_grad():
             return call(images.take(rows).to(device)).float()
 
-    if not (cpu and parallel and min(cores, len(positions)) > 1):
-        return torch.cat([one(rows) for rows in positions])
-    with threads(1), ThreadPoolExecutor(cores) as pool:
-        return torch.cat(list(pool.map(one, positions)))
+    with torch.no_grad():
+        if not (cpu and parallel and min(cores, len(positions)) > 1):
+            return torch.cat([one(rows) for rows in positions])
+        with threads(1), ThreadPoolExecutor(cores) as pool:
+            return torch.cat(list(pool.map(one, positions)))
 
 
 def embed(encoder: Encoder, images: Images, index: IntArray, batch: int = EMBED_BATCH, layer: str | None = None) -> Tensor:

@@ -21,6 +21,9 @@ EACH = 0.06
 TESTING = 3.0
 """Scorings of a search trial that the tests of finalists cost at the least: a few times the images, once a model."""
 
+TESTS = 0.2
+"""Of the minutes, what is kept for tests that are larger than what validates, at the most: the rest is for the search."""
+
 
 @dataclass(frozen=True)
 class Minutes(Budget):
@@ -45,4 +48,7 @@ class Minutes(Budget):
         return share * (trial.busy_again + TURNAROUND) / resources.slots / 60
 
     def closing(self, history: History) -> float:
-        return (REPORTING + EACH * len(history.search()) + self.scorings * history.longest_scoring()) / 60
+        tests = min(
+            self.scorings * history.longest_scoring(), max(TESTS * 60 * self.amount, TESTING * history.longest_scoring())
+        )
+        return (REPORTING + EACH * len(history.search()) + tests) / 60

@@ -30,7 +30,7 @@ RIDGE = 0.1
 
 
 def likeness(one: str, x: Tensor, other: str, y: Tensor, seed: int) -> Likeness | None:
-    """Compares x [m, d] with y [n, d]; None where one has fewer than 20 images.
+    """Compares x [m, d] with y [n, d]; None where one has fewer than 20 images, or all images look the same.
 
     Args:
         one, other: what they are, in words.
@@ -42,6 +42,8 @@ def likeness(one: str, x: Tensor, other: str, y: Tensor, seed: int) -> Likeness 
     x, y = (z[torch.from_numpy(np.sort(random.permutation(len(z))[:MOST]))] for z in (x, y))
     z = torch.cat([x, y]).double()
     z = z - z.mean(0)
+    if not z.any():
+        return None
     label = np.arange(len(z)) < len(x)
     columns = np.stack([label, *(random.permutation(label) for _ in range(DIVISIONS))], axis=1)  # n 1+B
     auc = aucs(_left_out(z, torch.from_numpy(columns).double()).numpy(), columns)

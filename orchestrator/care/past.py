@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from methods.parts.encoders import EncoderSpec, from_nothing, start_of
 from orchestrator.folder import RunFolder
 from orchestrator.study.encoders import label_of
@@ -54,8 +56,9 @@ def _data_of(spec: EncoderSpec) -> list[str]:
     folder = Path(spec.init or spec.name)
     if not (folder / RunFolder.STUDY).is_file():
         return []
-    study = RunFolder.open(folder).load_study()
-    return [str(each) for each in (study.data, study.test) if _is_place(each)]
+    # Two fields of plain YAML: the rest may name code that is not here.
+    study = yaml.safe_load((folder / RunFolder.STUDY).read_text(encoding="utf-8"))
+    return [str(study[field]) for field in ("data", "test") if isinstance(study, dict) and _is_place(study.get(field))]
 
 
 def _is_place(value: object) -> bool:

@@ -87,7 +87,8 @@ class Care:
 
     Attributes:
         by: what images were compared by, in words.
-        trained, tested: images of the two parts.
+        trained, tested: images of the two parts that were compared.
+        drawn_from: images of the two parts, where not all were compared.
         found: the lists.
         left_out: why a list was not made.
         labels: labels that were held against a model which had not learnt from them.
@@ -105,3 +106,4 @@ class Care:
     accuracy: float | None = None
     likeness: tuple[Likeness, ...] = ()
     past: str = ""
+    drawn_from: tuple[int, int] = (0, 0)

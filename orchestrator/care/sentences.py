@@ -7,7 +7,7 @@ from orchestrator.care.records import KINDS, LEARNT, Care, Likeness
 
 def summary(care: Care) -> list[str]:
     """A line for each list, then what the verdict says beyond leaks."""
-    lines = [f"{care.trained:,} training images, {care.tested:,} test images, seen by {care.by}."]
+    lines = [f"{care.trained:,} training images, {care.tested:,} test images{_drawn(care)}, seen by {care.by}."]
     for kind, what in KINDS.items():
         if kind in care.left_out:
             lines.append(f"{what}: not looked for, {care.left_out[kind]}")
@@ -16,9 +16,17 @@ def summary(care: Care) -> list[str]:
     return lines + [sentence for sentence in (*map(unlike, care.likeness), care.past) if sentence]
 
 
+def _drawn(care: Care) -> str:
+    """How many there are, where not all were compared."""
+    train, test = care.drawn_from
+    if train <= care.trained and test <= care.tested:
+        return ""
+    return f" (drawn from {max(train, care.trained):,} and {max(test, care.tested):,})"
+
+
 def _of(care: Care, kind: str) -> str:
     if kind == "near_duplicates":
-        return f" groups of {sum(len(finding.images) for finding in care.found['near_duplicates']):,} images"
+        return f" groups, {sum(len(finding.images) for finding in care.found['near_duplicates']):,} images in all"
     if kind == "leaks":
         return f" of {care.tested:,} ({_exact(care)} exact)"
     if kind == "label_errors" and care.accuracy is not None:
@@ -37,7 +45,8 @@ def leaked(care: Care) -> str:
         return ""
     count = len(care.found["leaks"])
     if not count:
-        return "No test image is a copy of a training image, exactly or nearly."
+        compared = f" Compared were {care.trained:,} and {care.tested:,} images{_drawn(care)}." if _drawn(care) else ""
+        return f"No test image is a copy of a training image, exactly or nearly.{compared}"
     share = count / care.tested
     return (
         f"{count:,} of {care.tested:,} test images ({share:.1%}) are copies of training images, {_exact(care)} of them exact:"

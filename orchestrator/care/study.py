@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -38,6 +40,8 @@ def write_care_of(prepared: Prepared, shared: SlotSetup, folder: RunFolder, hist
         past = past_of(shared.encoder_for(board[0].trial.spec), [prepared.study.data, prepared.study.test])
     by, compared = "" if table is None else _named(table), bool(prepared.facts.labels)
     care = find(parts, by, lambda looks: answers, UNJUDGED, shared.seed, past, compared)
+    tests = 0 if prepared.split.test is None else len(prepared.split.test)
+    care = replace(care, drawn_from=(len(prepared.split.train), tests))
     write_care(folder.storage, folder.CARE, care, pixels_of(parts))
     return True
 
@@ -62,10 +66,15 @@ def _seen(split: Split, pool: torch.Tensor | None, test: torch.Tensor | None) ->
     known = _names_pool(split)
     label = data.label if known else split.train.label
     classes = data.classes if known else split.train.names or tuple(str(k) for k in range(split.train.classes))
-    order = np.concatenate([np.flatnonzero(label >= 0), np.random.default_rng(0).permutation(np.flatnonzero(label < 0))])
+    # Labelled ones first; each by lot, since files lie class by class.
+    random = np.random.default_rng(0)
+    order = np.concatenate([random.permutation(np.flatnonzero(known)) for known in (label >= 0, label < 0)])
     index = np.sort(order[:MOST])
     train = Part("train", images, index, label[index], classes, data.names if known else (), pool)
-    return [train] if split.test is None else [train, part_of_test(split.test, test)]
+    if split.test is None:
+        return [train]
+    chosen = np.sort(random.permutation(len(split.test))[:MOST])
+    return [train, part_of_test(replace(split.test, index=split.test.index[chosen], label=split.test.label[chosen]), test)]
 
 
 def _names_pool(split: Split) -> bool:

@@ -114,7 +114,10 @@ def _network(
         precision=setup.precision,
         seconds=setup.top.amount if by_clock else None,
     )
-    training = Training(taught(Classifier(encoder, head), said), SharedConfig(), data, settings, World(device=device))
+    # As many images at a time as the winner was trained with, which fit the memory.
+    batch = int(winner.spec.values.get("batch_size", SharedConfig().batch_size))
+    knobs = SharedConfig(batch_size=batch)
+    training = Training(taught(Classifier(encoder, head), said), knobs, data, settings, World(device=device))
     while training.finite and training.done.amount < setup.top.amount:
         training.train()
     student = training.learner.predictor()

@@ -23,7 +23,7 @@ from torch import nn
 
 from methods.data.records import IntArray
 from methods.parts.encoders import Encoder
-from methods.parts.heads import Classifier, Mixture
+from methods.parts.heads import Classifier, Mixture, head_record
 from methods.parts.joined import JoinedEncoder
 from methods.protocols.confidence import Scaling, fit_scaling
 from methods.protocols.contract import Trained, answered, difference_of
@@ -179,6 +179,17 @@ def voters(board: Sequence[Finalist], found: Ensembled) -> tuple[Model, ...]:
         for trial in by_trial[member.trial]
         if trial.checkpoint is not None
     )
+
+
+def can_vote(shared: SlotSetup, voting: Sequence[Model], device: torch.device) -> bool:
+    """Whether there are several, each an encoder with a head that a file can hold."""
+    try:
+        models = [Voting(shared, device).classifier(model) for model in voting]
+        for _, head in models:
+            head_record(head)
+    except UserError:
+        return False
+    return len(models) > 1
 
 
 def way_to(voting: Sequence[Model]) -> Mapping[StepName | None, tuple[Model, ...]]:

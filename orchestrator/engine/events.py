@@ -195,7 +195,7 @@ class Ensembled(Timed):
 
     ``alone`` and ``together`` are the out-of-fold scores of the winner and of the ensemble, whose weights were chosen on the
     other folds; ``gain``, ``low`` and ``high`` their paired difference with its 95% interval, over ``n`` images. ``scaling``
-    calibrates the whole.
+    calibrates the whole. ``exported``: whether the study wants it and every model can take part.
     """
 
     event: ClassVar[str] = "ensembled"
@@ -207,6 +207,7 @@ class Ensembled(Timed):
     low: float
     high: float
     n: int
+    exported: bool = False
 
 
 @dataclass(frozen=True)

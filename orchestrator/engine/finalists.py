@@ -130,7 +130,9 @@ def clearly_better(a: Finalist, baseline: Finalist) -> bool:
     both = [fold for fold in a.units.keys() & baseline.units.keys() if a.units[fold].shape == baseline.units[fold].shape]
     if both:
         return bool(leads(np.concatenate([a.units[fold] - baseline.units[fold] for fold in both])))
-    return compare(a, baseline, ONE_SD).low > 0
+    gap = compare(a, baseline, ONE_SD)
+    # One score each tells no error: then the score decides.
+    return gap.low > 0 if math.isfinite(gap.low) else gap.mean > 0
 
 
 def leads(each: NDArray[np.float64], weight: NDArray[Any] | None = None) -> NDArray[np.bool_]:

@@ -33,15 +33,15 @@ def of_ensemble(history: History, taken: str) -> str:
     shares = " and ".join(f"{titles[m.trial]} (trial {m.trial}, {m.weight:.0%})" for m in others)
     gain = span(found.gain, found.low, found.high)
     out_of_fold = f"{found.together:.1%} out of fold against {found.alone:.1%}, {gain} on {found.n} images, paired"
-    if history.steps:
-        first = history.steps[0]
+    if found.exported:
+        first = next(iter(history.steps), None)
         told = [f"{STEPS[s.name]} {s.score.value:.1%} ({span(s.gain, s.low, s.high)})" for s in history.steps]
         several = f", {shares} beside the winner: {out_of_fold}" if others else " of the winner's alone"
         what = "one model distilled from" if history.distilled is not None else "an ensemble of"
-        return (
-            f"Exported is {what} {models} models{several}. On the test ({taken}) the winner alone has"
-            f" {first.score.value - first.gain:.1%}; {', '.join(told)}."
-        )
+        exported = f"Exported is {what} {models} models{several}."
+        if first is None:
+            return exported
+        return f"{exported} On the test ({taken}) the winner alone has {first.score.value - first.gain:.1%}; {', '.join(told)}."
     off = f"Off by default (selection.ensemble), since a prediction would ask {models} models in place of one."
     if others:
         return f"Averaged with {shares} the winner would score {out_of_fold}. {off}"

@@ -81,7 +81,7 @@ def write_report(folder: RunFolder, prepared: Prepared, history: History, said: 
         shares=str(shares_of(study, history)),
         sure=sure,
         abstaining=abstaining(sure) if sure is not None else None,
-        scaling=scaling_of(history, bool(history.steps)),
+        scaling=scaling_of(history, history.ensembled is not None and history.ensembled.exported),
         coverage_figure=Markup(coverage_figure(sure)) if sure is not None else None,
         learning_figure=_learning(board, history, facts.labels),
         curves_figure=Markup(curves_figure(history, names)),

@@ -54,8 +54,7 @@ def verdict(history: History, facts: Facts, care: Care | None = None) -> Verdict
         *(() if care is None else sentences(care)),
         of_ensemble(history, facts.taken),
         _of_confidence(board, history),
-        _against_baseline(board, history, facts),
-        _against_runner_up(board, facts),
+        _against_baseline(board, history, facts) or _against_runner_up(board, facts),
         _against_defaults(history, best, facts),
         _by_encoder(history),
         _cheapest(board),
@@ -139,10 +138,10 @@ def _of_test(best: Finalist, facts: Facts) -> str:
 
 def _untested(board: Sequence[Finalist]) -> str:
     """Whom the study's time did not let it test."""
-    left = [f.trial.spec for f in board if not f.tests and f.judged]
+    left = [f.trial.spec for f in board if not f.tests and any(t.checkpoint is not None for t in f.tested)]
     if not board[0].tests or not left:
         return ""
-    return f"Not tested, since the study's time was up: {', '.join(f'{spec.title} (trial {spec.trial})' for spec in left)}."
+    return f"Not tested within the study's time: {', '.join(f'{spec.title} (trial {spec.trial})' for spec in left)}."
 
 
 def abstaining(sure: Reliability) -> str:

@@ -78,7 +78,8 @@ class Study(MachineFields, HealthFields, SelectionFields, BudgetFields, SearchFi
                 task.check(self.scoring(), self.test)
                 self.check_ensemble(self.scoring())
             task.check_selection(chosen.refit, chosen.refit_seeds, chosen.join)
-        self.check_baseline(self.method_names)
+        if self.methods is not None:
+            self.check_baseline(self.method_names)
         self.check_stop()
         if self.methods is not None:
             self.check_first_trials(self.space().first_trials)

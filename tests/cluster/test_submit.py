@@ -115,6 +115,7 @@ def test_a_study_travels_with_its_code(with_token, tmp_path: Path) -> None:  # t
     assert """ARGUMENTS ['run', 'my study.yaml', '--out', 'o', '--set', "a=it's"] data: digits""" in "".join(log)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.ray
 def test_interrupting_stops_the_job_in_order(with_token) -> None:  # type: ignore[no-untyped-def]

@@ -59,6 +59,7 @@ def test_it_keeps_the_contract() -> None:
     check_method(METHOD)
 
 
+@pytest.mark.long
 def test_a_study_searches_over_it(small: dict[str, Any], tmp_path: Path) -> None:
     result = run(Study(**{**small, "methods": ["supervised", METHOD]}), tmp_path / "run")
     assert set(result.leaderboard()["method"]) == {"supervised", "smoothed"}

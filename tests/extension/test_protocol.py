@@ -37,6 +37,7 @@ class NearestMean(Protocol):
         )
 
 
+@pytest.mark.long
 def test_a_study_is_scored_by_it(small: dict[str, Any], tmp_path: Path) -> None:
     result = run(Study(**small, protocol=NearestMean()), tmp_path / "run")
     assert result.best is not None

@@ -41,6 +41,7 @@ def test_it_keeps_the_contract() -> None:
     assert names == [["supervised", "mixup", "simclr"][i % 3] for i in range(8)]
 
 
+@pytest.mark.long
 def test_a_study_follows_it(small: dict[str, Any], tmp_path: Path) -> None:
     result = run(Study(**{**small, "trials": 4, "epochs": 3}, strategy=RoundRobin()), tmp_path / "run")
     history = History(read_journal(result.storage))

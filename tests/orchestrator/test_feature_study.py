@@ -38,6 +38,7 @@ def _ray():
         yield
 
 
+@pytest.mark.long
 def test_probes_and_a_trained_method_share_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABELWISE_CACHE", str(tmp_path / "cache"))
     study = Study(**SMALL)

@@ -121,6 +121,7 @@ def test_the_winner_names_images_in_a_folder(finished: tuple[Study, Result], tmp
     assert list(frame["class"]) == [result.best.classes[k] for k in expected]
 
 
+@pytest.mark.long
 def test_the_winner_trains_on_two_workers_and_is_exported(finished: tuple[Study, Result], tmp_path: Path) -> None:
     _, result = finished
     out = train(str(result.folder), best=True, workers=2, out=tmp_path / "trained")
@@ -247,6 +248,7 @@ def test_trials_on_two_workers_agree_with_one(tmp_path: Path) -> None:
     assert curves[1] == pytest.approx(curves[0], rel=1e-3)
 
 
+@pytest.mark.long
 def test_meta_learning_on_two_workers_agrees_with_one(tmp_path: Path) -> None:
     """Second-order MAML; three tasks cannot be halved, so that two workers take four."""
     task = {"ways": 2, "shots": 1, "queries": 3, "episodes": 20, "hold_out": "class"}

@@ -119,8 +119,8 @@ def test_running_statistics_follow_the_whole_meta_batch(make, step) -> None:
     assert int(norm.num_batches_tracked) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("maml", "meta_sgd")), "anil"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["maml", "meta_sgd", "anil"])
 def test_memory_stays_flat(make, data, name) -> None:
     """Over hundreds of whole steps of each: sampling, second-order gradients, optimizer."""
     method = CATALOGUE[name]

@@ -153,6 +153,7 @@ def trained(train: Make, method: Any, data: TrainData, **values: Any) -> tuple[L
     return training.learner, reports[-1].parts
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_byol_collapses_without_its_predictor(train: Make, digits: TrainData) -> None:
     told = {p: trained(train, byol.METHOD, digits, predictor=p, momentum=0.9, lr=6e-3)[1] for p in (True, False)}
@@ -162,6 +163,7 @@ def test_byol_collapses_without_its_predictor(train: Make, digits: TrainData) ->
     assert told[False]["embedding_sd"] > 0.5 * told[True]["embedding_sd"], told
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_dino_collapses_without_centring(train: Make, digits: TrainData) -> None:
     entropy = {}
@@ -184,6 +186,7 @@ def test_dino_collapses_without_centring(train: Make, digits: TrainData) -> None
     assert entropy[False] < 0.5 * entropy[True], entropy
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_vicreg_collapses_without_its_variance_term(train: Make, digits: TrainData) -> None:
     cases: dict[str, dict[str, float]] = {"paper": {}, "all weights 1": {"weight": 1.0}, "no variance": {"variance": 0.0}}

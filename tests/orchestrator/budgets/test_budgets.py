@@ -39,6 +39,14 @@ def test_minutes_keep_the_time_of_a_test_that_is_larger_than_what_validates() ->
     assert Trials(3).testing(20) == Trials(3)
 
 
+def test_a_huge_test_leaves_most_of_the_minutes_to_the_search() -> None:
+    trial = Trial(TrialSpec("0000", 0, "simclr", {}, 0))
+    rung = Rung(1, 0.5, 20, 0.4, 0.6, "validation", None, 6.0)
+    history = History([TrialStarted(trial.spec), Scored("0000", rung, Fidelity("epochs", 1))])
+    kept = [Minutes(10).testing(scorings).closing(history) for scorings in (0, 500)]
+    assert kept[1] - kept[0] == pytest.approx(0.2 * 10 - 3 * 6 / 60)
+
+
 def test_another_model_is_tested_while_the_clock_bears_it() -> None:
     spec = TrialSpec("0000", 0, "simclr", {}, 0)
     scored = Scored("0000", Rung(1, 0.5, 20, 0.4, 0.6, "validation", None, 6.0), Fidelity("epochs", 1), time=90.0)

@@ -192,6 +192,7 @@ def test_alike_sets_are_called_alike_and_others_not() -> None:
     assert not other.alike
     assert other.p < 0.01
     assert likeness("a", torch.randn(5, 10), "b", torch.randn(120, 10), 0) is None
+    assert likeness("a", torch.zeros(30, 10), "b", torch.zeros(40, 10), 0) is None, "an encoder that sees nothing"
 
 
 def test_the_area_under_the_curve_counts_pairs() -> None:
@@ -219,7 +220,7 @@ def test_what_an_encoder_may_have_seen_is_told_by_its_record(spec: EncoderSpec, 
 
 
 def test_weights_of_a_study_of_the_same_data_may_have_seen_its_test(tmp_path: Path) -> None:
-    (tmp_path / "study.yaml").write_text("data: digits\nmethods: [simclr]\ntrials: 1\n")
+    (tmp_path / "study.yaml").write_text("data: digits\nmethods: [one_of_my_own]\ntrials: 1\n")
     spec = EncoderSpec("resnet_small", str(tmp_path))
     assert "an earlier study of the same data" in past_of(spec, ["digits", None])
     assert "cannot be known" in past_of(spec, ["glyphs", None])
@@ -238,6 +239,8 @@ def some_care(**changes: Any) -> Care:
 def test_leaks_are_said_in_any_case() -> None:
     assert "1 of 20 test images (5.0%) are copies of training images, 1 of them exact" in leaked(some_care())
     assert leaked(some_care(found={"leaks": ()})) == "No test image is a copy of a training image, exactly or nearly."
+    few = leaked(some_care(found={"leaks": ()}, drawn_from=(500, 20)))
+    assert few.endswith("exactly or nearly. Compared were 30 and 20 images (drawn from 500 and 20).")
     assert leaked(some_care(tested=0)) == ""
 
 

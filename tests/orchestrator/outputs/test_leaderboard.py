@@ -458,11 +458,26 @@ def test_the_baseline_is_passed_by_what_is_clearly_better_alone() -> None:
     assert finalists(by_folds(1, [not each for each in right], right))[0].trial.spec.method == "supervised"
 
 
+def test_without_an_error_the_score_decides_over_the_baseline() -> None:
+    """One score each, of which nothing says how far chance moves it."""
+    for ours, winner in ((0.9, "one"), (0.5, "supervised")):
+        some = [
+            *trial(0, "one", scores=(rung(0.5),)),
+            *trial(1, "supervised", scores=(rung(0.5),)),
+            Selected([0, 1], baseline=1),
+        ]
+        for number, (name, value) in enumerate((("one", ours), ("supervised", 0.6))):
+            some += trial(number, name, scores=(rung(value),), purpose="fold")
+        assert finalists(history(*some))[0].trial.spec.method == winner
+
+
 def test_who_was_not_tested_is_named() -> None:
     some = by_folds(None, [True] * 40, [False] * 40)
     assert "Not tested" not in said_of_forty(some), "no test was opened"
     some.add(events.Tested(records.TestScore("0000-fold-0", 0, 0.9, 100, 0.8, 0.95)))
-    assert "Not tested, since the study's time was up: supervised (trial 1)." in said_of_forty(some)
+    assert "Not tested within the study's time" not in said_of_forty(some), "no checkpoint is left that could be asked"
+    some.add(events.Reached("0001-fold-0", Fidelity("epochs", 3), "trials/0001/checkpoint-3.pt"))
+    assert "Not tested within the study's time: supervised (trial 1)." in said_of_forty(some)
     some.add(events.Tested(records.TestScore("0001-fold-0", 1, 0.5, 100, 0.4, 0.6)))
     assert "Not tested" not in said_of_forty(some)
 

@@ -218,5 +218,7 @@ def test_a_baseline_that_the_study_does_not_have_is_one_line() -> None:
     assert Study(**given).selection.baseline == "supervised"
     assert Study(**given, selection={"baseline": None}).selection.baseline is None
     assert Study(**given, selection={"baseline": "mixup"}).selection.baseline == "mixup"
+    later = Study(data="digits", labels=40, selection={"baseline": "linear_probe"})
+    assert later.selection.baseline == "linear_probe", "methods that are proposed later are looked at then"
     with pytest.raises(StudyError, match=r"selection.baseline must be one of the study's methods \(mixup, simclr\) or null"):
         Study(**given, selection={"baseline": "mae"})
