@@ -90,7 +90,7 @@ def finish(
             export_best(board[0], shared, folder, prepared.study.selection.join, scaling, several)
     _tidy(folder, controller)
     # Last, so that no result waits for a picture.
-    with threads(shared.threads):
+    with threads(shared.threads if remote else _whole(shared, plan).threads):
         new = write_care_of(prepared, shared, folder, history)
         new = draw_best(shared, split, folder, history) or new
     if new:

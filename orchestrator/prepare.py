@@ -38,6 +38,7 @@ from orchestrator.engine.records import SlotSetup, Trial, TrialSpec
 from orchestrator.engine.selection import Division, Finals
 from orchestrator.engine.trial import training_of
 from orchestrator.folder import RunFolder
+from orchestrator.outputs.gallery import IMAGES
 from orchestrator.strategies import Problem
 from orchestrator.study import Study, StudyError
 from search_spaces.space import Space
@@ -134,9 +135,11 @@ class Prepared:
         return course_of(self.study, self.space, finals, resources_of(plan), trials, self.earlier, self.scorings(plan))
 
     def scorings(self, plan: ResourcePlan) -> float:
-        """Scorings of a search trial that the test of a model costs: it has more images, and the whole machine."""
-        test, asked = self.split.test, len(self.split.validation)
-        return 0.0 if test is None else len(test) / max(asked, 1) * plan.threads_per_worker / max(plan.total_cpus, 1.0)
+        """Scorings of a search trial that a model's test and pictures cost: of more images, with the whole machine."""
+        if self.split.test is None:
+            return 0.0
+        tests, asked = len(self.split.test), max(len(self.split.validation), 1)
+        return (tests + min(tests, IMAGES)) / asked * plan.threads_per_worker / max(plan.total_cpus, 1.0)
 
 
 def prepare(study: Study, began: float | None = None, weights: bool = True) -> Prepared:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods.batch import seed_of
+from methods.protocols.contract import difference_of
 from orchestrator.budgets.contract import Ledger
 from orchestrator.engine.events import Selected
 from orchestrator.engine.finalists import compare, finalists
@@ -71,7 +72,8 @@ def _size(trial: Trial) -> tuple[float, float]:
 
 def lineup(finished: Sequence[Trial], most: int, baseline: str | None = None) -> list[Trial]:
     """Who comes in, in this order: the best of each method, the better ones first, but the method ``baseline`` second at the
-    latest; the best with each encoder that is not yet among them; then the next best, where these are few.
+    latest, where it is not clearly behind; the best with each encoder that is not yet among them; then the next best, where
+    these are few.
 
     One configuration a method first: scores of a search are so noisy that the best few are often one method's, and methods
     (and encoders) differ by more than the configurations of one that score alike.
@@ -80,14 +82,23 @@ def lineup(finished: Sequence[Trial], most: int, baseline: str | None = None) ->
     methods: dict[str, Trial] = {}
     for trial in order:
         methods.setdefault(trial.spec.method, trial)
-    if baseline in methods:
-        leader = next(iter(methods))
+    leader = next(iter(methods), None)
+    if leader is not None and baseline in methods and not _clearly_behind(methods[baseline], methods[leader]):
         methods = {leader: methods[leader], baseline: methods[baseline]} | methods
     encoders = {trial.spec.encoder: trial for trial in methods.values()}
     for trial in order:
         encoders.setdefault(trial.spec.encoder, trial)
     first = {trial.spec.key: trial for trial in (*methods.values(), *encoders.values())}
     return [*first.values(), *(trial for trial in order if trial.spec.key not in first)][:most]
+
+
+def _clearly_behind(trial: Trial, leader: Trial) -> bool:
+    """Whether the search itself tells, on the images that judged both."""
+    own, best = (t.rungs[-1].units if t.rungs else None for t in (trial, leader))
+    if own is None or best is None or own.shape != best.shape:
+        return False
+    yes_or_no = own.dtype == best.dtype == bool
+    return difference_of(best.astype(np.float64) - own, yes_or_no, 1 - 2 * BEHIND).low > 0
 
 
 def contenders(finished: Sequence[Trial], top: int, baseline: str | None = None) -> list[Trial]:

@@ -49,11 +49,11 @@ def test_a_huge_test_leaves_most_of_the_minutes_to_the_search() -> None:
 
 def test_another_model_is_tested_while_the_clock_bears_it() -> None:
     spec = TrialSpec("0000", 0, "simclr", {}, 0)
-    scored = Scored("0000", Rung(1, 0.5, 20, 0.4, 0.6, "validation", None, 6.0), Fidelity("epochs", 1), time=90.0)
+    scored = Scored("0000", Rung(1, 0.5, 20, 0.4, 0.6, "validation", None, 3.0), Fidelity("epochs", 1), time=90.0)
     history = History([Opened(0.0, time=0.0), TrialStarted(spec, time=1.0), scored])
-    ends = history.elapsed / 60 + Minutes(10).testing(20).closing(history)
+    ends = history.elapsed / 60 + Minutes(10).testing(4).closing(history)
     for amount, bears in ((ends + 0.1, True), (ends - 0.1, False)):
-        assert Ledger((Minutes(amount).testing(20), Trials(1))).bears_test(history) == bears
+        assert Ledger((Minutes(amount).testing(4), Trials(1))).bears_test(history) == bears
     assert Ledger((Trials(1), CpuHours(1e-9))).bears_test(history), "no clock ends these"
 
 

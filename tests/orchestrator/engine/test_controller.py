@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from orchestrator.engine.events import Extended
 from orchestrator.engine.finalists import finalists
 from orchestrator.engine.history import History
 from orchestrator.engine.journal import Journal
-from orchestrator.engine.records import Report
+from orchestrator.engine.records import Report, Rung, Trial, TrialSpec
 from orchestrator.engine.selection import contenders, lineup
 from orchestrator.strategies import Decision, Problem, Stop, Strategy, Wait
 from orchestrator.study import Selection
@@ -400,3 +401,14 @@ def test_measured_seconds_decide_no_course(pretence: Callable[..., Any], seed: i
     assert busy.finals is not None
     assert replace(plain.finals, time=0) == replace(busy.finals, time=0)
     assert list(plain.trials) == list(busy.trials)
+
+
+def test_a_baseline_that_the_search_saw_far_behind_takes_no_finalists_place() -> None:
+    def trial(number: int, method: str, right: int) -> Trial:
+        bits = np.arange(40) < right
+        score = Rung(3, right / 40, 40, 0.0, 1.0, "validation", bits, 0.1)
+        return Trial(TrialSpec(f"{number:04d}", number, method, {}, 0), "finished", rungs=[score])
+
+    for right, second in ((31, "supervised"), (8, "mixup")):
+        some = [trial(0, "simclr", 34), trial(1, "mixup", 32), trial(2, "supervised", right)]
+        assert [t.spec.method for t in lineup(some, 2, "supervised")] == ["simclr", second]
