@@ -238,6 +238,7 @@ def test_failing_and_diverging_trials_are_named_and_cost_nothing_else(tmp_path: 
     assert result.best.method == "supervised"
 
 
+@pytest.mark.long
 def test_trials_on_two_workers_agree_with_one(tmp_path: Path) -> None:
     study = Study(**SMALL, methods=["supervised"], trials=2, epochs=2)
     search = {**SMALL["search"], "*.augmentation_strength": 0.5}
