@@ -1,8 +1,9 @@
 """Convolutions of each channel by itself, whose gradients a processor computes fast in bf16 too.
 
-In bf16 the library that torch uses on processors takes 10 to 100 times as long for two of these gradients as for the
-convolution: that of the input where there is a stride, and that of a kernel of 5 x 5 or more. Both are written here as
-operations that are fast: a convolution of the spread gradient, and a sum of products for each place of the kernel.
+In bf16 the library that torch 2.14 uses on processors takes 30 to 490 times as long for two of these gradients as for the
+convolution (one thread, the layers of EfficientNet-Lite0 at 96 pixels, 32 images): that of the input where there is a stride,
+and that of a kernel of 5 x 5 or more. Both are written here as operations that are fast: a convolution of the spread gradient,
+and a sum of products for each place of the kernel.
 
 B batch, C channels, H W image, h w output, k kernel, s stride, p padding.
 """

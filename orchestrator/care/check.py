@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from methods.data.decode import OnBadImage, Size
 from methods.data.records import ImageSet
 from methods.data.sources import load
 from methods.parts.encoders import EncoderSpec, check_encoder, from_nothing, shown_at
-from methods.parts.lite0 import PACKAGE
+from methods.parts.lite0 import lite0_installed
 from methods.parts.modes import threads
 from methods.training.on_features import frozen_encoder
 from orchestrator.care.files import write_care
@@ -34,7 +33,7 @@ NONE = "none"
 
 def default_encoder() -> str:
     """``lite0`` where its package is installed, else ``none``."""
-    return "lite0" if find_spec(PACKAGE) is not None else NONE
+    return "lite0" if lite0_installed() else NONE
 
 
 def check(

@@ -57,11 +57,16 @@ def _parts(split: Split, shared: SlotSetup) -> tuple[list[Part], FeatureTable | 
             test = None if tested is None else open_values(shared.storage, table.test)
         except MissingKey:
             continue
-        return _seen(split, pool, test), table
-    return _seen(split, None, None), None
+        return parts_of(split, pool, test), table
+    return parts_of(split, None, None), None
 
 
-def _seen(split: Split, pool: torch.Tensor | None, test: torch.Tensor | None) -> list[Part]:
+def parts_of(split: Split, pool: torch.Tensor | None, test: torch.Tensor | None) -> list[Part]:
+    """Training and test images, at most ``MOST`` of each.
+
+    Args:
+        pool, test: float [N, V, D], embeddings of all images of the two, where an encoder has seen them.
+    """
     data, images = split.labelled.data, split.train.images
     known = _names_pool(split)
     label = data.label if known else split.train.label
@@ -88,9 +93,10 @@ def _judged(board: list[Finalist], folder: RunFolder, looked_at: np.ndarray) -> 
     Args:
         looked_at: int64 [n], positions of the training part, ascending.
     """
-    found = [each for each in (_answers(finalist, folder) for finalist in board) if each is not None]
-    if not board or not found or _answers(board[0], folder) is None:
+    answers = [_answers(finalist, folder) for finalist in board]
+    if not answers or answers[0] is None:
         return None
+    found = [each for each in answers if each is not None]
     index, label, _ = found[0]
     known = np.isin(index, looked_at)
     index, label = index[known], label[known]

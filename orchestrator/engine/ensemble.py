@@ -183,13 +183,13 @@ def voters(board: Sequence[Finalist], found: Ensembled) -> tuple[Model, ...]:
 
 def can_vote(shared: SlotSetup, voting: Sequence[Model], device: torch.device) -> bool:
     """Whether there are several, each an encoder with a head that a file can hold."""
+    models = Voting(shared, device)
     try:
-        models = [Voting(shared, device).classifier(model) for model in voting]
-        for _, head in models:
-            head_record(head)
+        for model in voting:
+            head_record(models.classifier(model)[1])
     except UserError:
         return False
-    return len(models) > 1
+    return len(voting) > 1
 
 
 def way_to(voting: Sequence[Model]) -> Mapping[StepName | None, tuple[Model, ...]]:

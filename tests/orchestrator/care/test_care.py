@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cluster.storage import LocalStorage
-from methods.data.records import ArrayImages
+from methods.data.budget import train_data
+from methods.data.records import ArrayImages, ImageSet, LabelledSubset, Split
 from methods.parts.encoders import EncoderSpec
 from orchestrator.care.check import check
 from orchestrator.care.copies import copies, leaks, near_duplicates
@@ -29,6 +30,7 @@ from orchestrator.care.past import past_of
 from orchestrator.care.records import Care, Finding, Likeness, Place
 from orchestrator.care.sentences import leaked, sentences, summary
 from orchestrator.care.sheets import pixels_of
+from orchestrator.care.study import parts_of
 from search_spaces.domains import UserError
 
 SIZE = 24
@@ -331,3 +333,16 @@ def test_confident_learning_counts_as_many_as_were_flipped() -> None:
     given = label.copy()
     given[:10] = 1 - given[:10]
     assert set(np.flatnonzero(wrong(Judged(np.arange(200), given, (p,))))) == set(range(10))
+
+
+def test_of_a_large_set_images_are_drawn_from_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files lie class by class, so that the first ones would be of few classes."""
+    monkeypatch.setattr("orchestrator.care.study.MOST", 50)
+    label = np.repeat(np.arange(10), 40)
+    data = ImageSet(ArrayImages(np.zeros((400, 8, 8, 1), np.uint8)), label, tuple("abcdefghij"))
+    whole = LabelledSubset(data, np.arange(400), label)
+    split = Split(train_data(data, label), whole, whole, whole, holdout=False)
+    for part in parts_of(split, None, None):
+        assert len(part) == 50
+        assert np.array_equal(part.label, label[part.index])
+        assert len(np.unique(part.label)) >= 8

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from cluster.storage import LocalStorage
 from methods.protocols import PROTOCOLS
+from methods.protocols.confidence import Scaling
 from methods.tasks import Classification
-from orchestrator.engine.ensemble import PICKS, ensemble_of, greedy, mixed, models_of, voters, way_to
+from orchestrator.engine import ensemble
+from orchestrator.engine.ensemble import PICKS, Model, can_vote, ensemble_of, greedy, mixed, models_of, voters, way_to
 from orchestrator.engine.finalists import Finalist
 from orchestrator.engine.records import Purpose, Trial, TrialSpec
 from orchestrator.folder import RunFolder, save_tensors
@@ -148,3 +151,19 @@ def test_the_steps_from_the_winner_to_the_ensemble(tmp_path: Path) -> None:
     assert steps[None][0].spec.purpose == "refit"
     served = Finalist(training(3, "search"), tuple(training(3, "fold", k, "0003") for k in range(3)), (), (), 3)
     assert len(models_of(served)) == 1, "folds that judged one model bring it once"
+
+
+def test_only_heads_that_a_file_can_hold_vote_and_no_model_votes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads: dict[str, nn.Module] = {}
+
+    def classifier(self: Any, model: Model) -> tuple[Any, nn.Module]:
+        return None, heads[model.spec.key]
+
+    monkeypatch.setattr(ensemble.Voting, "classifier", classifier)
+    models = [Model(training(number, "refit").spec, "", 0.5, Scaling(1.0, 0.0, 0)) for number in (0, 1)]
+    heads |= {model.spec.key: nn.Linear(3, 2) for model in models}
+    setup: Any = SimpleNamespace()
+    assert can_vote(setup, models, torch.device("cpu"))
+    assert not can_vote(setup, models[:1], torch.device("cpu"))
+    heads[models[1].spec.key] = nn.Tanh()
+    assert not can_vote(setup, models, torch.device("cpu"))
