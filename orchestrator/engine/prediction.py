@@ -118,7 +118,8 @@ def optimism(scores: Sequence[NDArray[np.float64]], seed: int, baseline: int | N
                 inside[baseline] = each[baseline] @ weight / n
             best = int(inside.argmax())
             gains.append(inside[best] - each[best, left].mean())
-    return float(np.mean(gains)) if gains else 0.0
+    # Below nought it is the noise of resampling: having been chosen makes no score too low.
+    return max(float(np.mean(gains)), 0.0) if gains else 0.0
 
 
 def predict_test(

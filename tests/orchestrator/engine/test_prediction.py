@@ -56,6 +56,15 @@ def test_optimism_is_what_the_best_of_equals_owes_to_chance() -> None:
     assert optimism(better, 0) == 0, "a choice that is clear owes nothing"
 
 
+def test_a_choice_never_counts_as_bad_luck() -> None:
+    """The resampled gain of a clear winner is noise around nought, which no prediction may add to a score."""
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        scores = [(random.random(60) < p).astype(float) for p in (0.9, 0.3, 0.2)]
+        assert optimism(scores, seed) >= 0
+        assert optimism(scores, seed, baseline=0) >= 0
+
+
 def test_a_baseline_that_is_preferred_owes_less_to_chance() -> None:
     random = np.random.default_rng(1)
     owed, told, best = [], [], []
